@@ -1,0 +1,53 @@
+//! The one way serde values become bytes between nodes and inside log payloads: bincode 2.0.1,
+//! little-endian, variable-length integers. Its bytes are held by golden tests; it is never the outer
+//! frame of a file (`docs/formats.md`).
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// A value's bytes could not be made or read.
+#[derive(Debug, thiserror::Error)]
+pub enum CodecError {
+    /// The value has a shape that cannot be encoded.
+    #[error("cannot encode: {0}")]
+    Encode(#[from] bincode::error::EncodeError),
+    /// The bytes are not such a value: cut short, of another version, or damaged.
+    #[error("cannot decode: {0}")]
+    Decode(#[from] bincode::error::DecodeError),
+    /// Bytes are left over after the value.
+    #[error("cannot decode: {0} bytes are left over after the value")]
+    Trailing(usize),
+}
+
+impl From<CodecError> for std::io::Error {
+    fn from(error: CodecError) -> Self {
+        std::io::Error::new(std::io::ErrorKind::InvalidData, error)
+    }
+}
+
+/// No single value is larger than this, so a forged length cannot make the decoder allocate more.
+const LIMIT: usize = 256 << 20;
+
+fn config() -> impl bincode::config::Config {
+    bincode::config::standard().with_limit::<LIMIT>()
+}
+
+/// The bytes of `value`.
+pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, CodecError> {
+    Ok(bincode::serde::encode_to_vec(value, config())?)
+}
+
+/// Appends the bytes of `value` to `out`.
+pub fn encode_into<T: Serialize>(value: &T, out: &mut Vec<u8>) -> Result<(), CodecError> {
+    bincode::serde::encode_into_std_write(value, out, config())?;
+    Ok(())
+}
+
+/// The value whose bytes are exactly `bytes`.
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
+    let (value, used) = bincode::serde::decode_from_slice(bytes, config())?;
+    match bytes.len().checked_sub(used) {
+        Some(0) => Ok(value),
+        left => Err(CodecError::Trailing(left.unwrap_or(0))),
+    }
+}

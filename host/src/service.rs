@@ -1,0 +1,382 @@
+//! What a node offers to whoever faces users: the HTTP API today, gateways later. The node implements
+//! [`Service`]; the API knows nothing below it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use serde::Deserialize;
+use serde::Serialize;
+
+use crate::types::NodeId;
+
+/// How fresh a query's answer must be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Consistency {
+    /// Sees every command that was acknowledged before the query was sent: one quorum round, shared
+    /// by all queries that wait for one.
+    #[default]
+    Linearizable,
+    /// The same under the assumption that clocks run at nearly one speed: the leader's lease, no round.
+    Lease,
+    /// This node's state as it is, perhaps behind.
+    Local,
+}
+
+/// What went wrong, as a stable word that programs may rely on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ErrorCode {
+    /// The request itself is malformed.
+    BadRequest,
+    /// The module said that the command or query is no such thing (`Outcome::Rejected`).
+    Rejected,
+    /// The module trapped; nothing changed.
+    Trapped,
+    /// The upload gate refused the module; `reason` in the problem names the gate's code.
+    ModuleRefused,
+    /// The body is larger than the limit.
+    TooLarge,
+    /// No such module.
+    ModuleNotFound,
+    /// No such group.
+    GroupNotFound,
+    /// A module or group of this name exists and is another.
+    AlreadyExists,
+    /// The module is used by a group.
+    ModuleInUse,
+    /// No such session: never opened, closed, or timed out.
+    SessionNotFound,
+    /// The session's secret is wrong.
+    WrongSecret,
+    /// The sequence number was used long ago and its reply is no longer kept.
+    SequenceTooOld,
+    /// The sequence number leaves a gap, or comes without a session.
+    BadSequence,
+    /// No leader is known or reachable; nothing was done. Try again.
+    NoLeader,
+    /// The node is overloaded; nothing was done. Try again later.
+    Overloaded,
+    /// Whether the command took effect is not known. Retry only inside a session.
+    OutcomeUnknown,
+    /// The deadline passed and nothing was done.
+    Timeout,
+    /// The disk is full; nothing was done.
+    DiskFull,
+    /// The group stopped on this node; its log names why.
+    GroupStopped,
+    /// The node is starting or stopping.
+    Unavailable,
+    /// A fault of the host itself.
+    Internal,
+}
+
+impl ErrorCode {
+    /// The word in the problem document's `code`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::BadRequest => "bad_request",
+            Self::Rejected => "rejected",
+            Self::Trapped => "trapped",
+            Self::ModuleRefused => "module_refused",
+            Self::TooLarge => "too_large",
+            Self::ModuleNotFound => "module_not_found",
+            Self::GroupNotFound => "group_not_found",
+            Self::AlreadyExists => "already_exists",
+            Self::ModuleInUse => "module_in_use",
+            Self::SessionNotFound => "session_not_found",
+            Self::WrongSecret => "wrong_secret",
+            Self::SequenceTooOld => "sequence_too_old",
+            Self::BadSequence => "bad_sequence",
+            Self::NoLeader => "no_leader",
+            Self::Overloaded => "overloaded",
+            Self::OutcomeUnknown => "outcome_unknown",
+            Self::Timeout => "timeout",
+            Self::DiskFull => "disk_full",
+            Self::GroupStopped => "group_stopped",
+            Self::Unavailable => "unavailable",
+            Self::Internal => "internal",
+        }
+    }
+
+    /// The HTTP status that goes with it.
+    pub fn status(self) -> u16 {
+        match self {
+            Self::BadRequest | Self::BadSequence => 400,
+            Self::WrongSecret => 403,
+            Self::ModuleNotFound | Self::GroupNotFound | Self::SessionNotFound => 404,
+            Self::AlreadyExists | Self::ModuleInUse | Self::SequenceTooOld => 409,
+            Self::TooLarge => 413,
+            Self::Rejected | Self::Trapped | Self::ModuleRefused => 422,
+            Self::Internal | Self::GroupStopped => 500,
+            Self::NoLeader | Self::Overloaded | Self::Unavailable => 503,
+            Self::Timeout | Self::OutcomeUnknown => 504,
+            Self::DiskFull => 507,
+        }
+    }
+
+    /// What the caller can do about it, one sentence.
+    pub fn remedy(self) -> &'static str {
+        match self {
+            Self::BadRequest => "correct the request; /openapi.json describes it",
+            Self::Rejected => "send what the module understands; nothing was changed",
+            Self::Trapped => "nothing was changed; the detail carries the module's own text",
+            Self::ModuleRefused => "change the module as the detail says and upload it again",
+            Self::TooLarge => "send less, or raise the node's limit",
+            Self::ModuleNotFound => "`statehouse module ls` lists the modules",
+            Self::GroupNotFound => "`statehouse group ls` lists the groups",
+            Self::AlreadyExists => "choose another name, or remove the existing one first",
+            Self::ModuleInUse => "remove the groups that run it first",
+            Self::SessionNotFound => "open a new session",
+            Self::WrongSecret => "send the secret that opening the session answered",
+            Self::SequenceTooOld => "the command was applied; its reply is no longer kept",
+            Self::BadSequence => "count the session's commands up from 1, one by one",
+            Self::NoLeader => "nothing was done: try again; `statehouse group status` shows the leader",
+            Self::Overloaded => "nothing was done: try again later",
+            Self::OutcomeUnknown => "the command may or may not be applied: retry it inside a session, or look with a query",
+            Self::Timeout => "nothing was done: try again",
+            Self::DiskFull => "nothing was done: free space on the node's data directory",
+            Self::GroupStopped => "see the node's log for the reason",
+            Self::Unavailable => "try again, or another node",
+            Self::Internal => "see the node's log; this is a fault of the host",
+        }
+    }
+}
+
+/// An error as users see it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceError {
+    /// The stable word.
+    pub code: ErrorCode,
+    /// What happened, to which module, group or index.
+    pub detail: String,
+    /// A finer stable word where there is one: the gate's code, the trap's code.
+    pub reason: Option<String>,
+    /// The log index the outcome belongs to, where there is one (a trap or rejection is an entry's outcome).
+    pub index: Option<u64>,
+}
+
+impl ServiceError {
+    /// An error with only code and detail.
+    pub fn new(code: ErrorCode, detail: impl Into<String>) -> Self {
+        Self { code, detail: detail.into(), reason: None, index: None }
+    }
+}
+
+impl fmt::Display for ServiceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code.as_str(), self.detail)
+    }
+}
+impl std::error::Error for ServiceError {}
+
+/// The result of every service call.
+pub type ServiceResult<T> = Result<T, ServiceError>;
+
+/// A module as the catalog knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModuleView {
+    /// Its name, unique in the cluster.
+    pub name: String,
+    /// SHA-256 of the file, hexadecimal.
+    pub digest: String,
+    /// The file's size, bytes.
+    pub size: u64,
+    /// When it was added, Unix milliseconds.
+    pub created_ms: u64,
+    /// The optional exports it has (`timer`, `session_end`, `migrate`, …).
+    pub exports: Vec<String>,
+    /// The groups that run it.
+    pub groups: Vec<String>,
+}
+
+/// One replica of a group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberView {
+    /// The node.
+    pub id: NodeId,
+    /// Its peer address.
+    pub address: String,
+    /// `voter` or `learner`.
+    pub role: String,
+    /// The index this member is known to hold, as the leader sees it; only the leader knows.
+    pub matched: Option<u64>,
+}
+
+/// A group as this node sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupView {
+    /// Its name.
+    pub name: String,
+    /// Its id.
+    pub id: u64,
+    /// The module's name.
+    pub module: String,
+    /// The module's digest, hexadecimal.
+    pub digest: String,
+    /// The params it was created with.
+    pub params: serde_json::Value,
+    /// The node that answers.
+    pub node: NodeId,
+    /// Its current term.
+    pub term: u64,
+    /// The leader it knows.
+    pub leader: Option<NodeId>,
+    /// Its commit index.
+    pub commit: u64,
+    /// Its applied index.
+    pub applied: u64,
+    /// The index its newest snapshot covers, 0 when there is none.
+    pub snapshot: u64,
+    /// The last index in its log.
+    pub last: u64,
+    /// Everything up to here is purged from its log.
+    pub purged: u64,
+    /// `leader`, `follower`, `candidate`, `learner`, `stopped: why`.
+    pub state: String,
+    /// Live sessions.
+    pub sessions: u64,
+    /// Armed timers.
+    pub timers: u64,
+    /// The replicas.
+    pub members: Vec<MemberView>,
+}
+
+/// A digest of a replica's state at an index; equal on all replicas at equal indexes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DigestView {
+    /// The node that answers.
+    pub node: NodeId,
+    /// The applied index the digest is of.
+    pub applied: u64,
+    /// SHA-256 over the snapshot the replica would write at that index, hexadecimal.
+    pub digest: String,
+}
+
+/// A command for a group.
+#[derive(Clone, Debug)]
+pub struct ApplyRequest {
+    /// The group's name.
+    pub group: String,
+    /// Session id and secret.
+    pub session: Option<(u64, [u8; 16])>,
+    /// The command's number in the session.
+    pub sequence: Option<u64>,
+    /// The command.
+    pub command: Bytes,
+    /// How long the caller waits, milliseconds; `None` takes the node's default.
+    pub timeout_ms: Option<u64>,
+}
+
+/// What `apply` answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// The entry's index.
+    pub index: u64,
+    /// The module's reply.
+    pub reply: Bytes,
+}
+
+/// A fresh session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionView {
+    /// Its id.
+    pub id: u64,
+    /// Its secret, 32 hexadecimal digits.
+    pub secret: String,
+    /// The timeout that was granted, milliseconds.
+    pub timeout_ms: u64,
+}
+
+/// One emitted event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// The index of the entry that emitted it.
+    pub index: u64,
+    /// Its place among the events of that entry, from 0.
+    pub number: u32,
+    /// The bytes.
+    pub data: Bytes,
+}
+
+/// What an event subscriber receives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EventItem {
+    /// An event.
+    Event(Event),
+    /// Events from `from` up to before `next` are no longer (or not) kept on this node: the
+    /// subscriber must look at the state by a query and goes on from `next`.
+    Gap {
+        /// The first index that is missing.
+        from: u64,
+        /// The index the stream goes on from.
+        next: u64,
+    },
+}
+
+/// The node's own condition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeView {
+    /// Its id.
+    pub node: NodeId,
+    /// The cluster's id, hexadecimal.
+    pub cluster: String,
+    /// Whether it is ready: the catalog and all local groups have a leader and have caught up.
+    pub ready: bool,
+    /// What is not ready, one sentence each.
+    pub reasons: Vec<String>,
+    /// Seconds since start.
+    pub uptime_s: u64,
+}
+
+/// Everything a node does for users. Every call can be made at any node.
+pub trait Service: Send + Sync + 'static {
+    /// Adds a module; returns when a majority of the nodes holds the bytes durably and the catalog names them.
+    /// Adding the same bytes under the same name again is a success.
+    fn module_add(&self, name: String, wasm: Bytes) -> BoxFuture<'_, ServiceResult<ModuleView>>;
+    /// All modules, by name.
+    fn module_list(&self) -> BoxFuture<'_, ServiceResult<Vec<ModuleView>>>;
+    /// One module.
+    fn module_get(&self, name: String) -> BoxFuture<'_, ServiceResult<ModuleView>>;
+    /// Removes a module that no group runs.
+    fn module_remove(&self, name: String) -> BoxFuture<'_, ServiceResult<()>>;
+    /// Runs the upload gate on this node and adds nothing.
+    fn module_check(&self, wasm: Bytes) -> BoxFuture<'_, ServiceResult<ModuleView>>;
+
+    /// Creates a group and waits until it has a leader and its module is initialised.
+    fn group_create(&self, name: String, module: String, params: serde_json::Value) -> BoxFuture<'_, ServiceResult<GroupView>>;
+    /// All groups, by name.
+    fn group_list(&self) -> BoxFuture<'_, ServiceResult<Vec<GroupView>>>;
+    /// One group, as this node sees it.
+    fn group_get(&self, name: String) -> BoxFuture<'_, ServiceResult<GroupView>>;
+    /// Removes a group and its state from all nodes.
+    fn group_remove(&self, name: String) -> BoxFuture<'_, ServiceResult<()>>;
+    /// This node's state digest of the group.
+    fn group_digest(&self, name: String) -> BoxFuture<'_, ServiceResult<DigestView>>;
+    /// Takes a snapshot of the group on this node now; answers the index it covers.
+    fn group_snapshot(&self, name: String) -> BoxFuture<'_, ServiceResult<u64>>;
+
+    /// Applies a command.
+    fn apply(&self, request: ApplyRequest) -> BoxFuture<'_, ServiceResult<Applied>>;
+    /// Answers a query; the index is the applied index it was answered at.
+    fn query(&self, group: String, consistency: Consistency, query: Bytes, session: Option<u64>) -> BoxFuture<'_, ServiceResult<Applied>>;
+
+    /// Opens a session.
+    fn session_open(&self, group: String, timeout_ms: u64) -> BoxFuture<'_, ServiceResult<SessionView>>;
+    /// A sign of life.
+    fn session_touch(&self, group: String, id: u64, secret: [u8; 16]) -> BoxFuture<'_, ServiceResult<()>>;
+    /// Ends a session.
+    fn session_close(&self, group: String, id: u64, secret: [u8; 16]) -> BoxFuture<'_, ServiceResult<()>>;
+
+    /// The group's events from index `from` (the next one when `None`), in log order, as this node applies them.
+    fn events(&self, group: String, from: Option<u64>) -> BoxFuture<'_, ServiceResult<BoxStream<'static, EventItem>>>;
+
+    /// Readiness.
+    fn node(&self) -> BoxFuture<'_, NodeView>;
+    /// The metrics page, Prometheus text format.
+    fn metrics(&self) -> BoxFuture<'_, String>;
+    /// A machine-readable set of counters for tests and `bench` (name to value).
+    fn counters(&self) -> BoxFuture<'_, BTreeMap<String, u64>>;
+}

@@ -1,0 +1,590 @@
+//! What a node is told: [`ServeConfig`], and the one way in which a flag, an environment variable and
+//! a key of the TOML file are the same thing.
+//!
+//! There is one set of names and one parser. The flag `--heartbeat-ms` is the variable
+//! `STATEHOUSE_HEARTBEAT_MS` and the file's key `heartbeat-ms` (or `heartbeat_ms`). Flags win over
+//! variables, variables over the file, the file over the defaults: [`prepare`] gives every flag its
+//! variable, and turns the file's values into the flags' default values before anything is parsed.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::path::PathBuf;
+
+use clap::Args;
+use clap::Command;
+use clap::FromArgMatches;
+use clap::ValueEnum;
+use clap::builder::BoolishValueParser;
+use thiserror::Error;
+
+/// What a node is started with. Every field is a flag of `statehouse serve`.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct ServeConfig {
+    /// This node's id: a number from 1, never used by another node of the cluster
+    #[arg(long, value_name = "ID", default_value_t = 1, help_heading = "Node")]
+    pub node_id: u64,
+
+    /// Where the log, snapshots and modules live; created when it is not there
+    #[arg(long, value_name = "DIR", default_value = "./statehouse-data", help_heading = "Node")]
+    pub data_dir: PathBuf,
+
+    /// The address of the HTTP API
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7070", help_heading = "Node")]
+    pub http: SocketAddr,
+
+    /// The address other nodes reach this one at
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7170", help_heading = "Node")]
+    pub peer: SocketAddr,
+
+    /// The URL that clients reach this node's HTTP API at, when it is not `http://` and `--http`
+    #[arg(long, value_name = "URL", help_heading = "Node")]
+    pub advertise_http: Option<String>,
+
+    /// Listen on addresses other than loopback although there is neither TLS nor a password
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
+          default_missing_value = "true", value_parser = BoolishValueParser::new(),
+          action = clap::ArgAction::Set, hide_possible_values = true, hide_default_value = true, help_heading = "Node")]
+    pub insecure: bool,
+
+    /// Exit when standard input closes: for a parent that must not leave nodes behind
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
+          default_missing_value = "true", value_parser = BoolishValueParser::new(),
+          action = clap::ArgAction::Set, hide_possible_values = true, hide_default_value = true, help_heading = "Node")]
+    pub exit_with_parent: bool,
+
+    /// All nodes of a new cluster, this one too: `1=HOST:PORT,2=HOST:PORT,…` (peer addresses); empty
+    /// for a single node. Read on the first start only
+    #[arg(long, value_name = "ID=ADDR,…", default_value = "", value_parser = parse_cluster,
+          hide_default_value = true, help_heading = "Cluster")]
+    pub initial_cluster: BTreeMap<u64, String>,
+
+    /// The cluster's name; nodes of another name are refused
+    #[arg(long, value_name = "NAME", default_value = "statehouse", help_heading = "Cluster")]
+    pub cluster_name: String,
+
+    /// How often a leader tells its followers that it is there, milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 100, help_heading = "Cluster")]
+    pub heartbeat_ms: u64,
+
+    /// How long a follower waits for a leader before it stands for election, milliseconds: a random
+    /// time from this to twice this
+    #[arg(long, value_name = "MS", default_value_t = 500, help_heading = "Cluster")]
+    pub election_timeout_ms: u64,
+
+    /// Take a snapshot of a group after this many entries
+    #[arg(long, value_name = "N", default_value_t = 100_000, help_heading = "Log and snapshots")]
+    pub snapshot_entries: u64,
+
+    /// … or after this many bytes of log
+    #[arg(long, value_name = "BYTES", default_value = "64MiB", value_parser = parse_bytes, help_heading = "Log and snapshots")]
+    pub snapshot_bytes: u64,
+
+    /// … or after this many seconds, if anything changed; 0 for never
+    #[arg(long, value_name = "S", default_value_t = 3600, help_heading = "Log and snapshots")]
+    pub snapshot_interval_s: u64,
+
+    /// How many snapshots of a group are kept
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..), help_heading = "Log and snapshots")]
+    pub snapshots_kept: u64,
+
+    /// The size of a log segment's file
+    #[arg(long, value_name = "BYTES", default_value = "64MiB", value_parser = parse_bytes, help_heading = "Log and snapshots")]
+    pub log_segment_bytes: u64,
+
+    /// How much of the newest log is kept in memory, over all groups
+    #[arg(long, value_name = "BYTES", default_value = "16MiB", value_parser = parse_bytes, help_heading = "Log and snapshots")]
+    pub log_cache_bytes: u64,
+
+    /// The largest command or query
+    #[arg(long, value_name = "BYTES", default_value = "1MiB", value_parser = parse_bytes, help_heading = "Limits")]
+    pub command_bytes_max: u64,
+
+    /// The largest module
+    #[arg(long, value_name = "BYTES", default_value = "16MiB", value_parser = parse_bytes, help_heading = "Limits")]
+    pub module_bytes_max: u64,
+
+    /// The most linear memory a group's module may have. The value of the node that creates a group
+    /// becomes the group's, on all nodes
+    #[arg(long, value_name = "BYTES", default_value = "1GiB", value_parser = parse_bytes, help_heading = "Limits")]
+    pub group_memory_bytes_max: u64,
+
+    /// How long a request may take when it does not say so itself (`Statehouse-Timeout-Ms`)
+    #[arg(long, value_name = "MS", default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(1..), help_heading = "Limits")]
+    pub request_timeout_ms: u64,
+
+    /// How many events of a group are kept for subscribers that come back
+    #[arg(long, value_name = "N", default_value_t = 10_000, help_heading = "Limits")]
+    pub events_kept: u64,
+
+    /// The shortest session timeout that is granted
+    #[arg(long, value_name = "MS", default_value_t = 1_000, help_heading = "Limits")]
+    pub session_timeout_min_ms: u64,
+
+    /// The longest session timeout that is granted
+    #[arg(long, value_name = "MS", default_value_t = 86_400_000, help_heading = "Limits")]
+    pub session_timeout_max_ms: u64,
+
+    /// How many HTTP connections are served at once; further ones wait
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..), help_heading = "Limits")]
+    pub http_connections_max: u64,
+
+    /// How long a client may take to send a request's headers
+    #[arg(long, value_name = "MS", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..), help_heading = "Limits")]
+    pub http_header_timeout_ms: u64,
+
+    /// What is logged: `error`, `warn`, `info`, `debug`, `trace`, or a filter as `info,statehouse::log=debug`
+    #[arg(long, value_name = "LEVEL", default_value = "info", help_heading = "Observation")]
+    pub log_level: String,
+
+    /// How it is logged
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = LogFormat::Text, help_heading = "Observation")]
+    pub log_format: LogFormat,
+}
+
+/// The form of the process's own log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people
+    #[default]
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+impl Default for ServeConfig {
+    /// The defaults of the command line, without a look at environment or file.
+    fn default() -> Self {
+        let matches = Self::augment_args(Command::new("serve").no_binary_name(true)).get_matches_from(Vec::<OsString>::new());
+        match Self::from_arg_matches(&matches) {
+            Ok(config) => config,
+            Err(error) => error.exit(),
+        }
+    }
+}
+
+impl ServeConfig {
+    /// Checks what single flags cannot know of each other.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let refuse = |detail: String, remedy: &str| Err(ConfigError::Refused { detail, remedy: remedy.into() });
+        if self.node_id == 0 {
+            return refuse("--node-id is 0".into(), "number the nodes from 1");
+        }
+        if self.heartbeat_ms == 0 {
+            return refuse("--heartbeat-ms is 0".into(), "100 suits most networks");
+        }
+        if self.election_timeout_ms < self.heartbeat_ms.saturating_mul(2) {
+            return refuse(
+                format!("--election-timeout-ms {} is less than twice --heartbeat-ms {}", self.election_timeout_ms, self.heartbeat_ms),
+                "five times the heartbeat keeps one lost message from costing the leader its office",
+            );
+        }
+        if !self.initial_cluster.is_empty() && !self.initial_cluster.contains_key(&self.node_id) {
+            return refuse(
+                format!("--initial-cluster names the nodes {}, but not this one, --node-id {}", list(self.initial_cluster.keys()), self.node_id),
+                "give all nodes the same --initial-cluster, with every node in it",
+            );
+        }
+        if self.cluster_name.is_empty() {
+            return refuse("--cluster-name is empty".into(), "leave it out, or give the same name to all nodes");
+        }
+        if self.session_timeout_min_ms == 0 || self.session_timeout_min_ms > self.session_timeout_max_ms {
+            return refuse(
+                format!(
+                    "--session-timeout-min-ms {} and --session-timeout-max-ms {} leave no timeout to grant",
+                    self.session_timeout_min_ms, self.session_timeout_max_ms
+                ),
+                "give a minimum of at least 1 that is not over the maximum",
+            );
+        }
+        if self.command_bytes_max == 0 || self.command_bytes_max > self.log_segment_bytes / 4 {
+            return refuse(
+                format!("--command-bytes-max {} is not between 1 and a quarter of --log-segment-bytes {}", self.command_bytes_max, self.log_segment_bytes),
+                "a command must fit into a log segment with room to spare: make it smaller or the segments larger",
+            );
+        }
+        for (flag, address) in [("--http", self.http), ("--peer", self.peer)] {
+            if !address.ip().is_loopback() && !self.insecure {
+                return refuse(
+                    format!("{flag} {address} is reachable from other machines, and this version has neither TLS nor passwords"),
+                    "bind a loopback address, or say --insecure if the network itself is closed",
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// The URL that clients reach this node's HTTP API at.
+    pub fn http_url(&self) -> String {
+        self.advertise_http.clone().unwrap_or_else(|| format!("http://{}", self.http))
+    }
+}
+
+fn list<T: fmt::Display>(items: impl IntoIterator<Item = T>) -> String {
+    items.into_iter().map(|item| item.to_string()).collect::<Vec<_>>().join(", ")
+}
+
+/// Reads `1=HOST:PORT,2=HOST:PORT`.
+fn parse_cluster(text: &str) -> Result<BTreeMap<u64, String>, String> {
+    let mut nodes: BTreeMap<u64, String> = BTreeMap::new();
+    for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+        let (id, address) = part.split_once('=').ok_or_else(|| format!("`{part}` is not ID=HOST:PORT"))?;
+        let id: u64 = id.trim().parse().ok().filter(|id| *id > 0).ok_or_else(|| format!("`{id}` in `{part}` is not a node id from 1"))?;
+        let address = address.trim();
+        let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).and_then(|(_, port)| port.parse::<u16>().ok());
+        if port.is_none() {
+            return Err(format!("`{address}` in `{part}` is not HOST:PORT"));
+        }
+        if nodes.values().any(|other| other == address) {
+            return Err(format!("the address {address} is given to two nodes"));
+        }
+        if nodes.insert(id, address.to_owned()).is_some() {
+            return Err(format!("node {id} is named twice"));
+        }
+    }
+    Ok(nodes)
+}
+
+/// Reads a size: bytes, or with a suffix `KiB`, `MiB`, `GiB` (or `K`, `M`, `G`: the same powers of two).
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, suffix) = text.split_at(digits);
+    let shift = match suffix.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kib" => 10,
+        "m" | "mib" => 20,
+        "g" | "gib" => 30,
+        other => return Err(format!("`{other}` is no unit; write bytes, or a number with KiB, MiB or GiB")),
+    };
+    let number: u64 = number.parse().map_err(|_| format!("`{text}` is no size; write bytes, or a number with KiB, MiB or GiB"))?;
+    number.checked_mul(1 << shift).ok_or_else(|| format!("`{text}` is more than 64 bits hold"))
+}
+
+/// What is wrong with a configuration.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration file {}: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is no TOML.
+    #[error("{} is not TOML: {detail}", path.display())]
+    NotToml {
+        /// The file.
+        path: PathBuf,
+        /// The parser's text, with line and column.
+        detail: String,
+    },
+    /// The file has a key that is no flag.
+    #[error("{} has the key `{key}`, which is no setting", path.display())]
+    UnknownKey {
+        /// The file.
+        path: PathBuf,
+        /// The key as written.
+        key: String,
+        /// The nearest key that is a setting.
+        nearest: Option<String>,
+    },
+    /// The file gives a setting twice, as `a-b` and as `a_b`.
+    #[error("{} sets `{key}` twice", path.display())]
+    Twice {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+    },
+    /// A value of a kind that no flag takes.
+    #[error("{}: the value of `{key}` is a {kind}", path.display())]
+    BadKind {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// What TOML calls the value.
+        kind: &'static str,
+    },
+    /// Values that do not go together.
+    #[error("{detail}")]
+    Refused {
+        /// Which flags, with their values.
+        detail: String,
+        /// What to do.
+        remedy: String,
+    },
+}
+
+impl ConfigError {
+    /// What to do about it.
+    pub fn remedy(&self) -> String {
+        match self {
+            Self::Unreadable { .. } => "check the path given to --config or STATEHOUSE_CONFIG".into(),
+            Self::NotToml { .. } => "write one `name = value` a line".into(),
+            Self::UnknownKey { nearest: Some(nearest), .. } => format!("did you mean `{nearest}`?"),
+            Self::UnknownKey { nearest: None, .. } => "`statehouse serve --help` lists the settings; the keys are the flags without the dashes in front".into(),
+            Self::Twice { .. } => "keep one of the two lines".into(),
+            Self::BadKind { .. } => "write a string, a number, true or false, a list of these, or a table of strings".into(),
+            Self::Refused { remedy, .. } => remedy.clone(),
+        }
+    }
+}
+
+/// The values of a TOML file, by flag name (without the dashes in front), as a command line would give them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ConfigFile {
+    path: PathBuf,
+    /// Flag name to (key as written, values).
+    values: BTreeMap<String, (String, Vec<String>)>,
+}
+
+impl ConfigFile {
+    /// Reads the file at `path`.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable { path: path.into(), source })?;
+        Self::parse(path, &text)
+    }
+
+    fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let table: toml::Table =
+            text.parse().map_err(|error: toml::de::Error| ConfigError::NotToml { path: path.into(), detail: error.to_string().trim().to_owned() })?;
+        let mut values = BTreeMap::new();
+        for (key, value) in table {
+            let given = match value {
+                toml::Value::Array(items) => {
+                    items.into_iter().map(scalar).collect::<Result<Vec<_>, _>>().map_err(|kind| ConfigError::BadKind { path: path.into(), key: key.clone(), kind })?
+                }
+                toml::Value::Table(pairs) => pairs
+                    .into_iter()
+                    .map(|(name, value)| scalar(value).map(|value| format!("{name}={value}")))
+                    .collect::<Result<Vec<_>, _>>()
+                    .map_err(|kind| ConfigError::BadKind { path: path.into(), key: key.clone(), kind })?,
+                other => vec![scalar(other).map_err(|kind| ConfigError::BadKind { path: path.into(), key: key.clone(), kind })?],
+            };
+            let name = key.replace('_', "-");
+            if values.insert(name, (key.clone(), given)).is_some() {
+                return Err(ConfigError::Twice { path: path.into(), key });
+            }
+        }
+        Ok(Self { path: path.into(), values })
+    }
+
+    /// Whether the file sets this flag.
+    pub fn sets(&self, flag: &str) -> bool {
+        self.values.contains_key(flag)
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+fn scalar(value: toml::Value) -> Result<String, &'static str> {
+    match value {
+        toml::Value::String(text) => Ok(text),
+        toml::Value::Integer(number) => Ok(number.to_string()),
+        toml::Value::Float(number) => Ok(number.to_string()),
+        toml::Value::Boolean(yes) => Ok(yes.to_string()),
+        toml::Value::Datetime(_) => Err("date"),
+        toml::Value::Array(_) => Err("list inside a list or table"),
+        toml::Value::Table(_) => Err("table inside a list or table"),
+    }
+}
+
+/// The environment variable of a flag: `--data-dir` is `STATEHOUSE_DATA_DIR`.
+pub fn variable(flag: &str) -> String {
+    format!("STATEHOUSE_{}", flag.replace('-', "_").to_ascii_uppercase())
+}
+
+/// The file that the command line (`--config FILE`, `--config=FILE`) or else `variable` names.
+pub fn file_named_by(args: &[OsString], variable: Option<OsString>) -> Option<PathBuf> {
+    let mut rest = args.iter().skip(1);
+    while let Some(arg) = rest.next() {
+        if arg == "--" {
+            break;
+        }
+        if arg == "--config" {
+            return rest.next().map(PathBuf::from);
+        }
+        if let Some(path) = arg.to_str().and_then(|arg| arg.strip_prefix("--config=")) {
+            return Some(PathBuf::from(path));
+        }
+    }
+    variable.filter(|path| !path.is_empty()).map(PathBuf::from)
+}
+
+/// Gives every flag of `command` and of the verbs below it its environment variable, and the file's
+/// value as its default. A key of the file that is no flag of any verb is an error.
+pub fn prepare(command: Command, file: Option<&ConfigFile>) -> Result<Command, ConfigError> {
+    let mut known = BTreeSet::new();
+    collect_flags(&command, &mut known);
+    if let Some(file) = file {
+        for (name, (key, _)) in &file.values {
+            if !known.contains(name) || name == "config" {
+                let nearest = nearest(name, &known);
+                return Err(ConfigError::UnknownKey { path: file.path.clone(), key: key.clone(), nearest });
+            }
+        }
+    }
+    Ok(with_sources(command, file))
+}
+
+fn collect_flags(command: &Command, known: &mut BTreeSet<String>) {
+    known.extend(command.get_arguments().filter_map(|arg| arg.get_long()).map(str::to_owned));
+    command.get_subcommands().for_each(|verb| collect_flags(verb, known));
+}
+
+fn with_sources(command: Command, file: Option<&ConfigFile>) -> Command {
+    let command = command.mut_args(|arg| {
+        let Some(flag) = arg.get_long().map(str::to_owned) else { return arg };
+        if matches!(arg.get_action(), clap::ArgAction::Help | clap::ArgAction::HelpLong | clap::ArgAction::HelpShort | clap::ArgAction::Version) {
+            return arg;
+        }
+        let list = matches!(arg.get_action(), clap::ArgAction::Append);
+        let arg = arg.env(variable(&flag)).hide_env(true);
+        let Some((_, values)) = file.and_then(|file| file.values.get(&flag)) else { return arg };
+        let arg = arg.required(false);
+        if list { arg.default_values(values.clone()) } else { arg.default_value(values.join(",")) }
+    });
+    command.mut_subcommands(|verb| with_sources(verb, file))
+}
+
+/// The known name that is fewest edits away from `name`, if it is at all like it.
+fn nearest(name: &str, known: &BTreeSet<String>) -> Option<String> {
+    let (distance, best) = known.iter().filter(|other| *other != "config").map(|other| (edits(name, other), other)).min()?;
+    (distance <= 1 + name.len() / 3).then(|| best.clone())
+}
+
+/// How many characters must be put in, taken out or changed to make `a` of `b`.
+fn edits(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = i;
+        let mut left = i + 1;
+        let mut next = vec![left];
+        for (y, above) in b.iter().zip(row.iter().skip(1)) {
+            let change = diagonal + usize::from(x != *y);
+            diagonal = *above;
+            left = change.min(left + 1).min(above + 1);
+            next.push(left);
+        }
+        row = next;
+    }
+    row.last().copied().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+    use super::*;
+
+    /// The environment is the process's, so the test that sets variables does so in a command of its own
+    /// with a flag no other test has.
+    fn parse(args: &[&str], file: Option<&str>) -> Result<ServeConfig, String> {
+        let file = file.map(|text| ConfigFile::parse(Path::new("node.toml"), text)).transpose().map_err(|e| format!("{e}; {}", e.remedy()))?;
+        let command = prepare(ServeConfig::augment_args(Command::new("serve").no_binary_name(true)), file.as_ref())
+            .map_err(|e| format!("{e}; {}", e.remedy()))?;
+        let matches = command.try_get_matches_from(args).map_err(|e| e.to_string())?;
+        ServeConfig::from_arg_matches(&matches).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn defaults_are_valid_and_serve_one_node() {
+        let config = ServeConfig::default();
+        assert_eq!(config, parse(&[], None).unwrap());
+        config.validate().unwrap();
+        assert!(config.initial_cluster.is_empty());
+        assert_eq!(config.http_url(), "http://127.0.0.1:7070");
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
+        let file = "heartbeat-ms = 70\nelection_timeout_ms = 900\ninsecure = true\nsnapshot-bytes = \"1MiB\"\n";
+        let config = parse(&["--heartbeat-ms", "80"], Some(file)).unwrap();
+        assert_eq!((config.heartbeat_ms, config.election_timeout_ms, config.snapshot_bytes), (80, 900, 1 << 20));
+        assert!(config.insecure);
+        assert!(!parse(&["--insecure=false"], Some(file)).unwrap().insecure);
+        assert!(parse(&["--insecure"], None).unwrap().insecure);
+        assert_eq!(config.snapshot_entries, ServeConfig::default().snapshot_entries);
+    }
+
+    /// `PATH` is the one variable every test process has: a flag that reads it shows where variables stand.
+    #[test]
+    fn a_variable_wins_over_the_file() {
+        let file = ConfigFile::parse(Path::new("node.toml"), "x = \"file\"").unwrap();
+        let command = Command::new("t").no_binary_name(true).arg(clap::Arg::new("x").long("x"));
+        let command = prepare(command, Some(&file)).unwrap();
+        assert_eq!(command.clone().get_matches_from(Vec::<&str>::new()).get_one::<String>("x").unwrap(), "file");
+        let command = command.mut_arg("x", |arg| arg.env("PATH"));
+        assert_eq!(command.clone().get_matches_from(Vec::<&str>::new()).get_one::<String>("x").unwrap(), &std::env::var("PATH").unwrap());
+        assert_eq!(command.get_matches_from(["--x", "flag"]).get_one::<String>("x").unwrap(), "flag");
+    }
+
+    #[test]
+    fn every_flag_has_its_variable() {
+        let command = prepare(ServeConfig::augment_args(Command::new("serve")), None).unwrap();
+        for arg in command.get_arguments() {
+            let flag = arg.get_long().expect("serve has flags only");
+            assert_eq!(arg.get_env().unwrap().to_str().unwrap(), variable(flag));
+        }
+        assert_eq!(variable("data-dir"), "STATEHOUSE_DATA_DIR");
+    }
+
+    #[test]
+    fn the_cluster_may_be_text_list_or_table() {
+        let expected = BTreeMap::from([(1, "a:1".to_owned()), (2, "b:2".to_owned())]);
+        for file in ["initial-cluster = \"1=a:1,2=b:2\"", "initial-cluster = [\"1=a:1\", \"2=b:2\"]", "[initial-cluster]\n1 = \"a:1\"\n2 = \"b:2\""] {
+            assert_eq!(parse(&[], Some(file)).unwrap().initial_cluster, expected, "{file}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_the_nearest_valid_one() {
+        assert_eq!(parse(&[], Some("hearbeat-ms = 3")).unwrap_err(), "node.toml has the key `hearbeat-ms`, which is no setting; did you mean `heartbeat-ms`?");
+        assert!(parse(&[], Some("colour = 3")).unwrap_err().contains("--help"));
+        assert!(parse(&[], Some("heartbeat-ms = 3\nheartbeat_ms = 4")).unwrap_err().contains("twice"));
+        assert!(parse(&[], Some("heartbeat-ms = ")).unwrap_err().contains("not TOML"));
+        assert!(parse(&[], Some("heartbeat-ms = 1979-05-27")).unwrap_err().contains("is a date"));
+    }
+
+    #[test]
+    fn values_that_do_not_go_together_are_refused_by_name() {
+        let refused = |args: &[&str]| parse(args, None).unwrap().validate().unwrap_err().to_string();
+        assert!(refused(&["--node-id", "0"]).contains("--node-id"));
+        assert!(refused(&["--http", "0.0.0.0:7070"]).contains("--http 0.0.0.0:7070"));
+        assert!(refused(&["--node-id", "3", "--initial-cluster", "1=a:1,2=b:2"]).contains("1, 2, but not this one"));
+        assert!(refused(&["--heartbeat-ms", "400"]).contains("--election-timeout-ms 500"));
+        assert!(refused(&["--session-timeout-min-ms", "99999999999"]).contains("leave no timeout"));
+        parse(&["--http", "0.0.0.0:7070", "--insecure"], None).unwrap().validate().unwrap();
+    }
+
+    #[test]
+    fn sizes_and_clusters_that_make_no_sense_are_refused() {
+        assert_eq!(parse_bytes("3KiB"), Ok(3072));
+        assert_eq!(parse_bytes("2 g"), Ok(2 << 30));
+        for bad in ["", "KiB", "3parsec", "99999999999999999999", "17179869184G"] {
+            assert!(parse_bytes(bad).is_err(), "{bad}");
+        }
+        for bad in ["1", "0=a:1", "x=a:1", "1=a", "1=:5", "1=a:99999", "1=a:1,1=b:1", "1=a:1,2=a:1"] {
+            assert!(parse_cluster(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_file_is_found_before_anything_is_parsed() {
+        let args = |list: &[&str]| list.iter().map(OsString::from).collect::<Vec<_>>();
+        assert_eq!(file_named_by(&args(&["statehouse", "serve", "--config", "a"]), Some("b".into())), Some("a".into()));
+        assert_eq!(file_named_by(&args(&["statehouse", "--config=a", "serve"]), None), Some("a".into()));
+        assert_eq!(file_named_by(&args(&["statehouse", "serve"]), Some("b".into())), Some("b".into()));
+        assert_eq!(file_named_by(&args(&["statehouse", "apply", "g", "--", "--config", "x"]), None), None);
+    }
+}

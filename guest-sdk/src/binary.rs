@@ -1,5 +1,5 @@
-//! Bincode behind two functions, with errors a person can read. (Bincode's own are `Debug` output, and formatting them
-//! would drag the printing of floats and durations into every module.)
+//! Bincode behind two functions, with errors a person can read. (Bincode's own are `Debug` output,
+//! and formatting them would drag the printing of floats and durations into every module.)
 
 use std::io;
 use std::io::Read;
@@ -39,19 +39,27 @@ pub(crate) fn read_exactly<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Strin
     let (value, read) = bincode::serde::decode_from_slice(bytes, CONFIGURATION).map_err(explain)?;
     match bytes.len().saturating_sub(read) {
         0 => Ok(value),
-        left => Err(format!("{left} bytes are left over after the {read} it takes")),
+        left => Err(format!(
+            "{left} bytes are left over after the {read} it takes"
+        )),
     }
 }
 
 fn explain(error: DecodeError) -> String {
     let fixed = match error {
         DecodeError::UnexpectedEnd { .. } => "the bytes end too early",
-        DecodeError::Io { inner, .. } if inner.kind() == io::ErrorKind::UnexpectedEof => "the bytes end too early",
+        DecodeError::Io { inner, .. } if inner.kind() == io::ErrorKind::UnexpectedEof => {
+            "the bytes end too early"
+        }
         DecodeError::Io { inner, .. } => return inner.to_string(),
         DecodeError::OtherString(text) => return text,
         DecodeError::Other(text) => text,
-        DecodeError::UnexpectedVariant { found, .. } => return format!("there is no variant number {found}"),
-        DecodeError::InvalidIntegerType { .. } | DecodeError::OutsideUsizeRange(_) => "an integer is too large for its field",
+        DecodeError::UnexpectedVariant { found, .. } => {
+            return format!("there is no variant number {found}");
+        }
+        DecodeError::InvalidIntegerType { .. } | DecodeError::OutsideUsizeRange(_) => {
+            "an integer is too large for its field"
+        }
         DecodeError::InvalidBooleanValue(byte) => return format!("{byte} is no boolean"),
         DecodeError::Utf8 { .. } | DecodeError::InvalidCharEncoding(_) => "a text is not UTF-8",
         DecodeError::Serde(_) => NEEDS_NAMES,

@@ -45,7 +45,8 @@ pub struct Json;
 impl<T: DeserializeOwned> Decode<T> for Json {
     fn decode(bytes: &[u8]) -> Result<T, Reject> {
         let bytes = if bytes.is_empty() { b"null" } else { bytes };
-        serde_json::from_slice(bytes).map_err(|error| reject!("{error}; expected JSON of {}", short_name::<T>()))
+        serde_json::from_slice(bytes)
+            .map_err(|error| reject!("{error}; expected JSON of {}", short_name::<T>()))
     }
 }
 
@@ -55,14 +56,15 @@ impl<T: Serialize> Encode<T> for Json {
     }
 }
 
-/// `bincode` 2 with `config::standard()`: small and quick, for clients written in Rust against the same
-/// types.
+/// `bincode` 2 with `config::standard()`: small and quick, for clients written in Rust against the
+/// same types.
 #[derive(Clone, Copy, Debug)]
 pub struct Bincode;
 
 impl<T: DeserializeOwned> Decode<T> for Bincode {
     fn decode(bytes: &[u8]) -> Result<T, Reject> {
-        binary::read_exactly(bytes).map_err(|why| reject!("{why}; expected bincode of {}", short_name::<T>()))
+        binary::read_exactly(bytes)
+            .map_err(|why| reject!("{why}; expected bincode of {}", short_name::<T>()))
     }
 }
 
@@ -73,7 +75,8 @@ impl<T: Serialize> Encode<T> for Bincode {
 }
 
 /// The bytes themselves: for a machine with its own format. Commands and queries are anything made
-/// from `Vec<u8>`, replies and answers anything that is bytes (`Vec<u8>`, `String`, `&'static str`).
+/// from `Vec<u8>`, replies and answers anything that is bytes (`Vec<u8>`, `String`, `&'static
+/// str`).
 #[derive(Clone, Copy, Debug)]
 pub struct Raw;
 
@@ -93,5 +96,9 @@ impl<T: AsRef<[u8]>> Encode<T> for Raw {
 /// `counter::Command` as `Command`: the client knows the module, not its paths.
 fn short_name<T>() -> &'static str {
     let name = type_name::<T>();
-    if name.contains('<') { name } else { name.rsplit("::").next().unwrap_or(name) }
+    if name.contains('<') {
+        name
+    } else {
+        name.rsplit("::").next().unwrap_or(name)
+    }
 }

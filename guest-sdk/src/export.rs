@@ -7,8 +7,8 @@
 /// * `export!(Machine, codec = MyCodec)`: your own;
 /// * any of them with `, migrate` at the end, for a machine with [`Migrate`](crate::Migrate).
 ///
-/// Call it once, in the crate that is compiled to the `cdylib`. On other targets than wasm32 it adds
-/// nothing, and the crate is an ordinary library for tests. The ABI's exported names need an
+/// Call it once, in the crate that is compiled to the `cdylib`. On other targets than wasm32 it
+/// adds nothing, and the crate is an ordinary library for tests. The ABI's exported names need an
 /// attribute that the lint `unsafe_code` dislikes: the macro allows it for itself, which `deny`
 /// permits and `forbid` does not.
 #[macro_export]

@@ -1,7 +1,7 @@
 //! Lines in the node's log.
 //!
-//! Logging is not state and not an answer: the host may drop or limit the lines, and each replica writes its
-//! own. The text is formatted (and its fuel spent) whether or not anybody reads it.
+//! Logging is not state and not an answer: the host may drop or limit the lines, and each replica
+//! writes its own. The text is formatted (and its fuel spent) whether or not anybody reads it.
 
 use std::fmt;
 
@@ -20,7 +20,8 @@ pub enum Level {
 }
 
 /// Writes one line; the macros [`error!`](crate::error!), [`warn!`](crate::warn!),
-/// [`info!`](crate::info!) and [`debug!`](crate::debug!) are the usual way here. In a native test it goes to standard error.
+/// [`info!`](crate::info!) and [`debug!`](crate::debug!) are the usual way here. In a native test
+/// it goes to standard error.
 pub fn log(level: Level, text: fmt::Arguments<'_>) {
     #[cfg(target_arch = "wasm32")]
     crate::wasm::log(level, text);

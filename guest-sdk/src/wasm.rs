@@ -1,12 +1,12 @@
-//! ABI 1 on wasm32: the imports, the exports' inside, the panic hook. The only unsafe code of the SDK: calls
-//! of imported functions.
+//! ABI 1 on wasm32: the imports, the exports' inside, the panic hook. The only unsafe code of the
+//! SDK: calls of imported functions.
 //!
 //! Invariants:
 //! * The argument of a call is the buffer the `alloc` before it gave out, or the call is refused.
 //! * A result's bytes stay untouched until the next call into the module: they live in `output`,
 //!   which only a next call writes.
-//! * Buffers are kept between calls, so calls allocate no new ones; one that a huge call left behind
-//!   is given back at the next.
+//! * Buffers are kept between calls, so calls allocate no new ones; one that a huge call left
+//!   behind is given back at the next.
 
 #![allow(unsafe_code)]
 
@@ -55,7 +55,8 @@ struct Imports;
 
 impl Host for Imports {
     fn emit(&mut self, event: &[u8]) {
-        // SAFETY: pointer and length are those of a live slice; the host only reads it, during the call.
+        // SAFETY: pointer and length are those of a live slice; the host only reads it, during the
+        // call.
         unsafe { import::emit(event.as_ptr(), event.len()) }
     }
 
@@ -73,7 +74,8 @@ struct SnapshotSink;
 
 impl Write for SnapshotSink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // SAFETY: pointer and length are those of a live slice; the host only reads it, during the call.
+        // SAFETY: pointer and length are those of a live slice; the host only reads it, during the
+        // call.
         unsafe { import::write(bytes.as_ptr(), bytes.len()) }
         Ok(bytes.len())
     }
@@ -88,8 +90,8 @@ struct SnapshotSource;
 
 impl Read for SnapshotSource {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        // SAFETY: pointer and length are those of a live slice that is ours alone; the host writes at most
-        // `length` bytes there, during the call.
+        // SAFETY: pointer and length are those of a live slice that is ours alone; the host writes
+        // at most `length` bytes there, during the call.
         let read = unsafe { import::read(bytes.as_mut_ptr(), bytes.len()) };
         Ok(read.min(bytes.len()))
     }
@@ -100,24 +102,27 @@ pub(crate) fn log(level: Level, text: fmt::Arguments<'_>) {
     let mut line = String::new();
     // A `Display` that fails has written what it could.
     let _ = line.write_fmt(text);
-    // SAFETY: pointer and length are those of a live string; the host only reads it, during the call.
+    // SAFETY: pointer and length are those of a live string; the host only reads it, during the
+    // call.
     unsafe { import::log(level as i32, line.as_ptr(), line.len()) }
 }
 
-/// Makes a panic's text and place reach the caller: without this a panic would be a bare `unreachable`.
+/// Makes a panic's text and place reach the caller: without this a panic would be a bare
+/// `unreachable`.
 fn install_panic_hook() {
     std::panic::set_hook(Box::new(|info| {
         let mut text = info.payload_as_str().unwrap_or("panic").to_owned();
         if let Some(place) = info.location() {
             let _ = write!(text, " (at {}:{})", place.file(), place.line());
         }
-        // SAFETY: pointer and length are those of a live string; the host reads it and ends the call.
+        // SAFETY: pointer and length are those of a live string; the host reads it and ends the
+        // call.
         unsafe { import::fail(text.as_ptr(), text.len()) }
     }));
 }
 
-/// A module's whole inside: the instance and the buffers of the call in progress. [`export!`](crate::export!)
-/// keeps one.
+/// A module's whole inside: the instance and the buffers of the call in progress.
+/// [`export!`](crate::export!) keeps one.
 #[derive(Debug)]
 pub struct Module<M, C> {
     guest: Guest<M, C>,
@@ -127,7 +132,11 @@ pub struct Module<M, C> {
 
 impl<M: Default, C> Default for Module<M, C> {
     fn default() -> Self {
-        Self { guest: Guest::default(), input: Vec::new(), output: Vec::new() }
+        Self {
+            guest: Guest::default(),
+            input: Vec::new(),
+            output: Vec::new(),
+        }
     }
 }
 
@@ -137,7 +146,8 @@ impl<M: StateMachine, C: Codec<M>> Module<M, C> {
         install_panic_hook();
     }
 
-    /// The export `alloc`. One argument is under way at a time: a second `alloc` takes the first one's room.
+    /// The export `alloc`. One argument is under way at a time: a second `alloc` takes the first
+    /// one's room.
     pub fn alloc(&mut self, length: usize) -> *mut u8 {
         if self.input.capacity() > KEPT_BYTES {
             self.input = Vec::new();
@@ -152,41 +162,57 @@ impl<M: StateMachine, C: Codec<M>> Module<M, C> {
 
     /// The export `init`.
     pub fn init(&mut self, argument: *const u8, length: usize) -> u64 {
-        self.call(argument, length, |guest, argument, _| guest.init(&mut Imports, argument))
+        self.call(argument, length, |guest, argument, _| {
+            guest.init(&mut Imports, argument)
+        })
     }
 
     /// The export `apply`.
     pub fn apply(&mut self, argument: *const u8, length: usize) -> u64 {
-        self.call(argument, length, |guest, argument, reply| guest.apply(&mut Imports, argument, reply))
+        self.call(argument, length, |guest, argument, reply| {
+            guest.apply(&mut Imports, argument, reply)
+        })
     }
 
     /// The export `query`.
     pub fn query(&mut self, argument: *const u8, length: usize) -> u64 {
-        self.call(argument, length, |guest, argument, answer| guest.query(argument, answer))
+        self.call(argument, length, |guest, argument, answer| {
+            guest.query(argument, answer)
+        })
     }
 
     /// The export `timer`.
     pub fn timer(&mut self, argument: *const u8, length: usize) -> u64 {
-        self.call(argument, length, |guest, argument, _| guest.timer(&mut Imports, argument))
+        self.call(argument, length, |guest, argument, _| {
+            guest.timer(&mut Imports, argument)
+        })
     }
 
     /// The export `session_end`.
     pub fn session_end(&mut self, argument: *const u8, length: usize) -> u64 {
-        self.call(argument, length, |guest, argument, _| guest.session_end(&mut Imports, argument))
+        self.call(argument, length, |guest, argument, _| {
+            guest.session_end(&mut Imports, argument)
+        })
     }
 
     /// The export `snapshot`.
     pub fn snapshot(&mut self) -> u64 {
         self.output.clear();
         let mut out = BufWriter::with_capacity(SNAPSHOT_CHUNK_BYTES, SnapshotSink);
-        let outcome = self.guest.snapshot(&mut out).and_then(|()| Ok(out.flush()?));
+        let outcome = self
+            .guest
+            .snapshot(&mut out)
+            .and_then(|()| Ok(out.flush()?));
         self.finish(outcome)
     }
 
     /// The export `restore`.
     pub fn restore(&mut self) -> u64 {
         self.output.clear();
-        let outcome = self.guest.restore(&mut BufReader::with_capacity(SNAPSHOT_CHUNK_BYTES, SnapshotSource));
+        let outcome = self.guest.restore(&mut BufReader::with_capacity(
+            SNAPSHOT_CHUNK_BYTES,
+            SnapshotSource,
+        ));
         self.finish(outcome)
     }
 
@@ -196,12 +222,15 @@ impl<M: StateMachine, C: Codec<M>> Module<M, C> {
         M: Migrate,
     {
         self.output.clear();
-        let outcome = self.guest.migrate(&mut BufReader::with_capacity(SNAPSHOT_CHUNK_BYTES, SnapshotSource));
+        let outcome = self.guest.migrate(&mut BufReader::with_capacity(
+            SNAPSHOT_CHUNK_BYTES,
+            SnapshotSource,
+        ));
         self.finish(outcome)
     }
 
-    /// Runs one call on the argument the host left in `input`. Reading it there, and not through the pointer, is
-    /// what keeps this safe code.
+    /// Runs one call on the argument the host left in `input`. Reading it there, and not through
+    /// the pointer, is what keeps this safe code.
     fn call(
         &mut self,
         argument: *const u8,
@@ -213,8 +242,12 @@ impl<M: StateMachine, C: Codec<M>> Module<M, C> {
         }
         self.output.clear();
         let outcome = match self.input.get(..length) {
-            Some(bytes) if argument == bytes.as_ptr() => run(&mut self.guest, bytes, &mut self.output),
-            _ => Err(Reject::new("the host called with bytes that are not the last `alloc`'s")),
+            Some(bytes) if argument == bytes.as_ptr() => {
+                run(&mut self.guest, bytes, &mut self.output)
+            }
+            _ => Err(Reject::new(
+                "the host called with bytes that are not the last `alloc`'s",
+            )),
         };
         self.finish(outcome)
     }

@@ -7,10 +7,15 @@ use statehouse_sdk::{Context, QueryContext, Reject, StateMachine};
 pub struct Counter(i64);
 
 #[derive(Serialize, Deserialize)]
-pub enum Command { Add(i64), Subtract(i64), Set(i64) }
+pub enum Command {
+    Add(i64),
+    Set(i64),
+}
 
 #[derive(Serialize, Deserialize)]
-pub enum Query { Get }
+pub enum Query {
+    Get,
+}
 
 impl StateMachine for Counter {
     type Command = Command;
@@ -19,12 +24,10 @@ impl StateMachine for Counter {
     type Answer = i64;
 
     fn apply(&mut self, _: &mut Context<'_>, command: Command) -> Result<i64, Reject> {
-        let value = match command {
-            Command::Add(amount) => self.0.checked_add(amount),
-            Command::Subtract(amount) => self.0.checked_sub(amount),
-            Command::Set(value) => Some(value),
+        self.0 = match command {
+            Command::Add(n) => self.0.checked_add(n).ok_or("the counter would overflow")?,
+            Command::Set(value) => value,
         };
-        self.0 = value.ok_or("the counter would overflow")?;
         Ok(self.0)
     }
 

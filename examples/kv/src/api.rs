@@ -1,4 +1,5 @@
-//! What clients send and get, in JSON. A command or query is an object with one name: `{"Put":{"key":"a","value":"b"}}`.
+//! What clients send and get, in JSON. A command or query is an object with one name:
+//! `{"Put":{"key":"a","value":"b"}}`.
 
 use serde::Deserialize;
 use serde::Serialize;
@@ -12,8 +13,8 @@ use crate::store::Lifetime;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub enum Command {
-    /// Sets a key. `ttl_ms`: the key expires that long after; `ephemeral`: it goes with the client's session. At
-    /// most one of them; with neither it stays. Answers [`Reply::Put`].
+    /// Sets a key. `ttl_ms`: the key expires that long after; `ephemeral`: it goes with the
+    /// client's session. At most one of them; with neither it stays. Answers [`Reply::Put`].
     Put {
         /// The key, not empty.
         key: Data,
@@ -102,8 +103,8 @@ pub enum Query {
         /// The key.
         key: Data,
     },
-    /// The keys in order that start with `prefix`, from `start` (with it) to `end` (without it), each of which may
-    /// be left out. Answers [`Answer::Range`].
+    /// The keys in order that start with `prefix`, from `start` (with it) to `end` (without it),
+    /// each of which may be left out. Answers [`Answer::Range`].
     Range {
         /// What the keys start with.
         #[serde(default)]
@@ -174,7 +175,13 @@ impl Item {
             Lifetime::Session(session) => (None, Some(session)),
         };
         let value = with_value.then(|| entry.value.clone());
-        Self { key: key.clone(), value, version: entry.version, expires_at_ms, session }
+        Self {
+            key: key.clone(),
+            value,
+            version: entry.version,
+            expires_at_ms,
+            session,
+        }
     }
 }
 

@@ -1,5 +1,5 @@
-//! A key-value store as a Statehouse module: put, get, delete, compare-and-swap, ordered range scans,
-//! keys that expire, keys that go with their session, and an event for each change.
+//! A key-value store as a Statehouse module: put, get, delete, compare-and-swap, ordered range
+//! scans, keys that expire, keys that go with their session, and an event for each change.
 //!
 //! * [`api`]: what clients send and get;
 //! * [`store`]: the store, plain Rust;
@@ -33,15 +33,16 @@ use crate::store::Store;
 
 /// The one timer: it is set for the earliest expiry of all keys.
 const EXPIRY_TIMER: u64 = 1;
-/// How many keys one timer entry removes. A million keys that expire together must not be one entry that runs out of
-/// fuel or events: the rest waits for the next entry, hidden meanwhile.
-const EXPIRED_PER_ENTRY: usize = 256;
+/// How many keys one timer entry removes. A million keys that expire together must not be one entry
+/// that runs out of fuel or events: the rest waits for the next entry, hidden meanwhile.
+const EXPIRED_PER_ENTRY: usize = 1_000;
 /// How many ephemeral keys a session may own, since its end marks them all in one entry.
 const OWNED_PER_SESSION: usize = 10_000;
 /// A range's keys when no limit is asked, and the highest that may be.
 const DEFAULT_RANGE_LIMIT: u64 = 100;
 const MAX_RANGE_LIMIT: u64 = 10_000;
-/// A range stops once its keys and values are so large, so that the answer stays far from the host's limit.
+/// A range stops before its keys and values are more, so that its answer stays below the host's
+/// limit (4 MiB), even where JSON writes a byte as six.
 const MAX_RANGE_BYTES: usize = 256 << 10;
 
 /// The state machine.
@@ -57,13 +58,17 @@ pub struct Kv {
 pub struct Limits {
     /// A key's largest size, bytes.
     pub max_key_bytes: u64,
-    /// A value's largest size, bytes.
+    /// A value's largest size, bytes. The default leaves room in the host's limit of an event (1
+    /// MiB) even for a value whose every byte JSON writes as six.
     pub max_value_bytes: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_key_bytes: 4 << 10, max_value_bytes: 1 << 20 }
+        Self {
+            max_key_bytes: 4 << 10,
+            max_value_bytes: 128 << 10,
+        }
     }
 }
 
@@ -82,31 +87,68 @@ impl StateMachine for Kv {
         let now_ms = ctx.time_ms();
         let armed = self.store.next_expiry_ms();
         let reply = match command {
-            Command::Put { key, value, ttl_ms, ephemeral } => {
+            Command::Put {
+                key,
+                value,
+                ttl_ms,
+                ephemeral,
+            } => {
                 let lifetime = self.check_put(ctx, &key, &value, ttl_ms, ephemeral)?;
                 let (version, previous) = self.put(ctx, key, value, lifetime);
-                Reply::Put { version, previous_version: previous }
+                Reply::Put {
+                    version,
+                    previous_version: previous,
+                }
             }
-            Command::CompareAndSwap { key, expect, value, ttl_ms, ephemeral } => {
+            Command::CompareAndSwap {
+                key,
+                expect,
+                value,
+                ttl_ms,
+                ephemeral,
+            } => {
                 let lifetime = self.check_put(ctx, &key, &value, ttl_ms, ephemeral)?;
                 if self.store.is_as_expected(now_ms, &key, &expect) {
                     let (version, _) = self.put(ctx, key, value, lifetime);
-                    Reply::CompareAndSwap { swapped: true, version: Some(version), found: None }
+                    Reply::CompareAndSwap {
+                        swapped: true,
+                        version: Some(version),
+                        found: None,
+                    }
                 } else {
-                    let found = self.store.get(now_ms, &key).map(|entry| Item::new(&key, entry, true));
-                    Reply::CompareAndSwap { swapped: false, version: None, found }
+                    let found = self
+                        .store
+                        .get(now_ms, &key)
+                        .map(|entry| Item::new(&key, entry, true));
+                    Reply::CompareAndSwap {
+                        swapped: false,
+                        version: None,
+                        found,
+                    }
                 }
             }
             Command::Delete { key } => {
                 let version = self.store.delete(now_ms, &key).map(|(version, _)| version);
                 if let Some(version) = version {
-                    ctx.emit_json(&Change { change: ChangeKind::Delete, key: &key, value: None, version });
+                    ctx.emit_json(&Change {
+                        change: ChangeKind::Delete,
+                        key: &key,
+                        value: None,
+                        version,
+                    });
                 }
-                Reply::Delete { deleted: version.is_some(), version }
+                Reply::Delete {
+                    deleted: version.is_some(),
+                    version,
+                }
             }
             Command::Expire { key, ttl_ms } => {
-                let lifetime = ttl_ms.map_or(Lifetime::Forever, |ttl| Lifetime::Until(now_ms.saturating_add(ttl)));
-                Reply::Expire { found: self.store.set_lifetime(now_ms, &key, lifetime) }
+                let lifetime = ttl_ms.map_or(Lifetime::Forever, |ttl| {
+                    Lifetime::Until(now_ms.saturating_add(ttl))
+                });
+                Reply::Expire {
+                    found: self.store.set_lifetime(now_ms, &key, lifetime),
+                }
             }
         };
         self.arm_timer(ctx, armed);
@@ -116,25 +158,48 @@ impl StateMachine for Kv {
     fn query(&self, ctx: &QueryContext, query: Query) -> Result<Answer, Reject> {
         let now_ms = ctx.time_ms();
         Ok(match query {
-            Query::Get { key } => {
-                Answer::Item(self.store.get(now_ms, &key).map(|entry| Item::new(&key, entry, true)))
-            }
-            Query::Range { prefix, start, end, limit, keys_only } => {
+            Query::Get { key } => Answer::Item(
+                self.store
+                    .get(now_ms, &key)
+                    .map(|entry| Item::new(&key, entry, true)),
+            ),
+            Query::Range {
+                prefix,
+                start,
+                end,
+                limit,
+                keys_only,
+            } => {
                 let span = span(prefix, start, end);
-                self.range(now_ms, &span, limit.unwrap_or(DEFAULT_RANGE_LIMIT).min(MAX_RANGE_LIMIT), keys_only)
+                self.range(
+                    now_ms,
+                    &span,
+                    limit.unwrap_or(DEFAULT_RANGE_LIMIT).min(MAX_RANGE_LIMIT),
+                    keys_only,
+                )
             }
-            Query::Status => Answer::Status { keys: self.store.len() as u64, version: self.store.version() },
+            Query::Status => Answer::Status {
+                keys: self.store.len() as u64,
+                version: self.store.version(),
+            },
         })
     }
 
     fn on_timer(&mut self, ctx: &mut Context<'_>, _: u64) {
         for _ in 0..EXPIRED_PER_ENTRY {
-            let Some((key, why, version)) = self.store.expire_one(ctx.time_ms()) else { break };
+            let Some((key, why, version)) = self.store.expire_one(ctx.time_ms()) else {
+                break;
+            };
             let change = match why {
                 Ended::Expired => ChangeKind::Expire,
                 Ended::Session => ChangeKind::SessionEnd,
             };
-            ctx.emit_json(&Change { change, key: &key, value: None, version });
+            ctx.emit_json(&Change {
+                change,
+                key: &key,
+                value: None,
+                version,
+            });
         }
         // The timer that fired is no longer set.
         self.arm_timer(ctx, None);
@@ -162,30 +227,55 @@ impl Kv {
         ttl_ms: Option<u64>,
         ephemeral: bool,
     ) -> Result<Lifetime, Reject> {
-        let Limits { max_key_bytes, max_value_bytes } = self.limits;
+        let Limits {
+            max_key_bytes,
+            max_value_bytes,
+        } = self.limits;
         ensure!(!key.is_empty(), "a key must not be empty");
-        ensure!(key.len() as u64 <= max_key_bytes, "the key has {} bytes; this group takes {max_key_bytes}", key.len());
+        ensure!(
+            key.len() as u64 <= max_key_bytes,
+            "the key has {} bytes; this group takes {max_key_bytes}",
+            key.len()
+        );
         ensure!(
             value.len() as u64 <= max_value_bytes,
             "the value has {} bytes; this group takes {max_value_bytes}",
             value.len()
         );
         match (ttl_ms, ephemeral) {
-            (Some(_), true) => Err(Reject::new("a key is either ephemeral or has a ttl_ms, not both")),
+            (Some(_), true) => Err(Reject::new(
+                "a key is either ephemeral or has a ttl_ms, not both",
+            )),
             (Some(ttl), false) => Ok(Lifetime::Until(ctx.time_ms().saturating_add(ttl))),
             (None, false) => Ok(Lifetime::Forever),
             (None, true) => {
-                let session = ctx.session().ok_or("an ephemeral key needs a session to go with")?;
+                let session = ctx
+                    .session()
+                    .ok_or("an ephemeral key needs a session to go with")?;
                 let owned = self.store.owned_by(session);
-                ensure!(owned < OWNED_PER_SESSION, "the session owns {owned} ephemeral keys, and no more are allowed");
+                ensure!(
+                    owned < OWNED_PER_SESSION,
+                    "the session owns {owned} ephemeral keys, and no more are allowed"
+                );
                 Ok(Lifetime::Session(session))
             }
         }
     }
 
-    fn put(&mut self, ctx: &mut Context<'_>, key: Data, value: Data, lifetime: Lifetime) -> (u64, Option<u64>) {
+    fn put(
+        &mut self,
+        ctx: &mut Context<'_>,
+        key: Data,
+        value: Data,
+        lifetime: Lifetime,
+    ) -> (u64, Option<u64>) {
         let version = self.store.version().saturating_add(1);
-        ctx.emit_json(&Change { change: ChangeKind::Put, key: &key, value: Some(&value), version });
+        ctx.emit_json(&Change {
+            change: ChangeKind::Put,
+            key: &key,
+            value: Some(&value),
+            version,
+        });
         let (version, previous) = self.store.put(ctx.time_ms(), key, value, lifetime);
         (version, previous.map(|entry| entry.version))
     }
@@ -194,10 +284,16 @@ impl Kv {
         let mut items = Vec::new();
         let mut bytes = 0_usize;
         for (key, entry) in self.store.range(now_ms, span) {
-            if items.len() as u64 >= limit || bytes >= MAX_RANGE_BYTES {
-                return Answer::Range { items, next: Some(key.clone()) };
+            let value_bytes = if keys_only { 0 } else { entry.value.len() };
+            bytes = bytes.saturating_add(key.len()).saturating_add(value_bytes);
+            let full =
+                items.len() as u64 >= limit || (bytes > MAX_RANGE_BYTES && !items.is_empty());
+            if full {
+                return Answer::Range {
+                    items,
+                    next: Some(key.clone()),
+                };
             }
-            bytes = bytes.saturating_add(key.len()).saturating_add(if keys_only { 0 } else { entry.value.len() });
             items.push(Item::new(key, entry, !keys_only));
         }
         Answer::Range { items, next: None }

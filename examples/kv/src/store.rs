@@ -1,8 +1,9 @@
-//! The store itself: plain Rust that knows no host. Time is an argument, changes are a return value.
+//! The store itself: plain Rust that knows no host. Time is an argument, changes are a return
+//! value.
 //!
 //! Invariants:
-//! * `expiries` holds `(time, key)` for exactly the entries that end at a time, and `owned` holds exactly the
-//!   entries that belong to a session: both are rebuilt from `entries`, never stored.
+//! * `expiries` holds `(time, key)` for exactly the entries that end at a time, and `owned` holds
+//!   exactly the entries that belong to a session: both are rebuilt from `entries`, never stored.
 //! * `version` only grows and each change takes the next one, so a version names one change of one
 //!   key for ever: comparing it cannot be fooled by a key deleted and made again.
 //! * An entry whose time has come is gone for every reader at once, even while it still waits to be
@@ -107,7 +108,10 @@ pub struct Span {
 
 impl From<Stored> for Store {
     fn from(stored: Stored) -> Self {
-        let mut store = Self { version: stored.version, ..Self::default() };
+        let mut store = Self {
+            version: stored.version,
+            ..Self::default()
+        };
         for (key, entry) in &stored.entries {
             store.index(key, entry.lifetime);
         }
@@ -148,11 +152,24 @@ impl Store {
     }
 
     /// Sets the key's value; gives its new version and what was there before.
-    pub fn put(&mut self, now_ms: u64, key: Data, value: Data, lifetime: Lifetime) -> (u64, Option<Entry>) {
+    pub fn put(
+        &mut self,
+        now_ms: u64,
+        key: Data,
+        value: Data,
+        lifetime: Lifetime,
+    ) -> (u64, Option<Entry>) {
         let previous = self.take(&key).filter(|entry| !entry.is_over(now_ms));
         let version = self.next_version();
         self.index(&key, lifetime);
-        self.entries.insert(key, Entry { value, version, lifetime });
+        self.entries.insert(
+            key,
+            Entry {
+                value,
+                version,
+                lifetime,
+            },
+        );
         (version, previous)
     }
 
@@ -163,26 +180,34 @@ impl Store {
         Some((self.next_version(), entry))
     }
 
-    /// Gives a key that is there another lifetime, which is no change of its value; whether it is there.
+    /// Gives a key that is there another lifetime, which is no change of its value; whether it is
+    /// there.
     pub fn set_lifetime(&mut self, now_ms: u64, key: &Data, lifetime: Lifetime) -> bool {
         if self.get(now_ms, key).is_none() {
             return false;
         }
         if let Some(entry) = self.take(key) {
             self.index(key, lifetime);
-            self.entries.insert(key.clone(), Entry { lifetime, ..entry });
+            self.entries
+                .insert(key.clone(), Entry { lifetime, ..entry });
         }
         true
     }
 
     /// The keys of `span` in order, with their entries.
     pub fn range(&self, now_ms: u64, span: &Span) -> impl Iterator<Item = (&Data, &Entry)> {
-        let start = span.start.as_ref().map_or(Bound::Unbounded, Bound::Included);
+        let start = span
+            .start
+            .as_ref()
+            .map_or(Bound::Unbounded, Bound::Included);
         let end = span.end.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
         // A range that ends before it starts holds nothing; BTreeMap would panic.
         let empty = matches!((&span.start, &span.end), (Some(start), Some(end)) if start >= end);
         let range = (!empty).then(|| self.entries.range::<Data, _>((start, end)));
-        range.into_iter().flatten().filter(move |(_, entry)| !entry.is_over(now_ms))
+        range
+            .into_iter()
+            .flatten()
+            .filter(move |(_, entry)| !entry.is_over(now_ms))
     }
 
     /// When the next entry's time comes, Unix milliseconds.
@@ -192,7 +217,11 @@ impl Store {
 
     /// Removes one entry whose time has come; gives it, why it went, and the version of the change.
     pub fn expire_one(&mut self, now_ms: u64) -> Option<(Data, Ended, u64)> {
-        let key = self.expiries.first().filter(|(at_ms, _)| *at_ms <= now_ms).map(|(_, key)| key.clone())?;
+        let key = self
+            .expiries
+            .first()
+            .filter(|(at_ms, _)| *at_ms <= now_ms)
+            .map(|(_, key)| key.clone())?;
         let entry = self.take(&key)?;
         let why = match entry.lifetime {
             Lifetime::SessionEnded(_) => Ended::Session,

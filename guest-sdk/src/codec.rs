@@ -2,8 +2,6 @@
 //!
 //! Chosen in [`export!`](crate::export!): JSON unless said otherwise, so that `curl` is a client.
 
-use std::any::type_name;
-
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -11,6 +9,7 @@ use crate::binary;
 use crate::machine::StateMachine;
 use crate::reject;
 use crate::reject::Reject;
+use crate::shape;
 
 /// Reads a `T` from the bytes a client sent.
 pub trait Decode<T> {
@@ -46,7 +45,7 @@ impl<T: DeserializeOwned> Decode<T> for Json {
     fn decode(bytes: &[u8]) -> Result<T, Reject> {
         let bytes = if bytes.is_empty() { b"null" } else { bytes };
         serde_json::from_slice(bytes)
-            .map_err(|error| reject!("{error}; expected JSON of {}", short_name::<T>()))
+            .map_err(|error| reject!("{error}; expected {}", shape::of::<T>()))
     }
 }
 
@@ -64,7 +63,7 @@ pub struct Bincode;
 impl<T: DeserializeOwned> Decode<T> for Bincode {
     fn decode(bytes: &[u8]) -> Result<T, Reject> {
         binary::read_exactly(bytes)
-            .map_err(|why| reject!("{why}; expected bincode of {}", short_name::<T>()))
+            .map_err(|why| reject!("{why}; expected, in bincode, {}", shape::of::<T>()))
     }
 }
 
@@ -90,15 +89,5 @@ impl<T: AsRef<[u8]>> Encode<T> for Raw {
     fn encode(value: &T, out: &mut Vec<u8>) -> Result<(), Reject> {
         out.extend_from_slice(value.as_ref());
         Ok(())
-    }
-}
-
-/// `counter::Command` as `Command`: the client knows the module, not its paths.
-fn short_name<T>() -> &'static str {
-    let name = type_name::<T>();
-    if name.contains('<') {
-        name
-    } else {
-        name.rsplit("::").next().unwrap_or(name)
     }
 }

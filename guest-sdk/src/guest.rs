@@ -230,17 +230,17 @@ mod tests {
         let short = text(apply(&mut guest, b"\x03hi"));
         assert_eq!(
             short,
-            "not a command: the bytes end too early; expected bincode of String"
+            "not a command: the bytes end too early; expected, in bincode, string"
         );
         let long = text(apply(&mut guest, b"\x01hi"));
         assert_eq!(
             long,
-            "not a command: 1 bytes are left over after the 2 it takes; expected bincode of String"
+            "not a command: 1 bytes are left over after the 2 it takes; expected, in bincode, string"
         );
         let bad = text(apply(&mut guest, b"\x01\xff"));
         assert_eq!(
             bad,
-            "not a command: a text is not UTF-8; expected bincode of String"
+            "not a command: a text is not UTF-8; expected, in bincode, string"
         );
     }
 

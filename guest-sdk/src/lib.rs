@@ -118,6 +118,7 @@ pub mod log;
 mod machine;
 mod random;
 mod reject;
+mod shape;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod testing;
 #[cfg(target_arch = "wasm32")]

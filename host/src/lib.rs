@@ -1,5 +1,19 @@
 //! Statehouse runs a WebAssembly state machine as a replicated service.
+//!
+//! A stranger's map is in `docs/architecture.md`; the short one: [`node`] starts and stops everything, a
+//! [`group`] is one replicated state machine, the [`catalog`] says which there are, [`log`] and
+//! [`snapshot`] keep them, [`module`] runs guest code and knows nothing of Raft, [`peer`] carries messages
+//! between nodes, [`service`] is what a node offers and the HTTP API serves.
 
+pub mod catalog;
 pub mod codec;
+pub mod disk;
+pub mod group;
+pub mod log;
+pub mod module;
+pub mod node;
+pub mod peer;
+pub mod platform;
 pub mod service;
+pub mod snapshot;
 pub mod types;

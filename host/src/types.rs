@@ -53,10 +53,8 @@ pub enum EntryKind {
         /// The command, as the client sent it.
         payload: Bytes,
     },
-    /// Opens a session.
+    /// Opens a session; its id is the entry's index.
     OpenSession {
-        /// The new session's id, unique in the group.
-        id: u64,
         /// 16 random bytes, drawn by the proposing node.
         secret: [u8; 16],
         /// How long the session lives without a sign of life, milliseconds.

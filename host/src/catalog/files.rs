@@ -1,0 +1,71 @@
+//! Module files on this node's disk, by digest: written aside, synced, renamed.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use sha2::Digest;
+use sha2::Sha256;
+
+use crate::disk::Disk;
+
+/// The directory of module files.
+#[derive(Clone)]
+pub struct ModuleFiles {
+    disk: Arc<dyn Disk>,
+    directory: PathBuf,
+}
+
+impl std::fmt::Debug for ModuleFiles {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "modules in {}", self.directory.display())
+    }
+}
+
+impl ModuleFiles {
+    /// Opens the directory and removes what a crash left unfinished.
+    pub fn open(disk: Arc<dyn Disk>, directory: PathBuf) -> io::Result<Self> {
+        disk.create_dir_all(&directory)?;
+        for name in disk.list(&directory)? {
+            if name.ends_with(".part") {
+                disk.remove(&directory.join(name))?;
+            }
+        }
+        Ok(Self { disk, directory })
+    }
+
+    fn path(&self, digest: &[u8; 32]) -> PathBuf {
+        self.directory.join(format!("{}.wasm", hex::encode(digest)))
+    }
+
+    /// The file's bytes, if it is here and whole. A damaged file counts as not here: peers have it.
+    pub fn read(&self, digest: &[u8; 32]) -> io::Result<Option<Vec<u8>>> {
+        let path = self.path(digest);
+        if !self.disk.exists(&path)? {
+            return Ok(None);
+        }
+        let file = self.disk.open(&path)?;
+        let length = usize::try_from(file.len()?).map_err(io::Error::other)?;
+        let mut bytes = vec![0; length];
+        file.read_exact_at(0, &mut bytes)?;
+        if <[u8; 32]>::from(Sha256::digest(&bytes)) != *digest {
+            tracing::error!(path = %path.display(), "this module file is damaged; it is fetched again from a peer");
+            return Ok(None);
+        }
+        Ok(Some(bytes))
+    }
+
+    /// Keeps the bytes, durably when this returns.
+    pub fn write(&self, digest: &[u8; 32], bytes: &[u8]) -> io::Result<()> {
+        let path = self.path(digest);
+        let part = path.with_extension("part");
+        if self.disk.exists(&part)? {
+            self.disk.remove(&part)?;
+        }
+        let file = self.disk.create(&part)?;
+        file.write_all_at(0, bytes)?;
+        file.sync_data()?;
+        self.disk.rename(&part, &path)?;
+        self.disk.sync_dir(&self.directory)
+    }
+}

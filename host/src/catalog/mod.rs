@@ -1,0 +1,286 @@
+//! The cluster's own state machine: which modules there are and which groups run them. Native, but a
+//! [`Model`] like any other, so that it is replicated, snapshotted and simulated by the same code.
+//!
+//! Invariants:
+//! - A group id is given once; an id below [`Catalog::next_group`] that names no group was removed for good.
+//! - A module that a group runs cannot be removed.
+//! - [`View`] shows each state the catalog went through no earlier than it was applied here.
+
+pub mod files;
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+
+use serde::Deserialize;
+use serde::Serialize;
+use tokio::sync::Notify;
+
+use crate::codec;
+use crate::group::model::FrozenModel;
+use crate::group::model::Model;
+use crate::group::model::ModelError;
+use crate::group::model::ModelFactory;
+use crate::module::Context;
+use crate::module::Effects;
+use crate::module::Fault;
+use crate::module::Limits;
+use crate::module::Outcome;
+use crate::service::ErrorCode;
+use crate::service::ServiceError;
+use crate::service::ServiceResult;
+use crate::types::GroupId;
+use crate::types::NodeId;
+
+/// A module.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModuleEntry {
+    /// SHA-256 of the file.
+    pub digest: [u8; 32],
+    /// The file's size, bytes.
+    pub size: u64,
+    /// When it was added, Unix milliseconds.
+    pub created_ms: u64,
+    /// Its optional exports.
+    pub exports: Vec<String>,
+}
+
+/// A group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupEntry {
+    /// Its id.
+    pub id: GroupId,
+    /// The module's name.
+    pub module: String,
+    /// The module's digest.
+    pub digest: [u8; 32],
+    /// The params of `init`, JSON.
+    pub params: Vec<u8>,
+    /// What its module may use.
+    pub limits: Limits,
+    /// Mixed into every entry's seed.
+    pub seed: u64,
+    /// When it was created, Unix milliseconds.
+    pub created_ms: u64,
+    /// Its first members: id to peer address.
+    pub members: BTreeMap<NodeId, String>,
+}
+
+/// A change of the catalog.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CatalogCommand {
+    /// Names a module whose bytes a majority holds.
+    AddModule {
+        /// Its name.
+        name: String,
+        /// SHA-256 of the file.
+        digest: [u8; 32],
+        /// The file's size, bytes.
+        size: u64,
+        /// Its optional exports.
+        exports: Vec<String>,
+    },
+    /// Forgets a module.
+    RemoveModule {
+        /// Its name.
+        name: String,
+    },
+    /// Creates a group.
+    CreateGroup {
+        /// Its name.
+        name: String,
+        /// The module's name.
+        module: String,
+        /// The digest the params were tried on.
+        digest: [u8; 32],
+        /// The params of `init`, JSON.
+        params: Vec<u8>,
+        /// What its module may use.
+        limits: Limits,
+        /// Its first members: id to peer address.
+        members: BTreeMap<NodeId, String>,
+    },
+    /// Removes a group and its state.
+    RemoveGroup {
+        /// Its name.
+        name: String,
+    },
+}
+
+/// The catalog's state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Catalog {
+    /// Modules by name.
+    pub modules: BTreeMap<String, ModuleEntry>,
+    /// Groups by name.
+    pub groups: BTreeMap<String, GroupEntry>,
+    /// The next group's id.
+    pub next_group: GroupId,
+}
+
+impl Default for Catalog {
+    fn default() -> Self {
+        Self { modules: BTreeMap::new(), groups: BTreeMap::new(), next_group: crate::types::CATALOG + 1 }
+    }
+}
+
+/// What the node sees of its replica of the catalog.
+#[derive(Debug, Default)]
+pub struct View {
+    state: Mutex<Arc<Catalog>>,
+    /// Told when it changed.
+    pub changed: Notify,
+}
+
+impl View {
+    /// The catalog as applied here.
+    pub fn get(&self) -> Arc<Catalog> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, catalog: Catalog) {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(catalog);
+        self.changed.notify_one();
+    }
+}
+
+/// Makes the catalog's model.
+pub struct CatalogFactory(pub Arc<View>);
+
+impl ModelFactory for CatalogFactory {
+    fn module(&self) -> [u8; 32] {
+        [0; 32]
+    }
+
+    fn create(&self) -> Result<(Box<dyn Model>, Effects), ModelError> {
+        Ok((Box::new(Live { catalog: Catalog::default(), view: self.0.clone() }), Effects::default()))
+    }
+
+    fn restore(&self, payload: &mut (dyn Read + Send)) -> Result<Box<dyn Model>, ModelError> {
+        let mut bytes = Vec::new();
+        payload.read_to_end(&mut bytes).map_err(|error| ModelError(error.to_string()))?;
+        let catalog: Catalog = codec::decode(&bytes).map_err(|error| ModelError(error.to_string()))?;
+        self.0.set(catalog.clone());
+        Ok(Box::new(Live { catalog, view: self.0.clone() }))
+    }
+}
+
+struct Live {
+    catalog: Catalog,
+    view: Arc<View>,
+}
+
+struct Frozen(Catalog);
+
+impl FrozenModel for Frozen {
+    fn write(self: Box<Self>, out: &mut (dyn Write + Send)) -> std::io::Result<()> {
+        out.write_all(&codec::encode(&self.0)?)
+    }
+}
+
+/// What a catalog command answers, as bytes of [`codec`].
+pub type CatalogAnswer = ServiceResult<GroupId>;
+
+impl Model for Live {
+    fn apply(&mut self, context: &Context, command: &[u8], effects: &mut Effects) -> Result<Outcome, Fault> {
+        effects.clear();
+        let answer: CatalogAnswer = match codec::decode(command) {
+            Ok(command) => self.catalog.apply(context, command),
+            Err(error) => Err(ServiceError::new(ErrorCode::BadRequest, format!("no catalog command: {error}"))),
+        };
+        if answer.is_ok() {
+            self.view.set(self.catalog.clone());
+        }
+        match codec::encode(&answer) {
+            Ok(bytes) => Ok(Outcome::Reply(bytes)),
+            Err(error) => Ok(Outcome::Rejected(error.to_string())),
+        }
+    }
+
+    fn timer(&mut self, _: &Context, _: u64, effects: &mut Effects) -> Result<Outcome, Fault> {
+        effects.clear();
+        Ok(Outcome::Reply(Vec::new()))
+    }
+
+    fn session_end(&mut self, _: &Context, effects: &mut Effects) -> Result<Outcome, Fault> {
+        effects.clear();
+        Ok(Outcome::Reply(Vec::new()))
+    }
+
+    fn query(&mut self, _: &Context, _: &[u8]) -> Result<Outcome, Fault> {
+        Ok(Outcome::Rejected("the catalog is read through the API".to_string()))
+    }
+
+    fn freeze(&mut self) -> Result<Box<dyn FrozenModel>, Fault> {
+        Ok(Box::new(Frozen(self.catalog.clone())))
+    }
+}
+
+impl Catalog {
+    /// The groups that run a module.
+    pub fn users(&self, module: &str) -> Vec<String> {
+        self.groups.iter().filter(|(_, group)| group.module == module).map(|(name, _)| name.clone()).collect()
+    }
+
+    fn apply(&mut self, context: &Context, command: CatalogCommand) -> CatalogAnswer {
+        match command {
+            CatalogCommand::AddModule { name, digest, size, exports } => {
+                if let Some(known) = self.modules.get(&name) {
+                    // The same file again is a retry, not a conflict.
+                    return if known.digest == digest { Ok(0) } else { Err(other_module(&name, known)) };
+                }
+                self.modules.insert(name, ModuleEntry { digest, size, created_ms: context.time_ms, exports });
+                Ok(0)
+            }
+            CatalogCommand::RemoveModule { name } => {
+                let users = self.users(&name);
+                if !users.is_empty() {
+                    let detail = format!("module {name} is run by {}", users.join(", "));
+                    return Err(ServiceError::new(ErrorCode::ModuleInUse, detail));
+                }
+                match self.modules.remove(&name) {
+                    Some(_) => Ok(0),
+                    None => Err(no_module(&name)),
+                }
+            }
+            CatalogCommand::CreateGroup { name, module, digest, params, limits, members } => {
+                let Some(entry) = self.modules.get(&module) else { return Err(no_module(&module)) };
+                if entry.digest != digest {
+                    return Err(other_module(&module, entry));
+                }
+                if let Some(known) = self.groups.get(&name) {
+                    let same = known.digest == digest && known.params == params;
+                    let detail = format!("group {name} exists, with module {} and its own params", known.module);
+                    return if same { Ok(known.id) } else { Err(ServiceError::new(ErrorCode::AlreadyExists, detail)) };
+                }
+                let id = self.next_group;
+                self.next_group += 1;
+                let (seed, created_ms) = (context.seed, context.time_ms);
+                self.groups.insert(name, GroupEntry { id, module, digest, params, limits, seed, created_ms, members });
+                Ok(id)
+            }
+            CatalogCommand::RemoveGroup { name } => match self.groups.remove(&name) {
+                Some(group) => Ok(group.id),
+                None => Err(no_group(&name)),
+            },
+        }
+    }
+}
+
+/// The error for a module that is not there.
+pub fn no_module(name: &str) -> ServiceError {
+    ServiceError::new(ErrorCode::ModuleNotFound, format!("no module {name:?}"))
+}
+
+/// The error for a group that is not there.
+pub fn no_group(name: &str) -> ServiceError {
+    ServiceError::new(ErrorCode::GroupNotFound, format!("no group {name:?}"))
+}
+
+fn other_module(name: &str, known: &ModuleEntry) -> ServiceError {
+    let detail = format!("module {name} exists, with digest {}", hex::encode(known.digest));
+    ServiceError::new(ErrorCode::AlreadyExists, detail)
+}

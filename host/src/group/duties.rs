@@ -1,0 +1,210 @@
+//! What a group does by itself as time passes: the leader ends silent sessions and fires timers, every node
+//! reports touches and takes snapshots. Everything that changes state goes through the log.
+
+use std::collections::BTreeMap;
+use std::sync::Weak;
+use std::time::Duration;
+
+use openraft::Instant;
+use openraft::async_runtime::AsyncRuntime;
+
+use super::*;
+
+/// The longest the duties sleep; the snapshot policy is looked at this often.
+const IDLE: Duration = Duration::from_millis(500);
+/// The shortest, so that a crowd of deadlines costs one round.
+const BUSY: Duration = Duration::from_millis(20);
+/// Timers and sessions settled in one round.
+const ROUND_MAX: usize = 1024;
+
+struct Duties<P: Platform> {
+    /// The term in which this node began to lead and count; 0 when it does not lead.
+    counting_term: u64,
+    /// When each session was last heard of, as this leader counts.
+    heard: BTreeMap<u64, InstantOf<P>>,
+    /// When to take the next snapshot by time.
+    snapshot_due: InstantOf<P>,
+    /// The applied index the last snapshot was asked for at.
+    snapshot_asked: u64,
+    /// Sessions and timers already proposed to end or fire, until they are gone.
+    pending_timers: BTreeMap<(u64, u64), InstantOf<P>>,
+}
+
+/// Runs until the group is gone or stopped.
+pub async fn run<P: Platform, T: Transport>(group: Weak<Group<P, T>>) {
+    let mut duties: Option<Duties<P>> = None;
+    loop {
+        let (sleep, shared) = {
+            let Some(group) = group.upgrade() else { return };
+            if group.is_stopped() {
+                return;
+            }
+            let duties = duties.get_or_insert_with(|| Duties {
+                counting_term: 0,
+                heard: BTreeMap::new(),
+                snapshot_due: InstantOf::<P>::now() + snapshot_interval(&group),
+                snapshot_asked: 0,
+                pending_timers: BTreeMap::new(),
+            });
+            duties.snapshots(&group).await;
+            duties.touches(&group);
+            (duties.lead(&group).await, group.shared.clone())
+        };
+        RtOf::<P>::sleep(BUSY).await;
+        RtOf::<P>::select2(RtOf::<P>::sleep(sleep.saturating_sub(BUSY)), shared.wake.notified()).await;
+    }
+}
+
+fn snapshot_interval<P: Platform, T: Transport>(group: &Group<P, T>) -> Duration {
+    let base = group.timing.snapshot_interval_ms;
+    if base == 0 {
+        return Duration::from_secs(u64::from(u32::MAX));
+    }
+    let jitter = crate::platform::random_u64(&group.platform) % (base / 4).max(1);
+    Duration::from_millis(base.saturating_add(jitter))
+}
+
+impl<P: Platform> Duties<P> {
+    async fn snapshots<T: Transport>(&mut self, group: &Group<P, T>) {
+        let (applied, bytes) = group.shared.growth();
+        let covered = group.shared.snapshot_index().max(self.snapshot_asked);
+        let now = InstantOf::<P>::now();
+        let by_time = now >= self.snapshot_due && applied > covered;
+        let by_size = applied.saturating_sub(covered) >= group.timing.snapshot_entries
+            || (bytes >= group.timing.snapshot_bytes && applied > covered);
+        if by_time || by_size {
+            self.snapshot_asked = applied;
+            if let Err(error) = group.raft.trigger().snapshot().await {
+                tracing::warn!(group = group.id, %error, "no snapshot is taken");
+            }
+        }
+        if now >= self.snapshot_due || by_size {
+            self.snapshot_due = now + snapshot_interval(group);
+        }
+    }
+
+    /// Tells the leader of the touches that reached this node.
+    fn touches<T: Transport>(&mut self, group: &Arc<Group<P, T>>) {
+        let Some(leader) = group.leader().filter(|leader| *leader != group.node) else { return };
+        let mut sessions = std::mem::take(&mut *group.touched.lock().unwrap_or_else(PoisonError::into_inner));
+        // The leader hears of applied commands by itself.
+        drop(group.shared.take_heard());
+        if sessions.is_empty() {
+            return;
+        }
+        sessions.sort_unstable();
+        sessions.dedup();
+        let request = PeerRequest::Touch(group.id, sessions.clone());
+        let sent = call::<RtOf<P>, T>(&group.transport, leader, Lane::Consensus, &request);
+        let group = group.clone();
+        drop(P::Runtime::spawn(async move {
+            if sent.await.is_err() {
+                // For the next leader, or the next try.
+                group.hear(sessions);
+            }
+        }));
+    }
+
+    /// The leader's part; how long to sleep until the next.
+    async fn lead<T: Transport>(&mut self, group: &Arc<Group<P, T>>) -> Duration {
+        let standing_term = group.raft.metrics().borrow_watched().current_term;
+        if !group.leads() {
+            self.counting_term = 0;
+            self.heard.clear();
+            self.pending_timers.clear();
+            return self.until_touches(group);
+        }
+        let now = InstantOf::<P>::now();
+        if self.counting_term != standing_term {
+            // A new leader knows nothing of what its predecessor heard.
+            self.counting_term = standing_term;
+            self.heard.clear();
+            self.pending_timers.clear();
+        }
+        let mut touched = std::mem::take(&mut *group.touched.lock().unwrap_or_else(PoisonError::into_inner));
+        touched.append(&mut group.shared.take_heard());
+        for id in touched {
+            self.heard.insert(id, now);
+        }
+        let shared = group.shared.clone();
+        let tables = group.platform.run_guest(move || {
+            let core = shared.core();
+            let sessions: Vec<(u64, u64)> = core.host.sessions.iter().map(|(id, session)| (*id, session.timeout_ms)).collect();
+            let mut timers: Vec<(u64, u64)> = core.host.timers.iter().map(|(id, at_ms)| (*id, *at_ms)).collect();
+            timers.sort_unstable_by_key(|(id, at_ms)| (*at_ms, *id));
+            timers.truncate(ROUND_MAX);
+            (sessions, timers)
+        });
+        let Some((sessions, timers)) = tables.await else { return IDLE };
+        let mut next = IDLE;
+        let mut kinds = Vec::new();
+        self.silent_sessions(now, &sessions, &mut next, &mut kinds);
+        self.due_timers(group, now, &timers, &mut next, &mut kinds);
+        let timeout = Duration::from_millis(group.timing.election_timeout_ms.saturating_mul(4));
+        for kind in kinds {
+            let group = group.clone();
+            // Not waited for: its outcome shows in the tables at the next round.
+            drop(P::Runtime::spawn(async move {
+                if group.leads() {
+                    let _shows_in_the_tables = group.propose(kind, timeout).await;
+                }
+            }));
+        }
+        next
+    }
+
+    fn until_touches<T: Transport>(&self, group: &Group<P, T>) -> Duration {
+        let waiting = !group.touched.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+        if waiting { Duration::from_millis(100) } else { IDLE }
+    }
+
+    fn silent_sessions(
+        &mut self,
+        now: InstantOf<P>,
+        sessions: &[(u64, u64)],
+        next: &mut Duration,
+        kinds: &mut Vec<EntryKind>,
+    ) {
+        let known: std::collections::BTreeSet<u64> = sessions.iter().map(|(id, _)| *id).collect();
+        self.heard.retain(|id, _| known.contains(id));
+        for (id, timeout_ms) in sessions {
+            let timeout = Duration::from_millis(*timeout_ms);
+            let heard = *self.heard.entry(*id).or_insert(now);
+            let silent = now - heard;
+            if silent < timeout {
+                *next = (*next).min(timeout - silent);
+            } else if kinds.len() < ROUND_MAX {
+                kinds.push(EntryKind::CloseSession { id: *id, secret: None });
+                // Asked once; if the entry is lost, again after another timeout.
+                self.heard.insert(*id, now);
+            }
+        }
+    }
+
+    fn due_timers<T: Transport>(
+        &mut self,
+        group: &Group<P, T>,
+        now: InstantOf<P>,
+        timers: &[(u64, u64)],
+        next: &mut Duration,
+        kinds: &mut Vec<EntryKind>,
+    ) {
+        let wall_ms = group.platform.wall_ms();
+        let retry = Duration::from_millis(group.timing.election_timeout_ms.saturating_mul(4));
+        self.pending_timers.retain(|timer, asked| timers.contains(timer) && now - *asked < retry);
+        let mut due = Vec::new();
+        for (id, at_ms) in timers {
+            if *at_ms > wall_ms {
+                *next = (*next).min(Duration::from_millis(at_ms - wall_ms));
+                break;
+            }
+            if !self.pending_timers.contains_key(&(*id, *at_ms)) {
+                self.pending_timers.insert((*id, *at_ms), now);
+                due.push((*id, *at_ms));
+            }
+        }
+        if !due.is_empty() {
+            kinds.push(EntryKind::Timers { due });
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! The events a group emitted lately, and who listens. Kept on every node as it applies; not replicated
+//! state, so a restart begins anew with what it replays.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
+use futures_util::stream::StreamExt;
+use tokio::sync::oneshot;
+
+use crate::service::Event;
+use crate::service::EventItem;
+
+/// Bytes of events kept a group, besides the bound on their number.
+const KEPT_BYTES_MAX: usize = 64 << 20;
+
+#[derive(Debug, Default)]
+struct Inner {
+    ring: VecDeque<Event>,
+    bytes: usize,
+    /// Events of entries before this index are not all here.
+    complete_from: u64,
+    /// The next entry to be applied.
+    next: u64,
+    waiting: Vec<oneshot::Sender<()>>,
+    closed: bool,
+}
+
+/// One group's events on this node.
+#[derive(Debug)]
+pub struct Events {
+    inner: Mutex<Inner>,
+    keep: usize,
+}
+
+impl Events {
+    /// Keeps the last `keep` events.
+    pub fn new(keep: usize) -> Self {
+        Self { inner: Mutex::default(), keep: keep.max(1) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // No code that can panic runs under this lock.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The state now stands before entry `next` without the entries before it having been applied here: after
+    /// a start or an installed snapshot.
+    pub fn jump(&self, next: u64) {
+        let mut inner = self.lock();
+        inner.ring.clear();
+        inner.bytes = 0;
+        inner.complete_from = next;
+        inner.next = next;
+        inner.waiting.clear();
+    }
+
+    /// Entry `index` was applied and emitted `events`.
+    pub fn push(&self, index: u64, events: Vec<Vec<u8>>) {
+        let mut inner = self.lock();
+        inner.next = index.saturating_add(1);
+        if events.is_empty() {
+            return;
+        }
+        for (number, data) in events.into_iter().enumerate() {
+            inner.bytes += data.len();
+            inner.ring.push_back(Event { index, number: u32::try_from(number).unwrap_or(u32::MAX), data: data.into() });
+        }
+        while inner.ring.len() > self.keep || inner.bytes > KEPT_BYTES_MAX {
+            let Some(old) = inner.ring.pop_front() else { break };
+            inner.bytes = inner.bytes.saturating_sub(old.data.len());
+            inner.complete_from = old.index.saturating_add(1);
+        }
+        // Dropping the senders wakes the subscribers.
+        inner.waiting.clear();
+    }
+
+    /// Ends all subscriptions.
+    pub fn close(&self) {
+        let mut inner = self.lock();
+        inner.closed = true;
+        inner.waiting.clear();
+    }
+
+    /// The events from entry `from` on; from the next one when `None`.
+    pub fn subscribe(self: &Arc<Self>, from: Option<u64>) -> BoxStream<'static, EventItem> {
+        let start = from.unwrap_or_else(|| self.lock().next);
+        let cursor = Cursor { events: self.clone(), index: start, number: 0 };
+        futures_util::stream::unfold(cursor, |mut cursor| async move {
+            loop {
+                match cursor.step() {
+                    Step::Item(item) => return Some((item, cursor)),
+                    Step::Wait(wait) => {
+                        let _woken_by_drop = wait.await;
+                    }
+                    Step::End => return None,
+                }
+            }
+        })
+        .boxed()
+    }
+}
+
+struct Cursor {
+    events: Arc<Events>,
+    index: u64,
+    number: u32,
+}
+
+enum Step {
+    Item(EventItem),
+    Wait(oneshot::Receiver<()>),
+    End,
+}
+
+impl Cursor {
+    fn step(&mut self) -> Step {
+        let mut inner = self.events.lock();
+        if inner.closed {
+            return Step::End;
+        }
+        if self.index < inner.complete_from {
+            let from = self.index;
+            self.index = inner.complete_from;
+            self.number = 0;
+            return Step::Item(EventItem::Gap { from, next: self.index });
+        }
+        let at = inner.ring.partition_point(|event| (event.index, event.number) < (self.index, self.number));
+        if let Some(event) = inner.ring.get(at) {
+            let event: Event = Event { data: Bytes::clone(&event.data), ..*event };
+            self.index = event.index;
+            self.number = event.number.saturating_add(1);
+            return Step::Item(EventItem::Event(event));
+        }
+        let (sender, receiver) = oneshot::channel();
+        inner.waiting.retain(|waiting| !waiting.is_closed());
+        inner.waiting.push(sender);
+        Step::Wait(receiver)
+    }
+}

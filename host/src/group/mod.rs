@@ -1,0 +1,609 @@
+//! One replicated group on this node: consensus, apply, read, sessions, timers, snapshot policy.
+//!
+//! Invariants:
+//! - A client's command is answered by this node's own apply of its entry, whoever led when it was proposed.
+//! - A command is proposed again only when the first attempt cannot have reached a log, or when its session
+//!   and sequence number make a second entry harmless.
+//! - Only the leader counts sessions' silence, and a new leader gives every session its full timeout again.
+
+mod barrier;
+mod duties;
+pub mod events;
+pub mod model;
+mod propose;
+mod replica;
+pub mod state;
+mod waiters;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use bytes::Bytes;
+use openraft::Instant;
+use openraft::ReadPolicy;
+use openraft::ServerState;
+use openraft::async_runtime::AsyncRuntime;
+use openraft::async_runtime::watch::WatchReceiver;
+use tokio::sync::mpsc;
+
+use self::barrier::Entered;
+use self::barrier::ReadBarrier;
+use self::model::ModelFactory;
+use self::replica::Shared;
+use self::replica::StateMachine;
+use self::state::Answer;
+use self::waiters::Delivered;
+use crate::disk::Disk;
+use crate::log::GroupLog;
+use crate::peer::CallError;
+use crate::peer::Lane;
+use crate::peer::Transport;
+use crate::peer::message::PeerRequest;
+use crate::peer::message::PeerResponse;
+use crate::peer::raft::GroupNetwork;
+use crate::peer::raft::call;
+use crate::platform::Platform;
+use crate::service::Consistency;
+use crate::service::ErrorCode;
+use crate::service::MemberView;
+use crate::service::ServiceError;
+use crate::service::ServiceResult;
+use crate::snapshot::Receiver;
+use crate::snapshot::SnapshotStore;
+use crate::types::EntryKind;
+use crate::types::GroupId;
+use crate::types::NodeId;
+use crate::types::Origin;
+use crate::types::Proposal;
+use crate::types::Types;
+use crate::types::Vote;
+
+/// The clocks and thresholds of a group (DESIGN section 5, step 4).
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// A leader's sign of life, every so often.
+    pub heartbeat_ms: u64,
+    /// *election*: a follower that hears no leader for a time drawn between this and twice this stands
+    /// for election. *vote* (a candidacy without a majority) and *step-down* (a leader without its quorum)
+    /// follow from it.
+    pub election_timeout_ms: u64,
+    /// *snapshot*: by entries since the last one,
+    pub snapshot_entries: u64,
+    /// by bytes of commands since the last one,
+    pub snapshot_bytes: u64,
+    /// or by time, jittered by a quarter so that replicas do not write together; 0 turns it off.
+    pub snapshot_interval_ms: u64,
+    /// Entries that stay in the log behind a snapshot, so that a follower that is a little behind needs none.
+    pub log_entries_kept: u64,
+}
+
+/// What a group needs to run.
+pub struct GroupOptions<P: Platform, T: Transport> {
+    /// Its id.
+    pub id: GroupId,
+    /// Its name, for messages.
+    pub name: String,
+    /// This node.
+    pub node: NodeId,
+    /// This life of this node.
+    pub incarnation: u64,
+    /// Mixed into every entry's seed; the same on all replicas.
+    pub seed: u64,
+    /// The members to begin with: id to peer address.
+    pub members: BTreeMap<NodeId, String>,
+    /// Makes the state.
+    pub factory: Arc<dyn ModelFactory>,
+    /// Its part of the node's log.
+    pub log: GroupLog<P::Runtime>,
+    /// Where snapshots lie.
+    pub disk: Arc<dyn Disk>,
+    /// The directory for them.
+    pub directory: PathBuf,
+    /// Snapshots kept.
+    pub snapshots_kept: usize,
+    /// Events kept for subscribers.
+    pub events_kept: usize,
+    /// Clocks and thresholds.
+    pub timing: Timing,
+    /// The machine underneath.
+    pub platform: P,
+    /// The way to other nodes.
+    pub transport: T,
+}
+
+type Raft<P> = openraft::Raft<Types<<P as Platform>::Runtime>, StateMachine<P>>;
+type RtOf<P> = <P as Platform>::Runtime;
+type InstantOf<P> = <RtOf<P> as AsyncRuntime>::Instant;
+
+/// A running group.
+pub struct Group<P: Platform, T: Transport> {
+    id: GroupId,
+    name: String,
+    node: NodeId,
+    incarnation: u64,
+    raft: Raft<P>,
+    shared: Arc<Shared>,
+    platform: P,
+    transport: T,
+    timing: Timing,
+    proposals: mpsc::Sender<Proposal>,
+    linearizable: ReadBarrier,
+    lease: ReadBarrier,
+    receiver: Mutex<Receiver>,
+    store: SnapshotStore,
+    /// Touched sessions this node has yet to tell the leader of.
+    touched: Mutex<Vec<u64>>,
+    stopped: Mutex<bool>,
+}
+
+/// Proposals a node may have under way in one group.
+const PROPOSALS_MAX: usize = 16 << 10;
+
+/// How a group stands, for views and readiness.
+#[derive(Clone, Debug)]
+pub struct Standing {
+    /// Current term.
+    pub term: u64,
+    /// The leader this node knows.
+    pub leader: Option<NodeId>,
+    /// `leader`, `follower`, `candidate`, `learner`, `stopped: why`.
+    pub state: String,
+    /// Commit index.
+    pub commit: u64,
+    /// Applied index.
+    pub applied: u64,
+    /// Last index in the log.
+    pub last: u64,
+    /// Purged up to here.
+    pub purged: u64,
+    /// Covered by the newest snapshot.
+    pub snapshot: u64,
+    /// The replicas.
+    pub members: Vec<MemberView>,
+}
+
+impl<P: Platform, T: Transport> Group<P, T> {
+    /// Opens the group: newest snapshot that verifies, log behind it, module, membership; then starts
+    /// consensus as a follower. A group whose only voter is this node elects itself at once.
+    pub async fn open(options: GroupOptions<P, T>) -> io::Result<Arc<Self>> {
+        let (id, node, timing, platform) = (options.id, options.node, options.timing, options.platform.clone());
+        let store = SnapshotStore::open(options.disk.clone(), options.directory.clone(), options.snapshots_kept)?;
+        let factory = options.factory.clone();
+        let opened = {
+            let (store, factory) = (store.clone(), factory.clone());
+            let (incarnation, seed, events_kept) = (options.incarnation, options.seed, options.events_kept);
+            options.platform.run_guest(move || -> io::Result<Shared> {
+                let (newest, refused) = store.newest()?;
+                for error in refused {
+                    tracing::error!(group = id, %error, "this snapshot is not used; an older one is");
+                }
+                Shared::open(id, node, incarnation, seed, events_kept, &*factory, newest)
+            })
+        };
+        let shared = Arc::new(opened.await.ok_or_else(|| io::Error::other("opening the group's state failed"))??);
+        check_joins(&options, &shared).await?;
+
+        let config = openraft::Config {
+            cluster_name: options.name.clone(),
+            heartbeat_interval: timing.heartbeat_ms,
+            election_timeout_min: timing.election_timeout_ms,
+            election_timeout_max: timing.election_timeout_ms.saturating_mul(2),
+            enable_pre_vote: Some(true),
+            // Check quorum: a leader that lost its majority stops its heartbeats so that others may elect.
+            quorum_loss_probe_interval: Some(timing.election_timeout_ms.saturating_mul(8)),
+            // Followers are sent entries as soon as they are in memory here, beside this node's own sync.
+            broadcast_submitted_on_append: Some(true),
+            max_payload_entries: 1024,
+            snapshot_policy: openraft::SnapshotPolicy::Never,
+            max_in_snapshot_log_to_keep: timing.log_entries_kept,
+            purge_batch_size: 256,
+            replication_lag_threshold: timing.log_entries_kept.saturating_mul(2).max(4096),
+            install_snapshot_timeout: 600_000,
+            backoff: "50ms 100ms 200ms ..1s".to_string(),
+            ..openraft::Config::default()
+        };
+        let config = Arc::new(config.validate().map_err(io::Error::other)?);
+        let machine = StateMachine::new(shared.clone(), factory, store.clone(), platform.clone());
+        let network = GroupNetwork::<P::Runtime, T>::new(id, options.transport.clone());
+        let raft = Raft::<P>::new(node, config, network, options.log, machine).await.map_err(io::Error::other)?;
+        let (proposals, queue) = mpsc::channel(PROPOSALS_MAX);
+        let group = Arc::new(Self {
+            id,
+            name: options.name,
+            node,
+            incarnation: options.incarnation,
+            raft,
+            shared,
+            platform,
+            transport: options.transport,
+            timing,
+            proposals,
+            linearizable: ReadBarrier::default(),
+            lease: ReadBarrier::default(),
+            receiver: Mutex::new(Receiver::new(store.clone())),
+            store,
+            touched: Mutex::default(),
+            stopped: Mutex::new(false),
+        });
+        group.start_membership(options.members).await?;
+        drop(P::Runtime::spawn(propose::run(Arc::downgrade(&group), queue)));
+        drop(P::Runtime::spawn(duties::run(Arc::downgrade(&group))));
+        Ok(group)
+    }
+
+    /// The initial membership, only when log and snapshot have none; and a sole voter's immediate election.
+    async fn start_membership(&self, members: BTreeMap<NodeId, String>) -> io::Result<()> {
+        if !self.raft.is_initialized().await.map_err(io::Error::other)? {
+            let members: BTreeMap<NodeId, openraft::BasicNode> =
+                members.into_iter().map(|(id, address)| (id, openraft::BasicNode { addr: address })).collect();
+            // Every member does this with the same list; whoever is late finds it done by replication.
+            if let Err(error) = self.raft.initialize(members).await {
+                tracing::info!(group = self.id, %error, "the group has its members already");
+            }
+            return Ok(());
+        }
+        let voters: Vec<NodeId> = self.raft.voter_ids().collect();
+        if voters == [self.node] {
+            self.raft.trigger().elect(false).await.map_err(io::Error::other)?;
+        }
+        Ok(())
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its id.
+    pub fn id(&self) -> GroupId {
+        self.id
+    }
+
+    /// The applied index.
+    pub fn applied(&self) -> u64 {
+        self.shared.applied()
+    }
+
+    /// The leader this node knows.
+    pub fn leader(&self) -> Option<NodeId> {
+        self.raft.metrics().borrow_watched().current_leader
+    }
+
+    /// Whether this node leads.
+    pub fn leads(&self) -> bool {
+        self.leader() == Some(self.node)
+    }
+
+    /// How the group stands.
+    pub fn standing(&self) -> Standing {
+        let receiver = self.raft.metrics();
+        let metrics = receiver.borrow_watched();
+        let state = match (&metrics.running_state, metrics.state) {
+            (Err(fatal), _) => format!("stopped: {fatal}"),
+            (Ok(()), ServerState::Leader) => "leader".to_string(),
+            (Ok(()), ServerState::Follower) => "follower".to_string(),
+            (Ok(()), ServerState::Candidate) => "candidate".to_string(),
+            (Ok(()), ServerState::Learner) => "learner".to_string(),
+            (Ok(()), ServerState::Shutdown) => "stopped: shut down".to_string(),
+        };
+        let index = |log_id: &Option<crate::types::LogId>| log_id.as_ref().map_or(0, |log_id| log_id.index);
+        let membership = metrics.membership_config.membership();
+        let voters: Vec<NodeId> = membership.voter_ids().collect();
+        let members = membership.nodes().map(|(id, node)| MemberView {
+            id: *id,
+            address: node.addr.clone(),
+            role: if voters.contains(id) { "voter" } else { "learner" }.to_string(),
+            matched: metrics.replication.as_ref().and_then(|all| all.get(id)).map(index),
+        });
+        Standing {
+            term: metrics.current_term,
+            leader: metrics.current_leader,
+            state,
+            commit: index(&metrics.local_committed),
+            applied: self.shared.applied(),
+            last: metrics.last_log_index.unwrap_or(0),
+            purged: index(&metrics.purged),
+            snapshot: self.shared.snapshot_index(),
+            members: members.collect(),
+        }
+    }
+
+    /// Open sessions and armed timers, as applied here.
+    pub async fn tables(&self) -> (u64, u64) {
+        let shared = self.shared.clone();
+        let counts = self.platform.run_guest(move || {
+            let core = shared.core();
+            (core.host.sessions.len() as u64, core.host.timers.len() as u64)
+        });
+        counts.await.unwrap_or_default()
+    }
+
+    /// The group's events on this node.
+    pub fn events(&self) -> &Arc<events::Events> {
+        &self.shared.events
+    }
+
+    /// SHA-256 over the state at the applied index.
+    pub async fn digest(&self) -> ServiceResult<(u64, [u8; 32])> {
+        let shared = self.shared.clone();
+        match self.platform.run_guest(move || shared.digest()).await {
+            Some(Ok(found)) => Ok(found),
+            Some(Err(error)) => Err(self.error(ErrorCode::GroupStopped, format!("no digest: {error}"))),
+            None => Err(self.error(ErrorCode::Internal, "a guest job failed")),
+        }
+    }
+
+    /// Writes a snapshot now; the index it covers.
+    pub async fn snapshot(&self) -> ServiceResult<u64> {
+        let wanted = self.shared.applied();
+        if self.shared.snapshot_index() >= wanted && wanted > 0 {
+            return Ok(self.shared.snapshot_index());
+        }
+        let internal = |error: &dyn std::fmt::Display| self.error(ErrorCode::GroupStopped, error.to_string());
+        self.raft.trigger().snapshot().await.map_err(|error| internal(&error))?;
+        let waiting = self.raft.wait(Some(Duration::from_secs(600)));
+        let waited = waiting.metrics(
+            |metrics| metrics.snapshot.is_some_and(|log_id| log_id.index >= wanted) || metrics.running_state.is_err(),
+            "snapshot",
+        );
+        waited.await.map_err(|error| internal(&error))?;
+        Ok(self.shared.snapshot_index())
+    }
+
+    fn error(&self, code: ErrorCode, detail: impl std::fmt::Display) -> ServiceError {
+        ServiceError::new(code, format!("group {}: {detail}", self.name))
+    }
+
+    /// Answers a query.
+    pub async fn query(
+        self: &Arc<Self>,
+        consistency: Consistency,
+        query: Bytes,
+        session: u64,
+        timeout: Duration,
+    ) -> (u64, Answer) {
+        let read = async {
+            match consistency {
+                Consistency::Local => {}
+                Consistency::Lease => self.wait_read_index(true).await?,
+                Consistency::Linearizable => self.wait_read_index(false).await?,
+            }
+            Ok(self.shared.query(&self.platform, session, query).await)
+        };
+        match RtOf::<P>::timeout(timeout, read).await {
+            Ok(Ok(answered)) => answered,
+            Ok(Err(error)) => (0, Err(error)),
+            Err(_) => {
+                let detail = format!("the query was not answered within {} ms", timeout.as_millis());
+                (0, Err(self.error(ErrorCode::Timeout, detail)))
+            }
+        }
+    }
+
+    /// Waits until this node has applied all that was acknowledged when this was called.
+    pub async fn wait_read_index(self: &Arc<Self>, lease: bool) -> ServiceResult<()> {
+        let index = self.read_index(lease).await?;
+        let gone = |_| self.error(ErrorCode::Unavailable, "it is being closed on this node");
+        self.shared.wait_applied(index).await.map_err(gone)
+    }
+
+    /// The index a read must wait for, from a round shared with other reads.
+    async fn read_index(self: &Arc<Self>, lease: bool) -> ServiceResult<u64> {
+        let barrier = if lease { &self.lease } else { &self.linearizable };
+        let receiver = match barrier.enter() {
+            Entered::Wait(receiver) => receiver,
+            Entered::Drive(receiver) => {
+                let group = self.clone();
+                drop(P::Runtime::spawn(async move {
+                    let barrier = if lease { &group.lease } else { &group.linearizable };
+                    let driven = group.clone();
+                    barrier.drive(move || { let group = driven.clone(); Box::pin(async move { group.read_round(lease).await }) }).await;
+                }));
+                receiver
+            }
+        };
+        receiver.await.unwrap_or_else(|_| Err(self.error(ErrorCode::Unavailable, "it is being closed on this node")))
+    }
+
+    /// One round: here when this node leads, else at the leader.
+    async fn read_round(&self, lease: bool) -> ServiceResult<u64> {
+        let start = InstantOf::<P>::now();
+        // Long enough for an election; whoever waits has a deadline of his own.
+        let patience = Duration::from_millis(self.timing.election_timeout_ms.saturating_mul(6));
+        let mut pause_ms = 5;
+        loop {
+            let failed = match self.leader() {
+                None => "no leader is known".to_string(),
+                Some(leader) if leader == self.node => match self.read_index_here(lease).await {
+                    Ok(index) => return Ok(index),
+                    Err(error) => error,
+                },
+                Some(leader) => {
+                    let request = PeerRequest::ReadIndex { group: self.id, lease };
+                    let limit = Duration::from_millis(self.timing.election_timeout_ms.saturating_mul(2));
+                    match RtOf::<P>::timeout(limit, call::<RtOf<P>, T>(&self.transport, leader, Lane::Consensus, &request)).await {
+                        Ok(Ok(PeerResponse::ReadIndex(index))) => return Ok(index),
+                        Ok(Ok(PeerResponse::NotLeader(_))) => format!("node {leader} does not lead any more"),
+                        Ok(Ok(other)) => format!("node {leader} answered {other:?}"),
+                        Ok(Err(error)) => error.to_string(),
+                        Err(_) => format!("node {leader} did not answer"),
+                    }
+                }
+            };
+            if InstantOf::<P>::now() - start > patience || self.is_stopped() {
+                return Err(self.error(ErrorCode::NoLeader, failed));
+            }
+            RtOf::<P>::sleep(Duration::from_millis(pause_ms)).await;
+            pause_ms = (pause_ms * 2).min(100);
+        }
+    }
+
+    /// The read index, if this node leads.
+    pub async fn read_index_here(&self, lease: bool) -> Result<u64, String> {
+        let policy = if lease { ReadPolicy::LeaseRead } else { ReadPolicy::ReadIndex };
+        match self.raft.get_read_log_id(policy).await {
+            Ok((read, _)) => Ok(read.log_id().index),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// The read index for another node's round, by this node's own shared rounds.
+    pub async fn read_index_for_peer(self: &Arc<Self>, lease: bool) -> PeerResponse<RtOf<P>> {
+        if !self.leads() {
+            return PeerResponse::NotLeader(self.leader());
+        }
+        match self.read_index_here(lease).await {
+            Ok(index) => PeerResponse::ReadIndex(index),
+            Err(_) => PeerResponse::NotLeader(self.leader().filter(|leader| *leader != self.node)),
+        }
+    }
+
+    /// A session's sign of life; the leader hears of it with others, soon.
+    pub async fn touch(&self, id: u64, secret: [u8; 16]) -> ServiceResult<()> {
+        let shared = self.shared.clone();
+        let found = self.platform.run_guest(move || shared.core().host.sessions.get(&id).map(|session| session.secret));
+        match found.await.flatten() {
+            None => Err(self.error(ErrorCode::SessionNotFound, format!("no session {id}"))),
+            Some(known) if known != secret => {
+                Err(self.error(ErrorCode::WrongSecret, format!("the secret of session {id} is another")))
+            }
+            Some(_) => {
+                self.hear(vec![id]);
+                Ok(())
+            }
+        }
+    }
+
+    /// Signs of life, from clients here or told by another node.
+    pub fn hear(&self, mut sessions: Vec<u64>) {
+        self.touched.lock().unwrap_or_else(PoisonError::into_inner).append(&mut sessions);
+    }
+
+    /// openraft's handle.
+    pub fn raft(&self) -> &Raft<P> {
+        &self.raft
+    }
+
+    fn is_stopped(&self) -> bool {
+        *self.stopped.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Stops the group on this node; its files stay.
+    pub async fn shutdown(&self) {
+        *self.stopped.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.shared.wake.notify_one();
+        self.shared.events.close();
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::warn!(group = self.id, %error, "the group did not stop in order");
+        }
+    }
+
+    /// Removes the snapshots of a stopped group.
+    pub fn destroy(&self) -> io::Result<()> {
+        Ok(self.store.destroy()?)
+    }
+
+    /// Hands leadership over to the member that is furthest ahead, if this node leads and there is one.
+    pub async fn hand_over(&self) {
+        if !self.leads() {
+            return;
+        }
+        let standing = self.standing();
+        let others = standing.members.iter().filter(|member| member.id != self.node && member.role == "voter");
+        let Some(best) = others.max_by_key(|member| member.matched.unwrap_or(0)).map(|member| member.id) else {
+            return;
+        };
+        if self.raft.trigger().transfer_leader(best).await.is_err() {
+            return;
+        }
+        let limit = Duration::from_millis(self.timing.election_timeout_ms);
+        let waiting = self.raft.wait(Some(limit));
+        let moved = waiting.metrics(|metrics| metrics.current_leader != Some(metrics.id), "hand over");
+        if moved.await.is_err() {
+            tracing::warn!(group = self.id, to = best, "leadership was not taken over in time");
+        }
+    }
+
+    /// Runs one Raft request of another node.
+    pub async fn handle(self: &Arc<Self>, request: PeerRequest<RtOf<P>>) -> Result<PeerResponse<RtOf<P>>, String> {
+        let text = |error: &dyn std::fmt::Display| format!("group {}: {error}", self.name);
+        match request {
+            PeerRequest::Append(_, rpc) => {
+                self.raft.append_entries(rpc).await.map(PeerResponse::Append).map_err(|error| text(&error))
+            }
+            PeerRequest::Vote(_, rpc) => self.raft.vote(rpc).await.map(PeerResponse::Vote).map_err(|error| text(&error)),
+            PeerRequest::PreVote(_, rpc) => {
+                self.raft.pre_vote(rpc).await.map(PeerResponse::Vote).map_err(|error| text(&error))
+            }
+            PeerRequest::TransferLeader(_, request) => {
+                let answer = self.raft.handle_transfer_leader(request).await;
+                answer.map(PeerResponse::TransferLeader).map_err(|error| text(&error))
+            }
+            PeerRequest::Propose(_, proposals) => Ok(self.propose_for_peer(proposals).await),
+            PeerRequest::ReadIndex { lease, .. } => Ok(self.read_index_for_peer(lease).await),
+            PeerRequest::Touch(_, sessions) => {
+                self.hear(sessions);
+                Ok(PeerResponse::Done)
+            }
+            PeerRequest::SnapshotBegin(offer) => self.receive(|receiver| receiver.begin(offer.digest, offer.size)),
+            PeerRequest::SnapshotChunk { digest, offset, data, .. } => {
+                self.receive(|receiver| receiver.part(digest, offset, &data))
+            }
+            PeerRequest::SnapshotEnd { digest, vote, .. } => self.install(digest, vote).await,
+            other => Err(format!("{other:?} is not for a group")),
+        }
+    }
+
+    fn receive(
+        &self,
+        step: impl FnOnce(&mut Receiver) -> Result<u64, crate::snapshot::SnapshotError>,
+    ) -> Result<PeerResponse<RtOf<P>>, String> {
+        let mut receiver = self.receiver.lock().unwrap_or_else(PoisonError::into_inner);
+        step(&mut receiver).map(PeerResponse::SnapshotOffset).map_err(|error| error.to_string())
+    }
+
+    async fn install(&self, digest: [u8; 32], vote: Vote) -> Result<PeerResponse<RtOf<P>>, String> {
+        let ended = {
+            let mut receiver = self.receiver.lock().unwrap_or_else(PoisonError::into_inner);
+            receiver.end(digest)
+        };
+        let (head, file) = ended.map_err(|error| error.to_string())?;
+        if head.group != self.id {
+            return Err(format!("the snapshot is of group {}, not {}", head.group, self.id));
+        }
+        // openraft takes a snapshot that contradicts its vote for forged and panics; say it in words instead.
+        if head.last_log_id.committed_leader_id().term > vote.leader_id.term {
+            return Err("the snapshot is of a later term than its sender's vote".to_string());
+        }
+        let meta = openraft::SnapshotMeta { last_log_id: Some(head.last_log_id), last_membership: head.membership };
+        let snapshot = openraft::Snapshot { meta, snapshot: file };
+        let response = self.raft.install_full_snapshot(vote, snapshot).await.map_err(|error| error.to_string())?;
+        tracing::info!(group = self.id, index = head.last_log_id.index, "snapshot of the leader installed");
+        Ok(PeerResponse::SnapshotInstalled(response.vote))
+    }
+}
+
+/// The log must begin where the snapshot ends, or before (DESIGN section 5, step 3).
+async fn check_joins<P: Platform, T: Transport>(options: &GroupOptions<P, T>, shared: &Shared) -> io::Result<()> {
+    use openraft::storage::RaftLogStorage;
+    let state = options.log.clone().get_log_state().await?;
+    let purged = state.last_purged_log_id.map_or(0, |log_id| log_id.index);
+    let covered = shared.snapshot_index();
+    if purged > covered {
+        let reason = format!(
+            "group {} ({}): the log begins after index {purged}, but the newest readable snapshot in {} covers only up to \
+             {covered}: entries between are missing. Restore the snapshot file from a copy of this node's directory, or \
+             empty this node's data directory and let it join again",
+            options.name,
+            options.id,
+            options.directory.display()
+        );
+        return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+    }
+    Ok(())
+}

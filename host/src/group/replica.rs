@@ -1,0 +1,520 @@
+//! One replica's state and openraft's view of it.
+//!
+//! Invariants:
+//! - [`Core`] changes only by applying the log in order or by installing a snapshot, both under its lock, both
+//!   where guest code may run (`Platform::run_guest`), never on a consensus thread.
+//! - What entry *i* emitted is published before the answer of entry *i* is delivered.
+//! - A [`Fault`] is this machine's trouble: the replica stops and nothing of the entry is answered.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+
+use bytes::Bytes;
+use futures_util::Stream;
+use futures_util::StreamExt;
+use openraft::OptionalSend;
+use openraft::RaftSnapshotBuilder;
+use openraft::alias::SnapshotMetaOf;
+use openraft::alias::SnapshotOf;
+use openraft::storage::EntryResponder;
+use openraft::storage::RaftStateMachine;
+use sha2::Digest;
+use sha2::Sha256;
+use tokio::sync::Notify;
+use tokio::sync::oneshot;
+
+use super::events::Events;
+use super::model::FrozenModel;
+use super::model::Model;
+use super::model::ModelFactory;
+use super::state;
+use super::state::Answer;
+use super::state::HostState;
+use super::waiters::Waiters;
+use crate::codec;
+use crate::module::Context;
+use crate::module::Effects;
+use crate::module::Fault;
+use crate::platform::Platform;
+use crate::service::ErrorCode;
+use crate::service::ServiceError;
+use crate::snapshot::Head;
+use crate::snapshot::SnapshotFile;
+use crate::snapshot::SnapshotStore;
+use crate::types::Entry;
+use crate::types::GroupId;
+use crate::types::LogId;
+use crate::types::NodeId;
+use crate::types::Payload;
+use crate::types::Types;
+
+type StoredMembership =
+    openraft::StoredMembership<<crate::types::LeaderId as openraft::vote::RaftLeaderId>::Committed, u64, openraft::BasicNode>;
+
+/// Entries applied in one go, before queries get their turn.
+const BATCH_ENTRIES: usize = 256;
+
+/// The replicated state and how far it has come.
+pub struct Core {
+    model: Box<dyn Model>,
+    /// The host's part.
+    pub host: HostState,
+    /// The last applied entry.
+    pub applied: Option<LogId>,
+    membership: StoredMembership,
+    effects: Effects,
+    /// Why this replica stopped, once it did.
+    fault: Option<Fault>,
+}
+
+/// What the node's other parts share with the state machine.
+pub struct Shared {
+    /// The group.
+    pub group: GroupId,
+    /// This node.
+    pub node: NodeId,
+    /// This life of this node; see `Origin`.
+    pub incarnation: u64,
+    /// Mixed into every entry's seed.
+    pub seed: u64,
+    /// Who waits for an answer.
+    pub waiters: Waiters,
+    /// Who listens.
+    pub events: Arc<Events>,
+    core: Mutex<Core>,
+    progress: Mutex<Progress>,
+    queries: Mutex<Queries>,
+    /// Sessions whose commands were applied here lately: signs of life for the leader.
+    heard: Mutex<Vec<u64>>,
+    current: Mutex<Option<(Head, SnapshotFile)>>,
+    /// Timers or sessions changed: the leader's duties look again.
+    pub wake: Notify,
+}
+
+#[derive(Default)]
+struct Progress {
+    applied: u64,
+    /// Payload bytes applied since the last snapshot.
+    bytes: u64,
+    waiting: BTreeMap<u64, Vec<oneshot::Sender<()>>>,
+}
+
+#[derive(Default)]
+struct Queries {
+    waiting: Vec<Query>,
+    running: bool,
+}
+
+struct Query {
+    session: u64,
+    query: Bytes,
+    sender: oneshot::Sender<(u64, Answer)>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic under one of these locks is a bug whose state is still whole: each holder changes it in one step,
+    // except `Core`, whose panics are turned into a fault by `Core::poison`.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    /// Builds the state from the newest snapshot, or anew.
+    pub fn open(
+        group: GroupId,
+        node: NodeId,
+        incarnation: u64,
+        seed: u64,
+        events_kept: usize,
+        factory: &dyn ModelFactory,
+        newest: Option<(Head, SnapshotFile)>,
+    ) -> io::Result<Self> {
+        let mut core = match &newest {
+            Some((_, file)) => restore(factory, file)?,
+            None => {
+                let (model, effects) = factory.create().map_err(io::Error::other)?;
+                let mut host = HostState::default();
+                host.take_timers(&effects);
+                Core { model, host, applied: None, membership: StoredMembership::default(), effects, fault: None }
+            }
+        };
+        core.effects.clear();
+        let applied = core.applied.map_or(0, |log_id| log_id.index);
+        let events = Arc::new(Events::new(events_kept));
+        events.jump(core.applied.map_or(0, |log_id| log_id.index + 1));
+        Ok(Self {
+            group,
+            node,
+            incarnation,
+            seed,
+            waiters: Waiters::default(),
+            events,
+            core: Mutex::new(core),
+            progress: Mutex::new(Progress { applied, ..Progress::default() }),
+            queries: Mutex::default(),
+            heard: Mutex::default(),
+            current: Mutex::new(newest),
+            wake: Notify::new(),
+        })
+    }
+
+    /// The replica's state. Held while guest code runs: never lock it on a consensus thread.
+    pub fn core(&self) -> MutexGuard<'_, Core> {
+        lock(&self.core)
+    }
+
+    /// The applied index.
+    pub fn applied(&self) -> u64 {
+        lock(&self.progress).applied
+    }
+
+    /// The applied index and the payload bytes applied since the last snapshot.
+    pub fn growth(&self) -> (u64, u64) {
+        let progress = lock(&self.progress);
+        (progress.applied, progress.bytes)
+    }
+
+    /// The index the newest snapshot covers, 0 when there is none.
+    pub fn snapshot_index(&self) -> u64 {
+        lock(&self.current).as_ref().map_or(0, |(head, _)| head.last_log_id.index)
+    }
+
+    /// Ready once entry `index` is applied; an error when the replica goes away first.
+    pub fn wait_applied(&self, index: u64) -> oneshot::Receiver<()> {
+        let (sender, receiver) = oneshot::channel();
+        let mut progress = lock(&self.progress);
+        if progress.applied >= index {
+            let _receiver_is_here = sender.send(());
+        } else {
+            progress.waiting.entry(index).or_default().push(sender);
+        }
+        receiver
+    }
+
+    /// Sessions whose commands were applied since the last call.
+    pub fn take_heard(&self) -> Vec<u64> {
+        std::mem::take(&mut lock(&self.heard))
+    }
+
+    fn advance(&self, applied: u64, bytes: u64) {
+        let due = {
+            let mut progress = lock(&self.progress);
+            progress.applied = progress.applied.max(applied);
+            progress.bytes += bytes;
+            let later = progress.waiting.split_off(&(applied.saturating_add(1)));
+            std::mem::replace(&mut progress.waiting, later)
+        };
+        for sender in due.into_values().flatten() {
+            let _gave_up = sender.send(());
+        }
+    }
+
+    /// Answers `query` from this replica's state as it is now. Queries that come while others run are
+    /// answered in one go.
+    pub async fn query<P: Platform>(self: &Arc<Self>, platform: &P, session: u64, query: Bytes) -> (u64, Answer) {
+        let (sender, receiver) = oneshot::channel();
+        let start = {
+            let mut queries = lock(&self.queries);
+            queries.waiting.push(Query { session, query, sender });
+            !std::mem::replace(&mut queries.running, true)
+        };
+        if start {
+            let shared = self.clone();
+            if platform.run_guest(move || shared.run_queries()).await.is_none() {
+                let mut queries = lock(&self.queries);
+                queries.running = false;
+                queries.waiting.clear();
+            }
+        }
+        receiver.await.unwrap_or_else(|_| {
+            let detail = format!("the query of group {} was not answered: a guest job failed", self.group);
+            (0, Err(ServiceError::new(ErrorCode::Internal, detail)))
+        })
+    }
+
+    fn run_queries(&self) {
+        loop {
+            let batch = {
+                let mut queries = lock(&self.queries);
+                if queries.waiting.is_empty() {
+                    queries.running = false;
+                    return;
+                }
+                std::mem::take(&mut queries.waiting)
+            };
+            let mut core = self.core();
+            for Query { session, query, sender } in batch {
+                let _gave_up = sender.send(core.query(self.seed, session, &query));
+            }
+        }
+    }
+
+    /// SHA-256 over what a snapshot at the applied index would say, and that index.
+    pub fn digest(&self) -> io::Result<(u64, [u8; 32])> {
+        let (index, mut digest, frozen) = {
+            let mut core = self.core();
+            let mut digest = Sha256::new();
+            digest.update(codec::encode(&core.host)?);
+            (core.applied.map_or(0, |log_id| log_id.index), digest, core.model.freeze().map_err(io::Error::other)?)
+        };
+        frozen.write(&mut digest)?;
+        Ok((index, digest.finalize().into()))
+    }
+}
+
+fn restore(factory: &dyn ModelFactory, file: &SnapshotFile) -> io::Result<Core> {
+    let (head, mut payload) = file.reader()?;
+    if head.module != factory.module() {
+        let reason = format!(
+            "snapshot {} is of module {}, the group runs {}",
+            file.path().display(),
+            hex::encode(head.module),
+            hex::encode(factory.module())
+        );
+        return Err(io::Error::other(reason));
+    }
+    let host = codec::decode(&head.host_state)?;
+    let model = factory.restore(&mut payload).map_err(io::Error::other)?;
+    Ok(Core {
+        model,
+        host,
+        applied: Some(head.last_log_id),
+        membership: head.membership,
+        effects: Effects::default(),
+        fault: None,
+    })
+}
+
+impl Core {
+    fn query(&mut self, seed: u64, session: u64, query: &[u8]) -> (u64, Answer) {
+        let index = self.applied.map_or(0, |log_id| log_id.index);
+        let context = Context { index, time_ms: self.host.time_ms, seed: state::entry_seed(seed, index), session };
+        let answer = match &self.fault {
+            Some(fault) => Err(stopped(fault)),
+            None => match self.model.query(&context, query) {
+                Ok(outcome) => state::answer_of(outcome, index),
+                Err(fault) => Err(stopped(&fault)),
+            },
+        };
+        (index, answer)
+    }
+
+    /// Applies one entry; the answer to deliver when it is a proposal.
+    fn apply(&mut self, shared: &Shared, entry: Entry) -> Result<(), Fault> {
+        if let Some(fault) = &self.fault {
+            return Err(fault.clone());
+        }
+        let index = entry.log_id.index;
+        match entry.payload {
+            Payload::Blank => shared.events.push(index, Vec::new()),
+            Payload::Membership(membership) => {
+                self.membership = StoredMembership::new(Some(entry.log_id), membership);
+                shared.events.push(index, Vec::new());
+            }
+            Payload::Normal(proposal) => {
+                let Self { model, host, effects, .. } = self;
+                let applied = host.apply(&mut **model, shared.seed, index, &proposal, effects);
+                let applied = applied.inspect_err(|fault| self.fault = Some(fault.clone()))?;
+                for (level, text) in self.effects.logs.drain(..) {
+                    tracing::debug!(group = shared.group, index, ?level, "{text}");
+                }
+                if let crate::types::EntryKind::Command { session: Some(used), .. } = &proposal.kind {
+                    lock(&shared.heard).push(used.id);
+                }
+                if applied.wakes {
+                    shared.wake.notify_one();
+                }
+                shared.events.push(index, applied.events);
+                if proposal.origin.node == shared.node && proposal.origin.incarnation == shared.incarnation {
+                    shared.waiters.applied(proposal.origin.number, applied.index, applied.answer);
+                }
+            }
+        }
+        self.applied = Some(entry.log_id);
+        Ok(())
+    }
+}
+
+fn stopped(fault: &Fault) -> ServiceError {
+    ServiceError::new(ErrorCode::GroupStopped, fault.to_string())
+}
+
+/// openraft's handle on the replica.
+pub struct StateMachine<P: Platform> {
+    shared: Arc<Shared>,
+    factory: Arc<dyn ModelFactory>,
+    store: SnapshotStore,
+    platform: P,
+}
+
+impl<P: Platform> StateMachine<P> {
+    /// Applies to `shared`, keeps snapshots in `store`.
+    pub fn new(shared: Arc<Shared>, factory: Arc<dyn ModelFactory>, store: SnapshotStore, platform: P) -> Self {
+        Self { shared, factory, store, platform }
+    }
+}
+
+fn job_failed() -> io::Error {
+    io::Error::other("a guest job panicked or the node is stopping")
+}
+
+impl<P: Platform> RaftStateMachine<Types<P::Runtime>> for StateMachine<P> {
+    type SnapshotData = SnapshotFile;
+    type SnapshotBuilder = Builder<P>;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        let shared = self.shared.clone();
+        let state = self.platform.run_guest(move || {
+            let core = shared.core();
+            (core.applied, core.membership.clone())
+        });
+        state.await.ok_or_else(job_failed)
+    }
+
+    async fn apply<Strm>(&mut self, entries: Strm) -> Result<(), io::Error>
+    where
+        Strm: Stream<Item = Result<EntryResponder<Types<P::Runtime>>, io::Error>> + Unpin + OptionalSend,
+    {
+        let mut batches = entries.ready_chunks(BATCH_ENTRIES);
+        while let Some(batch) = batches.next().await {
+            let batch = batch.into_iter().collect::<Result<Vec<_>, _>>()?;
+            let shared = self.shared.clone();
+            let applied = self.platform.run_guest(move || -> Result<(), Fault> {
+                let (mut last, mut bytes) = (0, 0);
+                {
+                    let mut core = shared.core();
+                    for (entry, responder) in batch {
+                        last = entry.log_id.index;
+                        bytes += payload_bytes(&entry.payload);
+                        core.apply(&shared, entry)?;
+                        if let Some(responder) = responder {
+                            responder.send(());
+                        }
+                    }
+                }
+                shared.advance(last, bytes);
+                Ok(())
+            });
+            if let Err(fault) = applied.await.ok_or_else(job_failed)? {
+                tracing::error!(group = self.shared.group, %fault, "this replica stops");
+                return Err(io::Error::other(fault));
+            }
+        }
+        Ok(())
+    }
+
+    async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<Self::SnapshotBuilder> {
+        let shared = self.shared.clone();
+        let module = self.factory.module();
+        let frozen = self.platform.run_guest(move || -> io::Result<Option<(Head, Box<dyn FrozenModel>, u64)>> {
+            let mut core = shared.core();
+            let Some(last_log_id) = core.applied else { return Ok(None) };
+            let model = core.model.freeze().map_err(io::Error::other)?;
+            let head = Head {
+                group: shared.group,
+                last_log_id,
+                membership: core.membership.clone(),
+                module,
+                host_state: codec::encode(&core.host)?,
+            };
+            let bytes = lock(&shared.progress).bytes;
+            Ok(Some((head, model, bytes)))
+        });
+        let work = match frozen.await {
+            Some(Ok(Some((head, model, bytes)))) => Ok((head, model, bytes)),
+            Some(Ok(None)) => return None,
+            Some(Err(error)) => Err(error),
+            None => Err(job_failed()),
+        };
+        Some(Builder {
+            work: Mutex::new(Some(work)),
+            shared: self.shared.clone(),
+            store: self.store.clone(),
+            platform: self.platform.clone(),
+        })
+    }
+
+    #[expect(clippy::unreachable, reason = "openraft calls it only from the default of try_create_snapshot_builder")]
+    async fn get_snapshot_builder(&mut self) -> Self::SnapshotBuilder {
+        unreachable!("try_create_snapshot_builder is implemented")
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        _meta: &SnapshotMetaOf<Types<P::Runtime>>,
+        snapshot: SnapshotFile,
+    ) -> Result<(), io::Error> {
+        let (shared, factory, store) = (self.shared.clone(), self.factory.clone(), self.store.clone());
+        let installed = self.platform.run_guest(move || -> io::Result<()> {
+            let (head, _) = snapshot.reader()?;
+            let new = restore(&*factory, &snapshot)?;
+            let file = store.adopt(&snapshot, &head)?;
+            let index = head.last_log_id.index;
+            *shared.core() = new;
+            shared.events.jump(index.saturating_add(1));
+            *lock(&shared.current) = Some((head, file));
+            lock(&shared.progress).bytes = 0;
+            shared.advance(index, 0);
+            Ok(())
+        });
+        installed.await.ok_or_else(job_failed)?
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<SnapshotOf<Types<P::Runtime>, SnapshotFile>>, io::Error> {
+        Ok(lock(&self.shared.current).clone().map(|(head, file)| snapshot_of::<P>(&head, file)))
+    }
+}
+
+fn payload_bytes(payload: &Payload) -> u64 {
+    match payload {
+        Payload::Normal(proposal) => match &proposal.kind {
+            crate::types::EntryKind::Command { payload, .. } => payload.len() as u64 + 64,
+            _ => 64,
+        },
+        _ => 64,
+    }
+}
+
+fn snapshot_of<P: Platform>(head: &Head, file: SnapshotFile) -> SnapshotOf<Types<P::Runtime>, SnapshotFile> {
+    let meta = SnapshotMetaOf::<Types<P::Runtime>> {
+        last_log_id: Some(head.last_log_id),
+        last_membership: head.membership.clone(),
+    };
+    SnapshotOf::<Types<P::Runtime>, SnapshotFile> { meta, snapshot: file }
+}
+
+/// Writes one snapshot of a frozen state.
+pub struct Builder<P: Platform> {
+    /// In a mutex only because openraft wants the builder `Sync`, which a frozen model need not be.
+    work: Mutex<Option<io::Result<(Head, Box<dyn FrozenModel>, u64)>>>,
+    shared: Arc<Shared>,
+    store: SnapshotStore,
+    platform: P,
+}
+
+impl<P: Platform> RaftSnapshotBuilder<Types<P::Runtime>> for Builder<P> {
+    type SnapshotData = SnapshotFile;
+
+    async fn build_snapshot(&mut self) -> Result<SnapshotOf<Types<P::Runtime>, SnapshotFile>, io::Error> {
+        let (head, model, bytes) = lock(&self.work).take().unwrap_or_else(|| Err(io::Error::other("built already")))?;
+        let (store, shared) = (self.store.clone(), self.shared.clone());
+        let written = self.platform.run_guest(move || -> io::Result<(Head, SnapshotFile)> {
+            let mut writer = store.write(&head)?;
+            if let Err(error) = model.write(&mut writer) {
+                writer.abandon();
+                return Err(error);
+            }
+            let file = writer.finish(&head)?;
+            *lock(&shared.current) = Some((head.clone(), file.clone()));
+            let mut progress = lock(&shared.progress);
+            progress.bytes = progress.bytes.saturating_sub(bytes);
+            Ok((head, file))
+        });
+        let (head, file) = written.await.ok_or_else(job_failed)??;
+        tracing::info!(group = head.group, index = head.last_log_id.index, bytes = file.size(), "snapshot written");
+        Ok(snapshot_of::<P>(&head, file))
+    }
+}

@@ -1,0 +1,252 @@
+//! The host's part of a group's replicated state: entry time, sessions with their kept replies, timers.
+//!
+//! Invariants:
+//! - Everything here is a function of the log alone. Who leads, what the clock says, who is connected is
+//!   kept elsewhere.
+//! - Tables are bounded: sessions by [`SESSIONS_MAX`], kept replies by [`REPLIES_KEPT`] a session, timers by
+//!   [`TIMERS_MAX`].
+
+use std::collections::BTreeMap;
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde::Serialize;
+
+use super::model::Model;
+use crate::module::Context;
+use crate::module::Effects;
+use crate::module::Fault;
+use crate::module::Outcome;
+use crate::service::ErrorCode;
+use crate::service::ServiceError;
+use crate::types::EntryKind;
+use crate::types::Proposal;
+use crate::types::SessionUse;
+
+/// Sessions a group may have open.
+pub const SESSIONS_MAX: usize = 1 << 20;
+/// Replies kept a session, so that a client may have that many commands under way when it must retry.
+pub const REPLIES_KEPT: usize = 16;
+/// Timers a group may have armed.
+pub const TIMERS_MAX: usize = 1 << 20;
+
+/// What an entry's proposer is told.
+pub type Answer = Result<Bytes, ServiceError>;
+
+/// A replicated session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Session {
+    /// What its client must show.
+    pub secret: [u8; 16],
+    /// How long it lives without a sign of life, milliseconds.
+    pub timeout_ms: u64,
+    /// The highest sequence number that was applied, 0 for none.
+    pub last_sequence: u64,
+    /// The last answers: `(sequence, index, answer)`, oldest first.
+    kept: VecDeque<(u64, u64, Answer)>,
+}
+
+/// See the file's head.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostState {
+    /// The time of the last entry, Unix milliseconds.
+    pub time_ms: u64,
+    /// Open sessions by id.
+    pub sessions: BTreeMap<u64, Session>,
+    /// Armed timers: id to the time they fire at.
+    pub timers: BTreeMap<u64, u64>,
+}
+
+/// What applying an entry gave.
+#[derive(Debug)]
+pub struct Applied {
+    /// The index the answer belongs to: the entry's own, or the earlier one whose kept answer this is.
+    pub index: u64,
+    /// For the proposer.
+    pub answer: Answer,
+    /// Events in order.
+    pub events: Vec<Vec<u8>>,
+    /// Timers or sessions changed, so the leader's next duty may come earlier.
+    pub wakes: bool,
+}
+
+fn error(code: ErrorCode, index: u64, detail: impl Into<String>) -> ServiceError {
+    ServiceError { index: Some(index), ..ServiceError::new(code, detail) }
+}
+
+fn no_session(index: u64, id: u64) -> ServiceError {
+    error(ErrorCode::SessionNotFound, index, format!("no session {id}: never opened here, closed, or timed out"))
+}
+
+fn wrong_secret(index: u64, id: u64) -> ServiceError {
+    error(ErrorCode::WrongSecret, index, format!("the secret of session {id} is another"))
+}
+
+/// A module's outcome as its caller sees it.
+pub fn answer_of(outcome: Outcome, index: u64) -> Answer {
+    match outcome {
+        Outcome::Reply(bytes) => Ok(Bytes::from(bytes)),
+        Outcome::Rejected(text) => Err(error(ErrorCode::Rejected, index, text)),
+        Outcome::Trapped(trap) => {
+            let reason = Some(trap.code.as_str().to_string());
+            Err(ServiceError { reason, ..error(ErrorCode::Trapped, index, trap.message) })
+        }
+    }
+}
+
+/// Mixes the group's seed with an index (SplitMix64's finaliser).
+pub fn entry_seed(group_seed: u64, index: u64) -> u64 {
+    let mut z = group_seed ^ index.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+impl HostState {
+    /// Arms, moves and clears the timers a call asked for. Over the limit, those that are new are
+    /// dropped: deterministic, and the guest's own limit a call is far below.
+    pub fn take_timers(&mut self, effects: &Effects) {
+        for change in &effects.timers {
+            match change.at_ms {
+                None => {
+                    self.timers.remove(&change.id);
+                }
+                Some(at_ms) if self.timers.len() < TIMERS_MAX || self.timers.contains_key(&change.id) => {
+                    self.timers.insert(change.id, at_ms);
+                }
+                Some(_) => tracing::error!(timer = change.id, "the group has {TIMERS_MAX} timers: this one is not armed"),
+            }
+        }
+    }
+
+    /// Applies one proposal to `model` and to this.
+    pub fn apply(
+        &mut self,
+        model: &mut dyn Model,
+        group_seed: u64,
+        index: u64,
+        proposal: &Proposal,
+        effects: &mut Effects,
+    ) -> Result<Applied, Fault> {
+        self.time_ms = self.time_ms.max(proposal.time_ms);
+        let mut context =
+            Context { index, time_ms: self.time_ms, seed: entry_seed(group_seed, index), session: 0 };
+        let mut events = Vec::new();
+        let mut wakes = matches!(proposal.kind, EntryKind::OpenSession { .. });
+        let mut answer_index = index;
+        let answer = match &proposal.kind {
+            EntryKind::Command { session: None, payload } => {
+                let outcome = model.apply(&context, payload, effects)?;
+                wakes |= self.collect(effects, &mut events);
+                answer_of(outcome, index)
+            }
+            EntryKind::Command { session: Some(used), payload } => match self.admit(index, used) {
+                Admission::Apply => {
+                    context.session = used.id;
+                    let outcome = model.apply(&context, payload, effects)?;
+                    wakes |= self.collect(effects, &mut events);
+                    let answer = answer_of(outcome, index);
+                    self.keep(used, index, &answer);
+                    answer
+                }
+                Admission::Known(at, answer) => {
+                    answer_index = at;
+                    answer
+                }
+                Admission::Refuse(error) => Err(error),
+            },
+            EntryKind::OpenSession { secret, timeout_ms } => {
+                if self.sessions.len() >= SESSIONS_MAX {
+                    Err(error(ErrorCode::Overloaded, index, format!("the group has {SESSIONS_MAX} sessions")))
+                } else {
+                    let session =
+                        Session { secret: *secret, timeout_ms: *timeout_ms, last_sequence: 0, kept: VecDeque::new() };
+                    self.sessions.insert(index, session);
+                    Ok(Bytes::copy_from_slice(&index.to_le_bytes()))
+                }
+            }
+            EntryKind::CloseSession { id, secret } => match self.sessions.get(id) {
+                None => Err(no_session(index, *id)),
+                Some(session) if secret.is_some_and(|secret| secret != session.secret) => Err(wrong_secret(index, *id)),
+                Some(_) => {
+                    self.sessions.remove(id);
+                    context.session = *id;
+                    if let Outcome::Trapped(trap) = model.session_end(&context, effects)? {
+                        tracing::warn!(session = id, index, %trap, "the module trapped at the session's end");
+                    }
+                    wakes |= self.collect(effects, &mut events);
+                    Ok(Bytes::new())
+                }
+            },
+            EntryKind::Timers { due } => {
+                for (id, at_ms) in due {
+                    // Moved, cleared or fired since the leader looked: not due.
+                    if *at_ms > self.time_ms || self.timers.get(id) != Some(at_ms) {
+                        continue;
+                    }
+                    self.timers.remove(id);
+                    if let Outcome::Trapped(trap) = model.timer(&context, *id, effects)? {
+                        tracing::warn!(timer = id, index, %trap, "the module trapped in a timer");
+                    }
+                    wakes |= self.collect(effects, &mut events);
+                }
+                Ok(Bytes::new())
+            }
+        };
+        Ok(Applied { index: answer_index, answer, events, wakes })
+    }
+
+    fn collect(&mut self, effects: &mut Effects, events: &mut Vec<Vec<u8>>) -> bool {
+        self.take_timers(effects);
+        events.append(&mut effects.events);
+        !effects.timers.is_empty()
+    }
+
+    fn admit(&self, index: u64, used: &SessionUse) -> Admission {
+        let Some(session) = self.sessions.get(&used.id) else {
+            return Admission::Refuse(no_session(index, used.id));
+        };
+        if session.secret != used.secret {
+            return Admission::Refuse(wrong_secret(index, used.id));
+        }
+        let Some(sequence) = used.sequence else {
+            return Admission::Apply;
+        };
+        let expected = session.last_sequence.saturating_add(1);
+        if sequence == expected {
+            return Admission::Apply;
+        }
+        if sequence > expected || sequence == 0 {
+            let detail = format!("session {} expects sequence {expected}, not {sequence}", used.id);
+            return Admission::Refuse(error(ErrorCode::BadSequence, index, detail));
+        }
+        match session.kept.iter().find(|(kept, _, _)| *kept == sequence) {
+            Some((_, at, answer)) => Admission::Known(*at, answer.clone()),
+            None => {
+                let detail = format!(
+                    "sequence {sequence} of session {} was applied; the last {REPLIES_KEPT} replies are kept, up to {}",
+                    used.id, session.last_sequence
+                );
+                Admission::Refuse(error(ErrorCode::SequenceTooOld, index, detail))
+            }
+        }
+    }
+
+    fn keep(&mut self, used: &SessionUse, index: u64, answer: &Answer) {
+        let (Some(sequence), Some(session)) = (used.sequence, self.sessions.get_mut(&used.id)) else {
+            return;
+        };
+        session.last_sequence = sequence;
+        session.kept.push_back((sequence, index, answer.clone()));
+        if session.kept.len() > REPLIES_KEPT {
+            session.kept.pop_front();
+        }
+    }
+}
+
+enum Admission {
+    Apply,
+    Known(u64, Answer),
+    Refuse(ServiceError),
+}

@@ -1,0 +1,379 @@
+//! One node: its log, its catalog, the groups placed here, and what it answers to peers and users.
+//!
+//! Invariants:
+//! - A group runs here exactly while the catalog, as applied here, names it; its files go only when the
+//!   catalog says that it was removed.
+//! - A module named by the catalog was durable at a majority before it was named.
+
+pub mod identity;
+mod modules;
+mod service;
+pub mod start;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use openraft::Instant;
+use openraft::async_runtime::AsyncRuntime;
+
+use crate::catalog::CatalogFactory;
+use crate::catalog::GroupEntry;
+use crate::catalog::View;
+use crate::catalog::files::ModuleFiles;
+use crate::codec;
+use crate::disk::Disk;
+use crate::group::Group;
+use crate::group::GroupOptions;
+use crate::group::Timing;
+use crate::group::model::WasmFactory;
+use crate::log::NodeLog;
+use crate::module::Context;
+use crate::module::Limits;
+use crate::peer::Handler;
+use crate::peer::Lane;
+use crate::peer::Transport;
+use crate::peer::message::PeerRequest;
+use crate::peer::message::PeerResponse;
+use crate::peer::message::PeerStatus;
+use crate::platform::Platform;
+use crate::platform::random_u64;
+use crate::types::CATALOG;
+use crate::types::GroupId;
+use crate::types::NodeId;
+
+pub use modules::ModuleHost;
+
+/// What an operator may set, as far as the core cares.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Clocks and thresholds of every group.
+    pub timing: Timing,
+    /// Snapshots kept a group.
+    pub snapshots_kept: usize,
+    /// Events kept a group.
+    pub events_kept: usize,
+    /// The largest command, query or params, bytes.
+    pub command_bytes_max: u64,
+    /// What a new group's module may use.
+    pub limits: Limits,
+    /// How long a request may wait when it does not say.
+    pub request_timeout: Duration,
+    /// The shortest session timeout granted, milliseconds.
+    pub session_timeout_min_ms: u64,
+    /// The longest.
+    pub session_timeout_max_ms: u64,
+}
+
+/// What a node is made of.
+pub struct Setup<P: Platform, T: Transport> {
+    /// Its id.
+    pub id: NodeId,
+    /// Its cluster.
+    pub cluster: [u8; 16],
+    /// The cluster's nodes: id to peer address; with this one.
+    pub members: BTreeMap<NodeId, String>,
+    /// The machine underneath.
+    pub platform: P,
+    /// The way to other nodes.
+    pub transport: T,
+    /// The disk.
+    pub disk: Arc<dyn Disk>,
+    /// The data directory.
+    pub data_dir: PathBuf,
+    /// The opened log.
+    pub log: NodeLog,
+    /// Compiles modules.
+    pub modules: Arc<ModuleHost>,
+    /// What an operator may set.
+    pub settings: Settings,
+}
+
+struct Inner<P: Platform, T: Transport> {
+    setup: Setup<P, T>,
+    incarnation: u64,
+    started: <P::Runtime as AsyncRuntime>::Instant,
+    view: Arc<View>,
+    catalog: Arc<Group<P, T>>,
+    files: ModuleFiles,
+    groups: Mutex<BTreeMap<GroupId, Arc<Group<P, T>>>>,
+    /// Why a group that should run here does not.
+    failures: Mutex<BTreeMap<GroupId, String>>,
+    stopping: Mutex<bool>,
+}
+
+/// A running node. Cheap to clone.
+pub struct Node<P: Platform, T: Transport>(Arc<Inner<P, T>>);
+
+impl<P: Platform, T: Transport> Clone for Node<P, T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // No code that can panic runs under these locks.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// After a group could not be opened, how long until the next try.
+const REOPEN_PAUSE: Duration = Duration::from_millis(500);
+
+impl<P: Platform, T: Transport> Node<P, T> {
+    /// DESIGN section 5, steps 3 and 4: the catalog, then every group placed here.
+    pub async fn open(setup: Setup<P, T>) -> io::Result<Self> {
+        let incarnation = random_u64(&setup.platform);
+        let view = Arc::new(View::default());
+        let files = ModuleFiles::open(setup.disk.clone(), setup.data_dir.join("modules"))?;
+        let catalog = Group::open(GroupOptions {
+            id: CATALOG,
+            name: "catalog".to_string(),
+            node: setup.id,
+            incarnation,
+            seed: u64::from_le_bytes(setup.cluster.first_chunk().copied().unwrap_or_default()),
+            members: setup.members.clone(),
+            factory: Arc::new(CatalogFactory(view.clone())),
+            log: setup.log.group(CATALOG),
+            disk: setup.disk.clone(),
+            directory: group_directory(&setup.data_dir, CATALOG),
+            snapshots_kept: setup.settings.snapshots_kept,
+            events_kept: 1,
+            timing: setup.settings.timing,
+            platform: setup.platform.clone(),
+            transport: setup.transport.clone(),
+        });
+        let catalog = catalog.await.map_err(|error| io::Error::new(error.kind(), format!("the catalog cannot be opened: {error}")))?;
+        let node = Self(Arc::new(Inner {
+            setup,
+            incarnation,
+            started: <P::Runtime as AsyncRuntime>::Instant::now(),
+            view,
+            catalog,
+            files,
+            groups: Mutex::default(),
+            failures: Mutex::default(),
+            stopping: Mutex::new(false),
+        }));
+        node.reconcile().await;
+        let follower = node.clone();
+        drop(P::Runtime::spawn(async move { follower.follow_catalog().await }));
+        Ok(node)
+    }
+
+    /// Its id.
+    pub fn id(&self) -> NodeId {
+        self.0.setup.id
+    }
+
+    /// The catalog's group.
+    pub fn catalog(&self) -> &Arc<Group<P, T>> {
+        &self.0.catalog
+    }
+
+    /// A group that runs here.
+    pub fn group_by_id(&self, id: GroupId) -> Option<Arc<Group<P, T>>> {
+        if id == CATALOG { Some(self.0.catalog.clone()) } else { lock(&self.0.groups).get(&id).cloned() }
+    }
+
+    fn is_stopping(&self) -> bool {
+        *lock(&self.0.stopping)
+    }
+
+    /// Opens and closes groups as the catalog changes.
+    async fn follow_catalog(self) {
+        while !self.is_stopping() {
+            let changed = self.0.view.changed.notified();
+            if lock(&self.0.failures).is_empty() {
+                changed.await;
+            } else {
+                P::Runtime::select2(changed, P::Runtime::sleep(REOPEN_PAUSE)).await;
+            }
+            self.reconcile().await;
+        }
+    }
+
+    async fn reconcile(&self) {
+        let catalog = self.0.view.get();
+        let wanted: BTreeMap<GroupId, (&String, &GroupEntry)> =
+            catalog.groups.iter().map(|(name, entry)| (entry.id, (name, entry))).collect();
+        let gone: Vec<_> = lock(&self.0.groups).keys().filter(|id| !wanted.contains_key(id)).copied().collect();
+        for id in gone {
+            self.remove_group(id).await;
+        }
+        self.sweep(catalog.next_group, &wanted).await;
+        for (id, (name, entry)) in wanted {
+            if self.is_stopping() {
+                return;
+            }
+            if lock(&self.0.groups).contains_key(&id) {
+                continue;
+            }
+            match self.open_group(name, entry).await {
+                Ok(group) => {
+                    lock(&self.0.groups).insert(id, group);
+                    lock(&self.0.failures).remove(&id);
+                }
+                Err(error) => {
+                    let text = error.to_string();
+                    let said = lock(&self.0.failures).insert(id, text.clone());
+                    if said.as_ref() != Some(&text) {
+                        tracing::error!(group = name, %error, "the group cannot be opened here");
+                    }
+                }
+            }
+        }
+        lock(&self.0.failures).retain(|id, _| catalog.groups.values().any(|entry| entry.id == *id));
+    }
+
+    async fn open_group(&self, name: &str, entry: &GroupEntry) -> io::Result<Arc<Group<P, T>>> {
+        let setup = &self.0.setup;
+        let wasm = self.module_bytes(&entry.digest).await.map_err(io::Error::other)?;
+        let modules = setup.modules.clone();
+        let module = setup.platform.run_guest(move || modules.load(&wasm)).await;
+        let module = module.ok_or_else(|| io::Error::other("compiling the module failed"))?.map_err(io::Error::other)?;
+        let factory = WasmFactory {
+            module,
+            limits: entry.limits.clone(),
+            params: entry.params.clone(),
+            context: Context { index: 0, time_ms: entry.created_ms, seed: entry.seed, session: 0 },
+        };
+        Group::open(GroupOptions {
+            id: entry.id,
+            name: name.to_string(),
+            node: setup.id,
+            incarnation: self.0.incarnation,
+            seed: entry.seed,
+            members: entry.members.clone(),
+            factory: Arc::new(factory),
+            log: setup.log.group(entry.id),
+            disk: setup.disk.clone(),
+            directory: group_directory(&setup.data_dir, entry.id),
+            snapshots_kept: setup.settings.snapshots_kept,
+            events_kept: setup.settings.events_kept,
+            timing: setup.settings.timing,
+            platform: setup.platform.clone(),
+            transport: setup.transport.clone(),
+        })
+        .await
+    }
+
+    async fn remove_group(&self, id: GroupId) {
+        let Some(group) = lock(&self.0.groups).remove(&id) else { return };
+        group.shutdown().await;
+        self.remove_files(id).await;
+        tracing::info!(group = group.name(), "the group was removed");
+    }
+
+    /// Removes the files of groups that were removed while this node was away: ids below `next` that the
+    /// catalog no longer names.
+    async fn sweep(&self, next: GroupId, wanted: &BTreeMap<GroupId, (&String, &GroupEntry)>) {
+        let directory = self.0.setup.data_dir.join("groups");
+        let Ok(names) = self.0.setup.disk.list(&directory) else { return };
+        for id in names.iter().filter_map(|name| GroupId::from_str_radix(name, 16).ok()) {
+            if id != CATALOG && id < next && !wanted.contains_key(&id) && !lock(&self.0.groups).contains_key(&id) {
+                self.remove_files(id).await;
+            }
+        }
+    }
+
+    async fn remove_files(&self, id: GroupId) {
+        let setup = &self.0.setup;
+        let directory = group_directory(&setup.data_dir, id);
+        // The log first: a crash between the two leaves a directory that the next sweep finds.
+        let removed = match setup.log.remove_group::<P::Runtime>(id).await {
+            Err(error) => Err(error.into()),
+            Ok(()) => match setup.disk.exists(&directory) {
+                Ok(true) => setup.disk.remove_dir_all(&directory),
+                Ok(false) => Ok(()),
+                Err(error) => Err(error),
+            },
+        };
+        if let Err(error) = removed {
+            tracing::warn!(group = id, %error, "the files of a removed group are still there");
+        }
+    }
+
+    /// Why the node is not ready, one sentence each; nothing when it is.
+    pub fn not_ready(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        let mut check = |group: &Group<P, T>| {
+            let standing = group.standing();
+            if standing.state.starts_with("stopped") {
+                reasons.push(format!("group {} is {}", group.name(), standing.state));
+            } else if standing.leader.is_none() {
+                reasons.push(format!("group {} has no leader", group.name()));
+            } else if standing.applied < standing.commit {
+                reasons.push(format!("group {} has applied {} of {}", group.name(), standing.applied, standing.commit));
+            }
+        };
+        check(&self.0.catalog);
+        let groups: Vec<_> = lock(&self.0.groups).values().cloned().collect();
+        groups.iter().for_each(|group| check(group));
+        let catalog = self.0.view.get();
+        let failures = lock(&self.0.failures);
+        for (name, entry) in &catalog.groups {
+            if !groups.iter().any(|group| group.id() == entry.id) {
+                let why = failures.get(&entry.id).map_or("it is being opened", String::as_str);
+                reasons.push(format!("group {name} does not run here: {why}"));
+            }
+        }
+        reasons
+    }
+
+    /// Hands leadership over, stops every group, syncs the log.
+    pub async fn shutdown(&self) {
+        *lock(&self.0.stopping) = true;
+        self.0.view.changed.notify_one();
+        let mut groups: Vec<_> = lock(&self.0.groups).values().cloned().collect();
+        groups.push(self.0.catalog.clone());
+        futures_util::future::join_all(groups.iter().map(|group| group.hand_over())).await;
+        for group in &groups {
+            group.shutdown().await;
+        }
+    }
+
+    async fn answer(&self, request: PeerRequest<P::Runtime>) -> Result<PeerResponse<P::Runtime>, String> {
+        let id = match &request {
+            PeerRequest::Append(id, _)
+            | PeerRequest::Vote(id, _)
+            | PeerRequest::PreVote(id, _)
+            | PeerRequest::TransferLeader(id, _)
+            | PeerRequest::Propose(id, _)
+            | PeerRequest::ReadIndex { group: id, .. }
+            | PeerRequest::Touch(id, _)
+            | PeerRequest::SnapshotChunk { group: id, .. }
+            | PeerRequest::SnapshotEnd { group: id, .. } => *id,
+            PeerRequest::SnapshotBegin(offer) => offer.group,
+            PeerRequest::ModuleStore { .. } | PeerRequest::ModuleFetch { .. } => return self.answer_module(request).await,
+            PeerRequest::Status => {
+                return Ok(PeerResponse::Status(PeerStatus { catalog_applied: self.0.catalog.applied() }));
+            }
+        };
+        match self.group_by_id(id) {
+            Some(group) => group.handle(request).await,
+            None => Err(format!("group {id} does not run on node {} (yet)", self.id())),
+        }
+    }
+}
+
+impl<P: Platform, T: Transport> Handler for Node<P, T> {
+    fn handle(&self, _from: NodeId, _lane: Lane, request: Bytes) -> BoxFuture<'static, Result<Bytes, String>> {
+        let node = self.clone();
+        Box::pin(async move {
+            let request = codec::decode(&request).map_err(|error| error.to_string())?;
+            let response = node.answer(request).await?;
+            Ok(Bytes::from(codec::encode(&response).map_err(|error| error.to_string())?))
+        })
+    }
+}
+
+fn group_directory(data_dir: &std::path::Path, id: GroupId) -> PathBuf {
+    data_dir.join("groups").join(format!("{id:x}"))
+}

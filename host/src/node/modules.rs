@@ -1,0 +1,190 @@
+//! Module files of the cluster: gate, compile, keep, spread, fetch.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use openraft::async_runtime::AsyncRuntime;
+use sha2::Digest;
+use sha2::Sha256;
+
+use super::Node;
+use super::lock;
+use crate::module::CodeCache;
+use crate::module::Engine;
+use crate::module::Limits;
+use crate::module::Module;
+use crate::module::ModuleError;
+use crate::module::ModuleInfo;
+use crate::peer::Lane;
+use crate::peer::Transport;
+use crate::peer::message::PeerRequest;
+use crate::peer::message::PeerResponse;
+use crate::peer::raft::call;
+use crate::platform::Platform;
+use crate::service::ErrorCode;
+use crate::service::ServiceError;
+use crate::service::ServiceResult;
+
+/// How long a peer may take to store a module.
+const STORE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Compiles each module once.
+pub struct ModuleHost {
+    engine: Engine,
+    cache: Option<Box<dyn CodeCache>>,
+    loaded: Mutex<BTreeMap<[u8; 32], Module>>,
+}
+
+impl ModuleHost {
+    /// Compiled code is kept in `cache` when there is one.
+    pub fn new(cache: Option<Box<dyn CodeCache>>) -> Result<Self, ModuleError> {
+        Ok(Self { engine: Engine::new()?, cache, loaded: Mutex::default() })
+    }
+
+    /// The upload gate.
+    pub fn gate(&self, wasm: &[u8], limits: &Limits) -> ServiceResult<ModuleInfo> {
+        self.engine.gate(wasm, limits).map_err(|refused| ServiceError {
+            reason: Some(refused.code.as_str().to_string()),
+            ..ServiceError::new(ErrorCode::ModuleRefused, format!("{}: {}", refused.what, refused.remedy))
+        })
+    }
+
+    /// The compiled module.
+    pub fn load(&self, wasm: &[u8]) -> Result<Module, ModuleError> {
+        let digest: [u8; 32] = Sha256::digest(wasm).into();
+        if let Some(module) = lock(&self.loaded).get(&digest) {
+            return Ok(module.clone());
+        }
+        let module = self.engine.load(wasm, self.cache.as_deref())?;
+        lock(&self.loaded).insert(digest, module.clone());
+        Ok(module)
+    }
+}
+
+/// The optional exports of a module, as the catalog keeps them.
+pub fn exports_of(info: &ModuleInfo) -> Vec<String> {
+    let all = [
+        (info.has_timer, "timer"),
+        (info.has_session_end, "session_end"),
+        (info.has_migrate, "migrate"),
+        (info.has_adapter, "adapter"),
+    ];
+    all.iter().filter(|(has, _)| *has).map(|(_, name)| name.to_string()).collect()
+}
+
+impl<P: Platform, T: Transport> Node<P, T> {
+    /// Runs the gate where guest code may run.
+    pub(super) async fn gate(&self, wasm: Bytes) -> ServiceResult<ModuleInfo> {
+        let (modules, limits) = (self.0.setup.modules.clone(), self.0.setup.settings.limits.clone());
+        let checked = self.0.setup.platform.run_guest(move || modules.gate(&wasm, &limits)).await;
+        checked.unwrap_or_else(|| Err(ServiceError::new(ErrorCode::Internal, "the upload gate failed")))
+    }
+
+    /// Keeps the file here and at enough other nodes that a majority holds it durably.
+    pub(super) async fn spread(&self, digest: [u8; 32], wasm: Bytes) -> ServiceResult<()> {
+        let files = self.0.files.clone();
+        let bytes = wasm.clone();
+        let kept = self.0.setup.platform.run_guest(move || files.write(&digest, &bytes)).await;
+        match kept {
+            Some(Ok(())) => {}
+            Some(Err(error)) if error.kind() == std::io::ErrorKind::StorageFull => {
+                return Err(ServiceError::new(ErrorCode::DiskFull, format!("the module cannot be kept: {error}")));
+            }
+            Some(Err(error)) => return Err(ServiceError::new(ErrorCode::Internal, format!("the module cannot be kept: {error}"))),
+            None => return Err(ServiceError::new(ErrorCode::Internal, "the module cannot be kept")),
+        }
+        let members = self.members();
+        let majority = members.len() / 2 + 1;
+        let mut holders = 1;
+        let mut failed = Vec::new();
+        let request = PeerRequest::ModuleStore { digest, data: wasm };
+        let mut answers: FuturesUnordered<_> = members
+            .into_iter()
+            .filter(|id| *id != self.id())
+            .map(|id| {
+                let sent = call::<P::Runtime, T>(&self.0.setup.transport, id, Lane::Bulk, &request);
+                async move { (id, P::Runtime::timeout(STORE_TIMEOUT, sent).await) }
+            })
+            .collect();
+        while holders < majority {
+            match answers.next().await {
+                Some((_, Ok(Ok(PeerResponse::Done)))) => holders += 1,
+                Some((_, Ok(Err(error)))) => failed.push(error.to_string()),
+                Some((id, _)) => failed.push(format!("node {id} did not store it")),
+                None => {
+                    let detail = format!("{holders} of {majority} necessary nodes hold the module: {}", failed.join("; "));
+                    return Err(ServiceError::new(ErrorCode::Unavailable, detail));
+                }
+            }
+        }
+        // The others are told too, but not waited for; whoever misses it fetches it later.
+        drop(P::Runtime::spawn(async move { while answers.next().await.is_some() {} }));
+        Ok(())
+    }
+
+    fn members(&self) -> Vec<u64> {
+        let known: Vec<u64> = self.0.catalog.standing().members.iter().map(|member| member.id).collect();
+        if known.is_empty() { self.0.setup.members.keys().copied().collect() } else { known }
+    }
+
+    /// The file's bytes: from here, else from a peer, and then kept here.
+    pub(super) async fn module_bytes(&self, digest: &[u8; 32]) -> Result<Bytes, String> {
+        let digest = *digest;
+        let files = self.0.files.clone();
+        let here = self.0.setup.platform.run_guest(move || files.read(&digest)).await;
+        match here {
+            Some(Ok(Some(bytes))) => return Ok(Bytes::from(bytes)),
+            Some(Ok(None)) => {}
+            Some(Err(error)) => tracing::warn!(%error, "a module file cannot be read; it is fetched from a peer"),
+            None => return Err("reading a module file failed".to_string()),
+        }
+        let mut failed = Vec::new();
+        for id in self.members().into_iter().filter(|id| *id != self.id()) {
+            let request = PeerRequest::ModuleFetch { digest };
+            let sent = call::<P::Runtime, T>(&self.0.setup.transport, id, Lane::Bulk, &request);
+            match P::Runtime::timeout(STORE_TIMEOUT, sent).await {
+                Ok(Ok(PeerResponse::Module(Some(bytes)))) if <[u8; 32]>::from(Sha256::digest(&bytes)) == digest => {
+                    let (files, copy) = (self.0.files.clone(), bytes.clone());
+                    if let Some(Err(error)) = self.0.setup.platform.run_guest(move || files.write(&digest, &copy)).await {
+                        tracing::warn!(%error, "a fetched module file cannot be kept");
+                    }
+                    return Ok(bytes);
+                }
+                Ok(Ok(_)) => failed.push(format!("node {id} does not have it")),
+                Ok(Err(error)) => failed.push(error.to_string()),
+                Err(_) => failed.push(format!("node {id} did not answer")),
+            }
+        }
+        Err(format!("the module {} is not here, and {}", hex::encode(digest), failed.join("; ")))
+    }
+
+    pub(super) async fn answer_module(
+        &self,
+        request: PeerRequest<P::Runtime>,
+    ) -> Result<PeerResponse<P::Runtime>, String> {
+        let files: crate::catalog::files::ModuleFiles = self.0.files.clone();
+        let failed = || "a file job failed".to_string();
+        match request {
+            PeerRequest::ModuleStore { digest, data } => {
+                let stored = self.0.setup.platform.run_guest(move || {
+                    if <[u8; 32]>::from(Sha256::digest(&data)) != digest {
+                        return Err("the module's bytes do not have its digest".to_string());
+                    }
+                    files.write(&digest, &data).map_err(|error| error.to_string())
+                });
+                stored.await.ok_or_else(failed)?.map(|()| PeerResponse::Done)
+            }
+            PeerRequest::ModuleFetch { digest } => {
+                let found = self.0.setup.platform.run_guest(move || files.read(&digest)).await.ok_or_else(failed)?;
+                let found = found.map_err(|error| error.to_string())?;
+                Ok(PeerResponse::Module(found.map(Bytes::from)))
+            }
+            other => Err(format!("{other:?} is not about modules")),
+        }
+    }
+}
+

@@ -1,0 +1,215 @@
+//! DESIGN section 5 on a real machine: lock and check the data directory, open the log, open the node,
+//! accept peers. And the way down.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sha2::Digest;
+use sha2::Sha256;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+use super::ModuleHost;
+use super::Node;
+use super::Settings;
+use super::Setup;
+use super::identity;
+use super::identity::Identity;
+use crate::config::ServeConfig;
+use crate::disk::Disk;
+use crate::disk::RealDisk;
+use crate::group::Timing;
+use crate::log::LogOptions;
+use crate::log::NodeLog;
+use crate::module::DirCache;
+use crate::module::Limits;
+use crate::peer::tcp;
+use crate::peer::tcp::TcpTransport;
+use crate::platform::Platform;
+use crate::platform::RealPlatform;
+use crate::platform::random_u64;
+
+/// The node of production.
+pub type RealNode = Node<RealPlatform, TcpTransport>;
+
+/// A node could not start; the words name the thing and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data directory cannot be used.
+    #[error("data directory {}: {source}", path.display())]
+    DataDir {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another process uses the directory.
+    #[error("data directory {} is used by another process: stop it, or start with another --data-dir", .0.display())]
+    Locked(PathBuf),
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address} ({flag}): {source}; is another node running there? Choose another {flag}")]
+    Listen {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// The flag that sets it.
+        flag: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// The log cannot be opened.
+    #[error(transparent)]
+    Log(#[from] crate::log::LogError),
+    /// Modules cannot be compiled on this machine.
+    #[error("{0}")]
+    Modules(String),
+    /// A group cannot be opened.
+    #[error("{0}")]
+    Node(#[source] io::Error),
+}
+
+/// A started node.
+pub struct Running {
+    /// The node.
+    pub node: RealNode,
+    peers: JoinHandle<()>,
+    log: NodeLog,
+    /// Held as long as the node runs.
+    _lock: File,
+}
+
+/// The cluster's id: of the initial cluster's text, so that nodes started alike agree without talking.
+fn cluster_id(config: &ServeConfig) -> [u8; 16] {
+    let mut digest = Sha256::new();
+    digest.update(b"statehouse cluster 1\n");
+    digest.update(config.cluster_name.as_bytes());
+    for (id, address) in &config.initial_cluster {
+        digest.update(format!("\n{id}={address}"));
+    }
+    let digest: [u8; 32] = digest.finalize().into();
+    digest.first_chunk().copied().unwrap_or_default()
+}
+
+/// Takes the directory for this process alone.
+fn lock(data_dir: &Path) -> Result<File, StartError> {
+    let fail = |source| StartError::DataDir { path: data_dir.to_owned(), source };
+    std::fs::create_dir_all(data_dir).map_err(fail)?;
+    let file = File::options().create(true).write(true).truncate(false).open(data_dir.join("LOCK")).map_err(fail)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(StartError::Locked(data_dir.to_owned())),
+        Err(std::fs::TryLockError::Error(source)) => Err(fail(source)),
+    }
+}
+
+fn settle_identity(config: &ServeConfig, disk: &dyn Disk) -> io::Result<[u8; 16]> {
+    let told = (!config.initial_cluster.is_empty()).then(|| cluster_id(config));
+    let told_text = told.map(hex::encode);
+    if let Some(found) = identity::read(disk, &config.data_dir)? {
+        identity::check(&found, &config.data_dir, config.node_id, told_text.as_deref())?;
+        let mut cluster = [0; 16];
+        hex::decode_to_slice(&found.cluster, &mut cluster).map_err(|error| {
+            io::Error::new(io::ErrorKind::InvalidData, format!("its identity names no cluster: {error}"))
+        })?;
+        return Ok(cluster);
+    }
+    if disk.exists(&config.data_dir.join("log"))? {
+        let reason = "it has a log but no identity.json: restore that file from a copy, or take another --data-dir";
+        return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+    }
+    // A node of its own draws its cluster: two such clusters never mix.
+    let cluster = told.unwrap_or_else(|| {
+        let mut drawn = [0; 16];
+        RealPlatform.fill_random(&mut drawn);
+        drawn
+    });
+    let new = Identity { format: identity::FORMAT, node: config.node_id, cluster: hex::encode(cluster) };
+    identity::write(disk, &config.data_dir, &new)?;
+    Ok(cluster)
+}
+
+fn settings(config: &ServeConfig) -> Settings {
+    let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+    Settings {
+        timing: Timing {
+            heartbeat_ms: config.heartbeat_ms,
+            election_timeout_ms: config.election_timeout_ms,
+            snapshot_entries: config.snapshot_entries,
+            snapshot_bytes: config.snapshot_bytes,
+            snapshot_interval_ms: config.snapshot_interval_s.saturating_mul(1000),
+            log_entries_kept: (config.snapshot_entries / 10).max(64),
+        },
+        snapshots_kept: size(config.snapshots_kept),
+        events_kept: size(config.events_kept),
+        command_bytes_max: config.command_bytes_max,
+        limits: Limits {
+            memory_bytes_max: config.group_memory_bytes_max,
+            wasm_bytes_max: config.module_bytes_max,
+            ..Limits::default()
+        },
+        request_timeout: Duration::from_millis(config.request_timeout_ms),
+        session_timeout_min_ms: config.session_timeout_min_ms,
+        session_timeout_max_ms: config.session_timeout_max_ms,
+    }
+}
+
+/// Starts a node; it serves its peers when this returns.
+pub async fn start(config: &ServeConfig) -> Result<Running, StartError> {
+    let data_dir = &config.data_dir;
+    let in_data_dir = |source| StartError::DataDir { path: data_dir.clone(), source };
+    let held = lock(data_dir)?;
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let cluster = settle_identity(config, &*disk).map_err(in_data_dir)?;
+    // Bound before anything is opened, so that a port in use is said at once; accepted from last.
+    let listener = TcpListener::bind(config.peer).await;
+    let listener = listener.map_err(|source| StartError::Listen { address: config.peer, flag: "--peer", source })?;
+
+    let platform = RealPlatform;
+    let options = LogOptions {
+        segment_bytes: config.log_segment_bytes,
+        cache_bytes: usize::try_from(config.log_cache_bytes).unwrap_or(usize::MAX),
+        salt: random_u64(&platform),
+        ..LogOptions::default()
+    };
+    let fatal = Arc::new(move |error: &crate::log::LogError| platform.die(&error.to_string()));
+    let (log, report) = NodeLog::open(disk.clone(), &data_dir.join("log"), options, fatal)?;
+    tracing::info!(?report, "the log is open");
+    log.start_thread()?;
+
+    let cache = DirCache::open(data_dir.join("cache")).map_err(in_data_dir)?;
+    let modules = ModuleHost::new(Some(Box::new(cache))).map_err(|error| StartError::Modules(error.to_string()))?;
+    let mut members = config.initial_cluster.clone();
+    if members.is_empty() {
+        members = BTreeMap::from([(config.node_id, config.peer.to_string())]);
+    }
+    let transport = TcpTransport::new(config.node_id, cluster, members.clone());
+    let node = Node::open(Setup {
+        id: config.node_id,
+        cluster,
+        members,
+        platform,
+        transport,
+        disk,
+        data_dir: data_dir.clone(),
+        log: log.clone(),
+        modules: Arc::new(modules),
+        settings: settings(config),
+    });
+    let node = node.await.map_err(StartError::Node)?;
+    #[expect(clippy::disallowed_methods, reason = "production's own start, on tokio")]
+    let peers = tokio::spawn(tcp::serve(listener, config.node_id, cluster, Arc::new(node.clone())));
+    Ok(Running { node, peers, log, _lock: held })
+}
+
+impl Running {
+    /// Hands leadership over, stops the groups, syncs what is written, lets the peers go.
+    pub async fn shutdown(self) {
+        self.node.shutdown().await;
+        self.peers.abort();
+        self.log.close().await;
+    }
+}

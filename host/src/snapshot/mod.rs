@@ -1,0 +1,56 @@
+//! Snapshot files of one group: written aside, synced, renamed; verified before they are believed.
+//!
+//! Invariants:
+//! - A file named `*.snap` was synced whole before it got its name; the directory is synced before anyone
+//!   hears of it. So damage inside one is damage, never a crash's trace.
+//! - The newest file is never removed; [`SnapshotStore::keep`] older ones stay as a fallback.
+//! - The bytes depend on the replicated state alone: replicas write equal files at equal indexes.
+//!
+//! The format is drawn in `docs/formats.md`.
+
+mod format;
+mod receive;
+mod store;
+
+pub use format::Head;
+pub use format::SnapshotReader;
+pub use format::decode_head;
+pub use receive::Receiver;
+pub use store::SnapshotFile;
+pub use store::SnapshotStore;
+pub use store::SnapshotWriter;
+
+use std::path::PathBuf;
+
+/// A snapshot could not be written, read or believed.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// The disk failed.
+    #[error("snapshot {}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The disk's words.
+        source: std::io::Error,
+    },
+    /// The file is not what was written.
+    #[error("snapshot {} is damaged at byte {offset}: {reason}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Where.
+        offset: u64,
+        /// What is wrong there.
+        reason: String,
+    },
+}
+
+impl From<SnapshotError> for std::io::Error {
+    fn from(error: SnapshotError) -> Self {
+        let kind = match &error {
+            SnapshotError::Io { source, .. } => source.kind(),
+            SnapshotError::Damaged { .. } => std::io::ErrorKind::InvalidData,
+        };
+        std::io::Error::new(kind, error)
+    }
+}

@@ -1,0 +1,302 @@
+//! The directory of one group's snapshots.
+
+use std::io;
+use std::io::Read;
+use std::io::Write;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use sha2::Digest;
+use sha2::Sha256;
+
+use super::SnapshotError;
+use super::format;
+use super::format::Head;
+use super::format::SnapshotReader;
+use crate::disk::Disk;
+use crate::disk::DiskFile;
+
+/// A complete snapshot file.
+#[derive(Clone)]
+pub struct SnapshotFile {
+    disk: Arc<dyn Disk>,
+    path: PathBuf,
+    size: u64,
+    digest: [u8; 32],
+}
+
+impl std::fmt::Debug for SnapshotFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({} bytes)", self.path.display(), self.size)
+    }
+}
+
+impl SnapshotFile {
+    /// SHA-256 over the file, as its foot says.
+    pub fn digest(&self) -> [u8; 32] {
+        self.digest
+    }
+
+    /// The file's size, bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Up to `length` bytes from `offset`; fewer at the end.
+    pub fn read(&self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        let file = self.disk.open(&self.path)?;
+        let left = usize::try_from(self.size.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let mut bytes = vec![0; length.min(left)];
+        let got = file.read_at(offset, &mut bytes)?;
+        bytes.truncate(got);
+        Ok(bytes)
+    }
+
+    /// Head and payload.
+    pub fn reader(&self) -> Result<(Head, SnapshotReader<FileReader>), SnapshotError> {
+        reader(&*self.disk, &self.path)
+    }
+}
+
+/// Creates an unfinished file, in place of one that an earlier attempt left.
+pub(super) fn create_anew(disk: &dyn Disk, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+    if disk.exists(path)? {
+        disk.remove(path)?;
+    }
+    disk.create(path)
+}
+
+/// Reads a [`DiskFile`] from its beginning.
+pub struct FileReader {
+    file: Box<dyn DiskFile>,
+    offset: u64,
+}
+
+impl Read for FileReader {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read_at(self.offset, out)?;
+        self.offset += count as u64;
+        Ok(count)
+    }
+}
+
+impl std::fmt::Debug for FileReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "FileReader at {}", self.offset)
+    }
+}
+
+pub(super) fn reader(disk: &dyn Disk, path: &Path) -> Result<(Head, SnapshotReader<FileReader>), SnapshotError> {
+    let file = disk.open(path).map_err(|source| SnapshotError::Io { path: path.to_owned(), source })?;
+    SnapshotReader::open(FileReader { file, offset: 0 }).map_err(|wrong| damaged(path, wrong))
+}
+
+fn damaged(path: &Path, wrong: format::Wrong) -> SnapshotError {
+    SnapshotError::Damaged { path: path.to_owned(), offset: wrong.offset, reason: wrong.reason }
+}
+
+/// Reads a whole file; its head and itself when every checksum holds.
+pub(super) fn verify(disk: &Arc<dyn Disk>, path: &Path) -> Result<(Head, SnapshotFile), SnapshotError> {
+    let (head, payload) = reader(&**disk, path)?;
+    let digest = payload.verify().map_err(|wrong| damaged(path, wrong))?;
+    let size = disk.open(path).and_then(|file| file.len());
+    let size = size.map_err(|source| SnapshotError::Io { path: path.to_owned(), source })?;
+    Ok((head, SnapshotFile { disk: disk.clone(), path: path.to_owned(), size, digest }))
+}
+
+/// One group's snapshots.
+#[derive(Clone)]
+pub struct SnapshotStore {
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) directory: PathBuf,
+    keep: usize,
+}
+
+impl std::fmt::Debug for SnapshotStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "snapshots in {}", self.directory.display())
+    }
+}
+
+const SUFFIX: &str = ".snap";
+/// Files a crash may leave behind, removed at the next start.
+pub(super) const UNFINISHED_SUFFIX: &str = ".part";
+
+impl SnapshotStore {
+    /// Opens the directory, makes it when it is not there, and removes what a crash left unfinished.
+    /// `keep` complete files stay, at least one.
+    pub fn open(disk: Arc<dyn Disk>, directory: PathBuf, keep: usize) -> Result<Self, SnapshotError> {
+        let store = Self { disk, directory, keep: keep.max(1) };
+        let io = |source| SnapshotError::Io { path: store.directory.clone(), source };
+        store.disk.create_dir_all(&store.directory).map_err(io)?;
+        for name in store.disk.list(&store.directory).map_err(io)? {
+            if name.ends_with(UNFINISHED_SUFFIX) {
+                store.disk.remove(&store.directory.join(name)).map_err(io)?;
+            }
+        }
+        Ok(store)
+    }
+
+    fn io(&self, path: &Path) -> impl Fn(io::Error) -> SnapshotError {
+        let path = path.to_owned();
+        move |source| SnapshotError::Io { path: path.clone(), source }
+    }
+
+    /// The names of complete files, newest first: the name begins with the index, in hexadecimal of one width.
+    fn names(&self) -> Result<Vec<String>, SnapshotError> {
+        let mut names = self.disk.list(&self.directory).map_err(self.io(&self.directory))?;
+        names.retain(|name| name.ends_with(SUFFIX));
+        names.sort();
+        names.reverse();
+        Ok(names)
+    }
+
+    /// The newest snapshot that verifies, and the errors of newer ones that do not.
+    pub fn newest(&self) -> Result<(Option<(Head, SnapshotFile)>, Vec<SnapshotError>), SnapshotError> {
+        let mut refused = Vec::new();
+        for name in self.names()? {
+            match verify(&self.disk, &self.directory.join(&name)) {
+                Ok(found) => return Ok((Some(found), refused)),
+                Err(error) => refused.push(error),
+            }
+        }
+        Ok((None, refused))
+    }
+
+    fn name_of(head: &Head) -> String {
+        format!("{:016x}-{:x}{SUFFIX}", head.last_log_id.index, head.last_log_id.committed_leader_id().term)
+    }
+
+    /// Begins to write a snapshot.
+    pub fn write(&self, head: &Head) -> Result<SnapshotWriter, SnapshotError> {
+        let name = Self::name_of(head);
+        let path = self.directory.join(format!("{name}.writing{UNFINISHED_SUFFIX}"));
+        let file = create_anew(&*self.disk, &path).map_err(self.io(&path))?;
+        let mut writer = SnapshotWriter {
+            store: self.clone(),
+            target: self.directory.join(name),
+            path,
+            file,
+            digest: Sha256::new(),
+            offset: 0,
+            payload: 0,
+            chunk: Vec::with_capacity(format::CHUNK_BYTES),
+        };
+        let bytes = format::encode_head(head).map_err(self.io(&writer.path))?;
+        writer.put(&bytes).map_err(self.io(&writer.path))?;
+        Ok(writer)
+    }
+
+    /// Gives a verified, synced file its name, syncs the directory, and removes files beyond `keep`.
+    pub(super) fn publish(&self, from: &Path, head: &Head) -> Result<PathBuf, SnapshotError> {
+        let target = self.directory.join(Self::name_of(head));
+        self.disk.rename(from, &target).map_err(self.io(from))?;
+        self.disk.sync_dir(&self.directory).map_err(self.io(&self.directory))?;
+        for name in self.names()?.into_iter().skip(self.keep) {
+            let old = self.directory.join(name);
+            self.disk.remove(&old).map_err(self.io(&old))?;
+        }
+        Ok(target)
+    }
+
+    /// Takes a received file (see [`super::Receiver`]) among the snapshots.
+    pub fn adopt(&self, file: &SnapshotFile, head: &Head) -> Result<SnapshotFile, SnapshotError> {
+        if file.path.extension().is_some_and(|end| end == "snap") {
+            return Ok(file.clone());
+        }
+        let path = self.publish(&file.path, head)?;
+        Ok(SnapshotFile { path, ..file.clone() })
+    }
+
+    /// Removes all of the group's snapshots.
+    pub fn destroy(&self) -> Result<(), SnapshotError> {
+        for name in self.disk.list(&self.directory).map_err(self.io(&self.directory))? {
+            let path = self.directory.join(name);
+            self.disk.remove(&path).map_err(self.io(&path))?;
+        }
+        self.disk.sync_dir(&self.directory).map_err(self.io(&self.directory))
+    }
+}
+
+/// Writes one snapshot; what is written to it is the payload.
+pub struct SnapshotWriter {
+    store: SnapshotStore,
+    target: PathBuf,
+    path: PathBuf,
+    file: Box<dyn DiskFile>,
+    digest: Sha256,
+    offset: u64,
+    payload: u64,
+    chunk: Vec<u8>,
+}
+
+impl std::fmt::Debug for SnapshotWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} at {}", self.path.display(), self.offset)
+    }
+}
+
+impl SnapshotWriter {
+    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(self.offset, bytes)?;
+        self.digest.update(bytes);
+        self.offset += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn put_chunk(&mut self) -> io::Result<()> {
+        let chunk = std::mem::take(&mut self.chunk);
+        self.put(&format::chunk_head(&chunk))?;
+        self.put(&chunk)?;
+        self.payload += chunk.len() as u64;
+        self.chunk = chunk;
+        self.chunk.clear();
+        Ok(())
+    }
+
+    /// Writes the foot, syncs, gives the file its name, syncs the directory.
+    pub fn finish(mut self, head: &Head) -> Result<SnapshotFile, SnapshotError> {
+        let written = (|| {
+            if !self.chunk.is_empty() {
+                self.put_chunk()?;
+            }
+            self.put_chunk()?;
+            self.put(&self.payload.to_le_bytes())?;
+            let digest: [u8; 32] = self.digest.clone().finalize().into();
+            self.file.write_all_at(self.offset, &digest)?;
+            self.file.sync_data()?;
+            Ok(digest)
+        })();
+        let digest = written.map_err(self.store.io(&self.path))?;
+        let path = self.store.publish(&self.path, head)?;
+        debug_assert_eq!(path, self.target);
+        Ok(SnapshotFile { disk: self.store.disk.clone(), path, size: self.offset + 32, digest })
+    }
+
+    /// Removes the unfinished file.
+    pub fn abandon(self) {
+        let _gone_at_next_start_otherwise = self.store.disk.remove(&self.path);
+    }
+}
+
+impl Write for SnapshotWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let room = format::CHUNK_BYTES.saturating_sub(self.chunk.len());
+        let taken = bytes.get(..room.min(bytes.len())).unwrap_or_default();
+        self.chunk.extend_from_slice(taken);
+        if self.chunk.len() == format::CHUNK_BYTES {
+            self.put_chunk()?;
+        }
+        Ok(taken.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

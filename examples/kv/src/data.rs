@@ -95,7 +95,7 @@ impl<'de> Visitor<'de> for DataVisitor {
     type Value = Data;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(r#"a string, or {"hex":"00ff"} for bytes"#)
+        f.write_str(r#"string or {"hex": "00ff"}"#)
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Data, E> {

@@ -386,6 +386,6 @@ fn bytes_that_are_no_text_are_written_in_hex() {
     assert!(
         client
             .refusal(0, not_bytes)
-            .contains(r#"expected a string, or {"hex":"00ff"} for bytes"#)
+            .contains(r#"expected string or {"hex": "00ff"}"#)
     );
 }

@@ -1,0 +1,220 @@
+//! Who runs the writer: a thread of its own in production, a task of the simulator otherwise.
+
+use std::future::poll_fn;
+use std::io;
+use std::sync::Arc;
+use std::sync::PoisonError;
+use std::task::Poll;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use std::time::Instant;
+
+use openraft::async_runtime::AsyncRuntime;
+
+use super::NodeLog;
+use super::Shared;
+use super::error::LogError;
+use super::writer::Writer;
+
+/// What a driver does next.
+enum Turn {
+    /// Something is queued.
+    Write,
+    /// Nothing is queued and nothing will be.
+    Finish,
+    /// The log stopped.
+    Stopped,
+}
+
+/// The writer, while someone drives it. Dropped early, it tells all who wait that nobody writes for
+/// them any more.
+struct Driver {
+    shared: Arc<Shared>,
+    writer: Writer,
+    /// Whether the log was told its end.
+    done: bool,
+}
+
+impl Driver {
+    fn take(shared: &Arc<Shared>) -> Option<Self> {
+        let writer = shared.writer.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        Some(Self { shared: shared.clone(), writer, done: false })
+    }
+
+    /// What to do now, or `None`: nothing yet.
+    fn turn(state: &super::state::State) -> Option<Turn> {
+        if state.stopped.is_some() {
+            Some(Turn::Stopped)
+        } else if !state.queue.is_empty() {
+            Some(Turn::Write)
+        } else if state.closing {
+            Some(Turn::Finish)
+        } else {
+            None
+        }
+    }
+
+    /// Blocks until there is something to do.
+    fn wait(&mut self) -> Turn {
+        if let Some(turn) = Self::turn(&self.shared.lock()) {
+            return turn;
+        }
+        self.writer.rest(&self.shared);
+        let mut state = self.shared.lock();
+        loop {
+            if let Some(turn) = Self::turn(&state) {
+                return turn;
+            }
+            state = self.shared.queued.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Waits as a task until there is something to do.
+    async fn wait_async(&mut self) -> Turn {
+        if let Some(turn) = Self::turn(&self.shared.lock()) {
+            return turn;
+        }
+        self.writer.rest(&self.shared);
+        poll_fn(|context| {
+            let mut state = self.shared.lock();
+            match Self::turn(&state) {
+                Some(turn) => Poll::Ready(turn),
+                None => {
+                    state.waker = Some(context.waker().clone());
+                    Poll::Pending
+                }
+            }
+        })
+        .await
+    }
+
+    fn finished(&mut self) {
+        self.done = true;
+        self.shared.stop(&LogError::Closed, Vec::new());
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        if !self.done {
+            let in_flight = self.writer.abandon();
+            self.shared.stop(&LogError::Closed, in_flight);
+        }
+    }
+}
+
+/// A thread that writes the log. Dropping it closes the log and waits for the thread.
+pub struct ThreadDriver {
+    log: NodeLog,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl ThreadDriver {
+    /// Closes the log: writes and syncs what is queued, marks the log as closed in order, ends the thread.
+    pub fn close(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        self.log.close();
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread was told to everyone who waits when its driver was dropped.
+            thread.join().ok();
+        }
+    }
+}
+
+impl Drop for ThreadDriver {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn run_thread(mut driver: Driver) {
+    let shared = driver.shared.clone();
+    loop {
+        let last = match driver.wait() {
+            Turn::Write => false,
+            Turn::Finish => true,
+            Turn::Stopped => break,
+        };
+        match driver.writer.write(&shared, last) {
+            Ok(true) => {
+                let begun = Instant::now();
+                let synced = driver.writer.sync();
+                let micros = begun.elapsed().as_micros() as u64;
+                if micros > shared.options.slow_sync_micros {
+                    tracing::warn!(micros, dir = %shared.dir.display(), "a sync of the log was slow");
+                }
+                if driver.writer.complete(&shared, synced, micros).is_err() {
+                    break;
+                }
+            }
+            Ok(false) => {}
+            Err(_) => break,
+        }
+        if last {
+            break;
+        }
+    }
+    driver.finished();
+}
+
+impl NodeLog {
+    /// Starts the thread that writes this log. Production's way.
+    pub fn start_thread(&self) -> io::Result<ThreadDriver> {
+        let driver = Driver::take(&self.shared).ok_or_else(|| io::Error::other("the log is already driven"))?;
+        let thread = std::thread::Builder::new().name("log".to_owned()).spawn(move || run_thread(driver))?;
+        Ok(ThreadDriver { log: self.clone(), thread: Some(thread) })
+    }
+
+    /// Writes this log as a task of the runtime `RT`, each sync taking what `latency` says: the
+    /// simulator's way. Ends when the log is closed or stops. Returns at once if the log is driven already.
+    pub fn drive<RT: AsyncRuntime>(
+        &self,
+        mut latency: impl FnMut() -> Duration + Send + 'static,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let driver = Driver::take(&self.shared);
+        async move {
+            let Some(mut driver) = driver else { return };
+            let shared = driver.shared.clone();
+            loop {
+                let last = match driver.wait_async().await {
+                    Turn::Write => false,
+                    Turn::Finish => true,
+                    Turn::Stopped => break,
+                };
+                match driver.writer.write(&shared, last) {
+                    Ok(true) => {
+                        let takes = latency();
+                        RT::sleep(takes).await;
+                        let synced = driver.writer.sync();
+                        if driver.writer.complete(&shared, synced, takes.as_micros() as u64).is_err() {
+                            break;
+                        }
+                    }
+                    Ok(false) => {}
+                    Err(_) => break,
+                }
+                if last {
+                    break;
+                }
+            }
+            driver.finished();
+        }
+    }
+
+    /// Writes and syncs what is queued now, on the caller's thread: for tests that go step by step.
+    /// Returns whether there was anything. Does nothing while a driver has the log.
+    pub fn flush(&self) -> Result<bool, LogError> {
+        let mut writer = self.shared.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(writer) = writer.as_mut() else { return Ok(false) };
+        let mut any = false;
+        while writer.write(&self.shared, false)? {
+            let synced = writer.sync();
+            writer.complete(&self.shared, synced, 0)?;
+            any = true;
+        }
+        Ok(any)
+    }
+}

@@ -1,0 +1,144 @@
+//! What can go wrong with the node's log, told so that an operator can act on it.
+
+use std::io;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::types::GroupId;
+
+/// An error of the node's log. Cloned to everyone who waits for the same write.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum LogError {
+    /// A system call failed.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried, a verb.
+        action: &'static str,
+        /// On which file or directory.
+        path: PathBuf,
+        /// What the system said.
+        source: Arc<io::Error>,
+    },
+    /// A sync failed. What it should have made durable may be lost although it still reads back, so
+    /// nothing may be built on it and the process has to end.
+    #[error(
+        "sync of {} failed: {source}. The kernel may have dropped what was written, so this process must end; \
+         check the device (dmesg, smartctl) before starting it again", path.display()
+    )]
+    Sync {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: Arc<io::Error>,
+    },
+    /// There is no room for the log. Nothing of the batch is acknowledged, and what was written of it
+    /// is cut at the next start.
+    #[error(
+        "the disk is full: {} needs {needed} bytes and the file system has {free}. \
+         Free space or enlarge it, then start the node again; nothing acknowledged is lost", path.display()
+    )]
+    DiskFull {
+        /// The file that was to be written.
+        path: PathBuf,
+        /// Bytes it needs.
+        needed: u64,
+        /// Bytes the file system has left.
+        free: u64,
+    },
+    /// Bytes that were synced before are not what was written.
+    #[error(
+        "{} is damaged at byte offset {offset}: {what}. Entries that were acknowledged may be lost, so the node does not \
+         start on it. Move its data directory away and let it join again as an empty replica, or restore the file", path.display()
+    )]
+    Corrupt {
+        /// The segment file.
+        path: PathBuf,
+        /// Where in it, bytes.
+        offset: u64,
+        /// What is wrong there.
+        what: String,
+    },
+    /// A segment between others is not there.
+    #[error(
+        "{} is missing, although the log needs it. Put it back, or move the data directory away and let the node join \
+         again as an empty replica", path.display()
+    )]
+    Missing {
+        /// The file that should exist.
+        path: PathBuf,
+    },
+    /// A file of another version of this program.
+    #[error("{} has format version {found}; this program reads version {known}. Use the program that wrote it", path.display())]
+    Version {
+        /// The segment file.
+        path: PathBuf,
+        /// The version in it.
+        found: u32,
+        /// The version known here.
+        known: u32,
+    },
+    /// An entry that does not follow the one before it.
+    #[error("group {group}: entry {found} cannot follow, the next index is {expected}")]
+    Gap {
+        /// The group.
+        group: GroupId,
+        /// The index that must come.
+        expected: u64,
+        /// The index that came.
+        found: u64,
+    },
+    /// An entry too large to be written.
+    #[error("group {group}: entry {index} has {bytes} bytes, the limit is {limit}")]
+    TooLarge {
+        /// The group.
+        group: GroupId,
+        /// The entry.
+        index: u64,
+        /// Its encoded size.
+        bytes: usize,
+        /// The largest size, bytes.
+        limit: usize,
+    },
+    /// A value has no bytes, or the bytes are no such value.
+    #[error("group {group}: {what}")]
+    Codec {
+        /// The group.
+        group: GroupId,
+        /// Which value, and what the codec said.
+        what: String,
+    },
+    /// The options contradict each other or the directory.
+    #[error("log options: {0}")]
+    Options(String),
+    /// The log was closed, or what drives it is gone.
+    #[error("the log is closed")]
+    Closed,
+    /// The log stopped at an earlier error; that one is told.
+    #[error("the log has stopped: {0}")]
+    Stopped(Arc<LogError>),
+}
+
+impl LogError {
+    pub(super) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+        Self::Io { action, path: path.to_owned(), source: Arc::new(source) }
+    }
+
+    pub(super) fn corrupt(path: &Path, offset: u64, what: impl Into<String>) -> Self {
+        Self::Corrupt { path: path.to_owned(), offset, what: what.into() }
+    }
+}
+
+impl From<LogError> for io::Error {
+    fn from(error: LogError) -> Self {
+        let kind = match &error {
+            LogError::DiskFull { .. } => io::ErrorKind::StorageFull,
+            LogError::Corrupt { .. } | LogError::Codec { .. } | LogError::Version { .. } => io::ErrorKind::InvalidData,
+            LogError::Missing { .. } => io::ErrorKind::NotFound,
+            LogError::Gap { .. } | LogError::TooLarge { .. } | LogError::Options(_) => io::ErrorKind::InvalidInput,
+            LogError::Io { source, .. } => source.kind(),
+            LogError::Sync { .. } | LogError::Closed | LogError::Stopped(_) => io::ErrorKind::Other,
+        };
+        io::Error::new(kind, error)
+    }
+}

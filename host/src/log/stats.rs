@@ -1,0 +1,55 @@
+//! What the log counts, for metrics.
+
+/// Upper bounds of the sync duration buckets, microseconds; a last bucket holds the rest.
+pub const SYNC_BUCKETS_MICROS: [u64; 14] =
+    [50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000];
+
+/// Counters of a log since it was opened, and what it holds now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LogStats {
+    /// Segments that belong to the log now.
+    pub segments: u64,
+    /// Bytes of their files.
+    pub segment_bytes: u64,
+    /// Segments that are ready to be used next.
+    pub spare_segments: u64,
+    /// Bytes of entries that are not purged.
+    pub live_bytes: u64,
+    /// Entries that are not purged.
+    pub live_entries: u64,
+    /// Groups.
+    pub groups: u64,
+    /// Bytes of the entry cache.
+    pub cached_bytes: u64,
+    /// Bytes that wait to be written.
+    pub queued_bytes: u64,
+    /// Batches written, each with one sync.
+    pub batches: u64,
+    /// Operations in them: `operations / batches` is how many share a sync.
+    pub operations: u64,
+    /// Bytes written, with headers and padding.
+    pub written_bytes: u64,
+    /// Segments that were used again instead of made anew.
+    pub recycled_segments: u64,
+    /// Entries copied so that an old segment could be given up.
+    pub moved_entries: u64,
+    /// Entries read back from segments because they were not in the cache.
+    pub entries_read: u64,
+    /// Counts of syncs by duration, see [`SYNC_BUCKETS_MICROS`].
+    pub sync_buckets: [u64; SYNC_BUCKETS_MICROS.len() + 1],
+    /// Sum of all sync durations, microseconds.
+    pub sync_micros: u64,
+    /// Syncs that took longer than `slow_sync_micros`.
+    pub slow_syncs: u64,
+}
+
+impl LogStats {
+    pub(super) fn count_sync(&mut self, micros: u64, slow_sync_micros: u64) {
+        let bucket = SYNC_BUCKETS_MICROS.partition_point(|bound| *bound < micros);
+        if let Some(count) = self.sync_buckets.get_mut(bucket) {
+            *count += 1;
+        }
+        self.sync_micros += micros;
+        self.slow_syncs += u64::from(micros > slow_sync_micros);
+    }
+}

@@ -1,0 +1,436 @@
+//! The writer: takes what is queued, writes it as one batch, syncs it, tells everyone in it.
+//!
+//! Invariants:
+//!
+//! - Batches go to disk in the order of the queue, one at a time: the next is written after the one
+//!   before it was synced. `segment.rs` builds on that.
+//! - The start of the log moves only in a batch that empties the queue. Then the visible state, from which
+//!   it is computed what old segments are still needed for, is exactly what this batch makes durable.
+//! - A segment is given up only after the batch that moved the start past it was synced. What was still
+//!   current in it (votes, marks) is in that batch again; its entries are purged, replaced or moved.
+//! - After an error nothing is written any more.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::codec;
+use crate::types::GroupId;
+
+use super::LogOptions;
+use super::Shared;
+use super::error::LogError;
+use super::files::Files;
+use super::files::sync;
+use super::files::write_error;
+use super::record::Record;
+use super::segment::BATCH_HEADER_BYTES;
+use super::segment::FIRST_BATCH;
+use super::segment::SECTOR_BYTES;
+use super::segment::SegmentFile;
+use super::segment::SegmentHeader;
+use super::segment::seal_batch;
+use super::segment::to_sector;
+use super::state::Done;
+use super::state::Effect;
+use super::state::Operation;
+use super::state::SegmentState;
+use super::state::Sequence;
+use super::state::Slot;
+use super::state::State;
+
+/// How much of an old segment is copied forward with one batch, bytes.
+const MOVE_BYTES: usize = 256 << 10;
+
+/// See the module.
+pub(super) struct Writer {
+    pub(super) current: Arc<SegmentFile>,
+    /// Where the next batch goes.
+    pub(super) position: u64,
+    pub(super) next_batch: u64,
+    /// The first segment of the log, as disk knows it.
+    pub(super) start: u64,
+    /// Unused files of the usual size.
+    pub(super) spares: Vec<PathBuf>,
+    pub(super) buffer: Vec<u8>,
+    pub(super) in_flight: Option<InFlight>,
+    /// Whether the tail mark is at `position`.
+    pub(super) marked: bool,
+    /// Entries of the oldest segment that are still to be copied forward.
+    pub(super) to_move: VecDeque<(GroupId, u64, Slot)>,
+}
+
+/// A batch that is written and not synced.
+pub(super) struct InFlight {
+    bytes: u64,
+    operations: u64,
+    done: Vec<Done>,
+    stamp: u64,
+    start: Option<u64>,
+}
+
+/// An entry that is to be copied out of an old segment.
+struct Move {
+    group: GroupId,
+    index: u64,
+    slot: Slot,
+    record: Vec<u8>,
+}
+
+/// What goes into a batch.
+#[derive(Default)]
+struct Batch {
+    operations: Vec<Operation>,
+    operation_bytes: usize,
+    /// Records that come after those of the operations.
+    extra: Vec<u8>,
+    records: u32,
+    start: Option<u64>,
+    stamp: u64,
+}
+
+impl Batch {
+    fn bytes(&self) -> usize {
+        BATCH_HEADER_BYTES + self.operation_bytes + self.extra.len()
+    }
+
+    fn add(&mut self, record: &Record<'_>) {
+        record.encode_into(&mut self.extra);
+        self.records += 1;
+    }
+}
+
+impl Writer {
+    fn sequence(&self) -> Sequence {
+        self.current.header.sequence as Sequence
+    }
+
+    fn room(&self) -> u64 {
+        self.current.header.size.saturating_sub(self.position)
+    }
+
+    /// Writes a batch of what is queued. `false`: there is nothing. After `true`, [`Writer::sync`] and
+    /// [`Writer::complete`] must follow before the next `write`.
+    pub(super) fn write(&mut self, shared: &Shared, last: bool) -> Result<bool, LogError> {
+        let mut batch = Batch::default();
+        let result = self.try_write(shared, last, &mut batch);
+        if let Err(error) = &result {
+            let done = batch.operations.into_iter().filter_map(|operation| operation.done).collect();
+            shared.stop(error, done);
+        }
+        result
+    }
+
+    fn try_write(&mut self, shared: &Shared, last: bool, batch: &mut Batch) -> Result<bool, LogError> {
+        let wanted = {
+            let state = shared.lock();
+            if state.stopped.is_some() || (state.queue.is_empty() && !last) {
+                return Ok(false);
+            }
+            let first = state.queue.front().map_or(0, |operation| operation.bytes.len());
+            let limit = shared.options.max_batch_bytes.max(first);
+            state.queued_bytes.min(limit) + BATCH_HEADER_BYTES + SECTOR_BYTES as usize
+        };
+        if self.room() < wanted as u64 {
+            self.rotate(shared, wanted as u64)?;
+        }
+        let moves = self.read_moves(shared)?;
+        {
+            let mut state = shared.lock();
+            self.take_operations(&mut state, &shared.options, batch);
+            self.add_moves(&mut state, moves, batch);
+            if state.queue.is_empty() {
+                self.add_committed(&mut state, batch);
+                self.add_start(&mut state, batch);
+            }
+            if last {
+                batch.add(&Record::Closed);
+            }
+            batch.stamp = batch.stamp.max(state.durable_stamp);
+        }
+        if batch.records == 0 {
+            return Ok(false);
+        }
+        self.buffer.clear();
+        self.buffer.resize(BATCH_HEADER_BYTES, 0);
+        for operation in &batch.operations {
+            self.buffer.extend_from_slice(&operation.bytes);
+        }
+        self.buffer.extend_from_slice(&batch.extra);
+        seal_batch(&mut self.buffer, &self.current.header, self.position, self.next_batch, batch.records);
+        self.marked = false;
+        let written = self.current.file.write_all_at(self.position, &self.buffer);
+        written.map_err(|error| write_error(&*shared.disk, &self.current.path, self.buffer.len() as u64, error))?;
+        let operations = std::mem::take(&mut batch.operations);
+        self.in_flight = Some(InFlight {
+            bytes: self.buffer.len() as u64,
+            operations: operations.len() as u64,
+            done: operations.into_iter().filter_map(|operation| operation.done).collect(),
+            stamp: batch.stamp,
+            start: batch.start,
+        });
+        Ok(true)
+    }
+
+    /// Takes operations off the queue while they fit, and gives their entries places.
+    fn take_operations(&self, state: &mut State, options: &LogOptions, batch: &mut Batch) {
+        let room = self.room().saturating_sub(BATCH_HEADER_BYTES as u64 + SECTOR_BYTES) as usize;
+        while let Some(operation) = state.queue.front() {
+            let bytes = batch.operation_bytes + operation.bytes.len();
+            if bytes > room || (bytes > options.max_batch_bytes && !batch.operations.is_empty()) {
+                return;
+            }
+            let Some(operation) = state.queue.pop_front() else { return };
+            state.queued_bytes -= operation.bytes.len();
+            let offset = self.position + (BATCH_HEADER_BYTES + batch.operation_bytes) as u64;
+            self.take_effect(state, &operation, offset as u32, batch);
+            batch.operation_bytes = bytes;
+            batch.records += operation.records;
+            batch.operations.push(operation);
+        }
+    }
+
+    fn take_effect(&self, state: &mut State, operation: &Operation, offset: u32, batch: &mut Batch) {
+        let segment = self.sequence();
+        match &operation.effect {
+            Effect::Entries { first, stamp, lengths } => {
+                let mut offset = offset;
+                for (place, length) in (0..).zip(lengths) {
+                    state.place(operation.group, first + place, stamp + place, segment, offset);
+                    offset += length;
+                    batch.stamp = stamp + place + 1;
+                }
+            }
+            Effect::Vote => {
+                if let Some(group) = state.groups.get_mut(&operation.group) {
+                    group.vote_in = segment;
+                }
+            }
+            Effect::Purge => {
+                if let Some(group) = state.groups.get_mut(&operation.group) {
+                    group.purged_in = segment;
+                }
+            }
+            Effect::Nothing => {}
+        }
+    }
+
+    fn fits(&self, batch: &Batch, more: usize) -> bool {
+        // The last few bytes are for the record that closes the log.
+        to_sector((batch.bytes() + more + 16) as u64) <= self.room()
+    }
+
+    /// Adds the committed marks that changed. They ride along: no sync is made for them alone. Only with
+    /// an empty queue, so that no mark is on disk before the entries it is about.
+    fn add_committed(&self, state: &mut State, batch: &mut Batch) {
+        while let Some(group) = state.committed_waiting.pop_first() {
+            if !self.fits(batch, 64) {
+                state.committed_waiting.insert(group);
+                return;
+            }
+            self.add_committed_of(state, group, batch);
+        }
+    }
+
+    fn add_committed_of(&self, state: &mut State, group: GroupId, batch: &mut Batch) {
+        let Some(of) = state.groups.get_mut(&group) else { return };
+        if let Some(committed) = of.committed {
+            of.committed_in = self.sequence();
+            batch.add(&Record::Committed { group, index: committed.index, term: committed.leader_id.term });
+        }
+    }
+
+    /// Moves the start of the log to the first segment that is still needed, and repeats what is still
+    /// current of those before it.
+    fn add_start(&self, state: &mut State, batch: &mut Batch) {
+        let Some(needed) = state.first_needed().filter(|needed| u64::from(*needed) > self.start) else { return };
+        let old = |segment: Sequence| segment != 0 && segment < needed;
+        let carried = state.groups.values().map(|group| {
+            usize::from(old(group.vote_in)) + usize::from(old(group.purged_in)) + usize::from(old(group.committed_in))
+        });
+        if !self.fits(batch, 64 + carried.sum::<usize>() * 64) {
+            return;
+        }
+        let here = self.sequence();
+        let mut committed = Vec::new();
+        for (&group, of) in &mut state.groups {
+            if old(of.vote_in)
+                && let Some(Ok(vote)) = of.vote.as_ref().map(codec::encode)
+            {
+                of.vote_in = here;
+                batch.add(&Record::Vote { group, vote: &vote });
+            }
+            if old(of.purged_in)
+                && let Some(purged) = of.purged
+            {
+                of.purged_in = here;
+                batch.add(&Record::Purge { group, index: purged.index, term: purged.leader_id.term });
+            }
+            if old(of.committed_in) {
+                committed.push(group);
+            }
+        }
+        for group in committed {
+            self.add_committed_of(state, group, batch);
+        }
+        batch.add(&Record::Start { sequence: u64::from(needed) });
+        batch.start = Some(u64::from(needed));
+    }
+
+    /// Reads entries of the oldest segment that are to be copied forward, if the log is so long, and so
+    /// much of it dead, that this is worth it. Not all at once, so that no batch is late by much.
+    fn read_moves(&mut self, shared: &Shared) -> Result<Vec<Move>, LogError> {
+        let file = {
+            let state = shared.lock();
+            let Some((&oldest, segment)) = state.segments.first_key_value() else { return Ok(Vec::new()) };
+            if state.segments.len() <= shared.options.keep_segments || oldest == self.sequence() {
+                return Ok(Vec::new());
+            }
+            self.to_move.retain(|(_, _, slot)| slot.segment == oldest);
+            if self.to_move.is_empty() {
+                let total: u64 = state.segments.values().map(|segment| segment.file.header.size).sum();
+                if state.live_bytes() * 2 >= total {
+                    return Ok(Vec::new());
+                }
+                self.to_move = entries_in(&state, oldest);
+            }
+            segment.file.clone()
+        };
+        let mut moves = Vec::new();
+        let mut bytes = 0;
+        while bytes < MOVE_BYTES
+            && let Some((group, index, slot)) = self.to_move.pop_front()
+        {
+            let record = super::read::read_record(&file, group, index, &slot)?;
+            bytes += record.len();
+            moves.push(Move { group, index, slot, record });
+        }
+        Ok(moves)
+    }
+
+    fn add_moves(&self, state: &mut State, moves: Vec<Move>, batch: &mut Batch) {
+        for Move { group, index, slot, record } in moves {
+            let Ok((Record::Entry { group: of, index: at, term, payload, .. }, _)) = Record::decode(&record) else { continue };
+            if (of, at) != (group, index) || !self.fits(batch, record.len()) {
+                continue;
+            }
+            let offset = self.position + batch.bytes() as u64;
+            if state.move_slot(group, index, slot, self.sequence(), offset as u32) {
+                batch.add(&Record::Entry { group, index, term, moved: true, payload });
+                state.stats.moved_entries += 1;
+            }
+        }
+    }
+
+    /// Makes the written batch durable. An error here is final: see [`LogError::Sync`].
+    pub(super) fn sync(&mut self) -> Result<(), LogError> {
+        sync(&*self.current.file, &self.current.path)
+    }
+
+    /// Tells everyone in the written batch how its sync, which took `micros`, went.
+    pub(super) fn complete(&mut self, shared: &Shared, synced: Result<(), LogError>, micros: u64) -> Result<(), LogError> {
+        let Some(in_flight) = self.in_flight.take() else { return synced };
+        if let Err(error) = synced {
+            shared.stop(&error, in_flight.done);
+            return Err(error);
+        }
+        self.position += in_flight.bytes;
+        self.next_batch += 1;
+        {
+            let mut state = shared.lock();
+            state.durable_stamp = in_flight.stamp;
+            state.evict();
+            state.stats.batches += 1;
+            state.stats.operations += in_flight.operations;
+            state.stats.written_bytes += in_flight.bytes;
+            state.stats.count_sync(micros, shared.options.slow_sync_micros);
+        }
+        for done in in_flight.done {
+            done(Ok(()));
+        }
+        let given_up = in_flight.start.map_or(Ok(()), |start| self.give_up(shared, start));
+        given_up.inspect_err(|error| shared.stop(error, Vec::new()))
+    }
+
+    /// Gives back those who wait for a batch that will not be synced.
+    pub(super) fn abandon(&mut self) -> Vec<Done> {
+        self.in_flight.take().map(|in_flight| in_flight.done).unwrap_or_default()
+    }
+
+    /// Done when nothing is queued: the tail mark proves at the next start that the last batch was synced,
+    /// so that damage of it is not taken for a torn write. It need not be durable, the next batch
+    /// takes its place, and if it cannot be written nothing is lost.
+    pub(super) fn rest(&mut self, shared: &Shared) {
+        if !self.marked && self.in_flight.is_none() && self.room() >= SECTOR_BYTES && shared.lock().stopped.is_none() {
+            let mut mark = vec![0; BATCH_HEADER_BYTES];
+            seal_batch(&mut mark, &self.current.header, self.position, self.next_batch, 0);
+            self.marked = self.current.file.write_all_at(self.position, &mark).is_ok();
+        }
+        if self.position > self.current.header.size / 2 {
+            self.prepare_spare(shared);
+        }
+    }
+
+    /// Makes the next segment's file before it is needed. If there is no room for it, that is known
+    /// early ([`super::LogStats::spare_segments`]) and harms nobody yet.
+    fn prepare_spare(&mut self, shared: &Shared) {
+        if !self.spares.is_empty() || shared.options.spare_segments == 0 {
+            return;
+        }
+        let files = Files::of(shared);
+        self.spares.extend(files.make_spare(self.current.header.sequence + 1).ok());
+        shared.lock().stats.spare_segments = self.spares.len() as u64;
+    }
+
+    /// Goes on in a new segment with room for at least `bytes`.
+    pub(super) fn rotate(&mut self, shared: &Shared, bytes: u64) -> Result<(), LogError> {
+        let files = Files::of(shared);
+        let header = SegmentHeader {
+            sequence: self.current.header.sequence + 1,
+            salt: self.current.header.salt,
+            size: files.size_for(bytes),
+            start: self.start,
+            previous_end: self.position,
+            first_batch: self.next_batch,
+        };
+        let spares = self.spares.len();
+        self.current = files.make_segment(header, &mut self.spares)?;
+        self.position = FIRST_BATCH;
+        self.marked = false;
+        let mut state = shared.lock();
+        state.segments.insert(self.sequence(), SegmentState { file: self.current.clone(), live_bytes: 0 });
+        state.stats.recycled_segments += u64::from(self.spares.len() < spares);
+        state.stats.spare_segments = self.spares.len() as u64;
+        Ok(())
+    }
+
+    /// Gives up the segments before `start`: some become spares, the others are removed.
+    fn give_up(&mut self, shared: &Shared, start: u64) -> Result<(), LogError> {
+        self.start = start;
+        let old = {
+            let mut state = shared.lock();
+            let kept = state.segments.split_off(&(start as Sequence));
+            std::mem::replace(&mut state.segments, kept)
+        };
+        let files = Files::of(shared);
+        for (_, segment) in old {
+            let (path, size) = (segment.file.path.clone(), segment.file.header.size);
+            // A reader may still hold the file: then its bytes must stay, and only its name goes.
+            let unread = Arc::into_inner(segment.file).is_some();
+            files.discard(&path, unread && size == shared.options.segment_bytes, &mut self.spares)?;
+        }
+        files.sync_dir()?;
+        shared.lock().stats.spare_segments = self.spares.len() as u64;
+        Ok(())
+    }
+}
+
+/// The entries that lie in a segment.
+fn entries_in(state: &State, segment: Sequence) -> VecDeque<(GroupId, u64, Slot)> {
+    let mut found = VecDeque::new();
+    for (&group, of) in &state.groups {
+        let here = (of.first..).zip(&of.slots).filter(|(_, slot)| slot.segment == segment);
+        found.extend(here.map(|(index, slot)| (group, index, *slot)));
+    }
+    found
+}

@@ -7,6 +7,7 @@
 
 pub mod catalog;
 pub mod codec;
+pub mod config;
 pub mod disk;
 pub mod group;
 pub mod log;

@@ -142,3 +142,48 @@ impl Cursor {
         Step::Wait(receiver)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use futures_util::FutureExt;
+
+    fn ready(stream: &mut BoxStream<'static, EventItem>) -> Option<EventItem> {
+        stream.next().now_or_never().flatten()
+    }
+
+    fn event(index: u64, number: u32, data: &'static [u8]) -> EventItem {
+        EventItem::Event(Event { index, number, data: Bytes::from_static(data) })
+    }
+
+    #[test]
+    fn a_subscriber_sees_every_event_once_in_log_order() {
+        let events = Arc::new(Events::new(100));
+        events.push(1, vec![b"a".to_vec(), b"b".to_vec()]);
+        let mut stream = events.subscribe(Some(1));
+        assert_eq!(ready(&mut stream), Some(event(1, 0, b"a")));
+        assert_eq!(ready(&mut stream), Some(event(1, 1, b"b")));
+        assert_eq!(ready(&mut stream), None);
+        events.push(2, Vec::new());
+        events.push(3, vec![b"c".to_vec()]);
+        assert_eq!(ready(&mut stream), Some(event(3, 0, b"c")));
+        events.close();
+        assert_eq!(stream.next().now_or_never(), Some(None));
+    }
+
+    #[test]
+    fn what_is_no_longer_kept_is_told_as_a_gap() {
+        let events = Arc::new(Events::new(2));
+        for index in 1..=5 {
+            events.push(index, vec![b"x".to_vec()]);
+        }
+        let mut stream = events.subscribe(Some(1));
+        assert_eq!(ready(&mut stream), Some(EventItem::Gap { from: 1, next: 4 }));
+        assert_eq!(ready(&mut stream), Some(event(4, 0, b"x")));
+        let mut late = events.subscribe(None);
+        assert_eq!(ready(&mut late), None);
+        events.jump(100);
+        assert_eq!(ready(&mut late), Some(EventItem::Gap { from: 6, next: 100 }));
+    }
+}

@@ -250,3 +250,161 @@ enum Admission {
     Known(u64, Answer),
     Refuse(ServiceError),
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+    use super::*;
+    use crate::group::model::FrozenModel;
+    use crate::module::TimerChange;
+    use crate::module::Trap;
+    use crate::module::TrapCode;
+    use crate::types::Origin;
+
+    /// Counts what it applied; `trap` traps, `timer ID AT` arms a timer.
+    #[derive(Default)]
+    struct Counting {
+        applied: u64,
+        ended: Vec<u64>,
+        fired: Vec<(u64, u64)>,
+    }
+
+    impl Model for Counting {
+        fn apply(&mut self, _: &Context, command: &[u8], effects: &mut Effects) -> Result<Outcome, Fault> {
+            effects.clear();
+            let text = std::str::from_utf8(command).unwrap();
+            if text == "trap" {
+                return Ok(Outcome::Trapped(Trap { code: TrapCode::Panic, message: "asked to".into() }));
+            }
+            if let Some(timer) = text.strip_prefix("timer ") {
+                let (id, at_ms) = timer.split_once(' ').unwrap();
+                effects.timers.push(TimerChange { id: id.parse().unwrap(), at_ms: at_ms.parse().ok() });
+            }
+            self.applied += 1;
+            effects.events.push(command.to_vec());
+            Ok(Outcome::Reply(self.applied.to_string().into_bytes()))
+        }
+        fn timer(&mut self, context: &Context, id: u64, effects: &mut Effects) -> Result<Outcome, Fault> {
+            effects.clear();
+            self.fired.push((id, context.time_ms));
+            Ok(Outcome::Reply(Vec::new()))
+        }
+        fn session_end(&mut self, context: &Context, effects: &mut Effects) -> Result<Outcome, Fault> {
+            effects.clear();
+            self.ended.push(context.session);
+            Ok(Outcome::Reply(Vec::new()))
+        }
+        fn query(&mut self, _: &Context, _: &[u8]) -> Result<Outcome, Fault> {
+            Ok(Outcome::Reply(Vec::new()))
+        }
+        fn freeze(&mut self) -> Result<Box<dyn FrozenModel>, Fault> {
+            Err(Fault { what: "not needed here".into() })
+        }
+    }
+
+    #[derive(Default)]
+    struct Replica {
+        host: HostState,
+        model: Counting,
+        index: u64,
+    }
+
+    impl Replica {
+        fn entry(&mut self, time_ms: u64, kind: EntryKind) -> Applied {
+            self.index += 1;
+            let proposal = Proposal { time_ms, origin: Origin { node: 1, incarnation: 1, number: self.index }, kind };
+            self.host.apply(&mut self.model, 7, self.index, &proposal, &mut Effects::default()).unwrap()
+        }
+
+        fn command(&mut self, session: Option<SessionUse>, text: &str) -> Applied {
+            self.entry(0, EntryKind::Command { session, payload: Bytes::copy_from_slice(text.as_bytes()) })
+        }
+
+        fn open(&mut self) -> u64 {
+            self.entry(0, EntryKind::OpenSession { secret: [5; 16], timeout_ms: 1000 }).index
+        }
+    }
+
+    fn used(id: u64, sequence: u64) -> Option<SessionUse> {
+        Some(SessionUse { id, secret: [5; 16], sequence: Some(sequence) })
+    }
+
+    #[test]
+    fn a_retried_command_is_answered_and_not_applied_again() {
+        let mut replica = Replica::default();
+        let id = replica.open();
+        let first = replica.command(used(id, 1), "add");
+        let again = replica.command(used(id, 1), "add");
+        assert_eq!((first.index, first.answer.clone().unwrap()), (again.index, again.answer.unwrap()));
+        assert!(again.events.is_empty(), "the event was emitted the first time");
+        assert_eq!(replica.model.applied, 1);
+    }
+
+    #[test]
+    fn a_trap_uses_its_sequence_number_and_is_answered_again_as_a_trap() {
+        let mut replica = Replica::default();
+        let id = replica.open();
+        let first = replica.command(used(id, 1), "trap").answer.unwrap_err();
+        assert_eq!((first.code, first.reason.as_deref()), (ErrorCode::Trapped, Some("panic")));
+        assert_eq!(replica.command(used(id, 1), "trap").answer.unwrap_err(), first);
+        assert_eq!(replica.command(used(id, 2), "add").answer.unwrap(), Bytes::from_static(b"1"));
+    }
+
+    #[test]
+    fn gaps_old_numbers_wrong_secrets_and_strangers_change_nothing() {
+        let mut replica = Replica::default();
+        let id = replica.open();
+        for sequence in 1..=REPLIES_KEPT as u64 + 1 {
+            replica.command(used(id, sequence), "add").answer.unwrap();
+        }
+        let before = replica.host.clone();
+        let mut refuse = |session, code| {
+            assert_eq!(replica.command(session, "add").answer.unwrap_err().code, code);
+        };
+        refuse(used(id, 1), ErrorCode::SequenceTooOld);
+        refuse(used(id, 0), ErrorCode::BadSequence);
+        refuse(used(id, 99), ErrorCode::BadSequence);
+        refuse(Some(SessionUse { id, secret: [6; 16], sequence: Some(18) }), ErrorCode::WrongSecret);
+        refuse(used(id + 1000, 1), ErrorCode::SessionNotFound);
+        assert_eq!(replica.host, before);
+        assert_eq!(replica.model.applied, REPLIES_KEPT as u64 + 1);
+    }
+
+    #[test]
+    fn a_session_ends_once_and_only_with_its_secret_or_by_the_leader() {
+        let mut replica = Replica::default();
+        let (first, second) = (replica.open(), replica.open());
+        let close = |id, secret| EntryKind::CloseSession { id, secret };
+        assert_eq!(replica.entry(0, close(first, Some([9; 16]))).answer.unwrap_err().code, ErrorCode::WrongSecret);
+        replica.entry(0, close(first, Some([5; 16]))).answer.unwrap();
+        replica.entry(0, close(second, None)).answer.unwrap();
+        assert_eq!(replica.entry(0, close(second, None)).answer.unwrap_err().code, ErrorCode::SessionNotFound);
+        assert_eq!(replica.model.ended, [first, second]);
+    }
+
+    #[test]
+    fn a_timer_fires_once_at_an_entry_time_that_never_goes_back() {
+        let mut replica = Replica::default();
+        replica.command(None, "timer 3 500");
+        let due = |at_ms| EntryKind::Timers { due: vec![(3, at_ms)] };
+        replica.entry(499, due(500));
+        assert_eq!(replica.model.fired, [], "not yet");
+        replica.entry(700, due(500));
+        // A new leader's clock is behind: the entry's time stays where it was.
+        replica.entry(100, due(500));
+        assert_eq!(replica.model.fired, [(3, 700)]);
+        assert_eq!(replica.host.time_ms, 700);
+    }
+
+    #[test]
+    fn a_timer_that_was_moved_meanwhile_is_not_due() {
+        let mut replica = Replica::default();
+        replica.command(None, "timer 3 500");
+        replica.command(None, "timer 3 900");
+        replica.entry(600, EntryKind::Timers { due: vec![(3, 500)] });
+        assert_eq!(replica.model.fired, []);
+        replica.command(None, "timer 3 never");
+        replica.entry(2000, EntryKind::Timers { due: vec![(3, 900)] });
+        assert_eq!(replica.model.fired, [], "cleared");
+    }
+}

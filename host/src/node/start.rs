@@ -26,6 +26,7 @@ use crate::disk::RealDisk;
 use crate::group::Timing;
 use crate::log::LogOptions;
 use crate::log::NodeLog;
+use crate::log::ThreadDriver;
 use crate::module::DirCache;
 use crate::module::Limits;
 use crate::peer::tcp;
@@ -77,7 +78,7 @@ pub struct Running {
     /// The node.
     pub node: RealNode,
     peers: JoinHandle<()>,
-    log: NodeLog,
+    writer: ThreadDriver,
     /// Held as long as the node runs.
     _lock: File,
 }
@@ -178,7 +179,7 @@ pub async fn start(config: &ServeConfig) -> Result<Running, StartError> {
     let fatal = Arc::new(move |error: &crate::log::LogError| platform.die(&error.to_string()));
     let (log, report) = NodeLog::open(disk.clone(), &data_dir.join("log"), options, fatal)?;
     tracing::info!(?report, "the log is open");
-    log.start_thread()?;
+    let writer = log.start_thread().map_err(in_data_dir)?;
 
     let cache = DirCache::open(data_dir.join("cache")).map_err(in_data_dir)?;
     let modules = ModuleHost::new(Some(Box::new(cache))).map_err(|error| StartError::Modules(error.to_string()))?;
@@ -202,7 +203,7 @@ pub async fn start(config: &ServeConfig) -> Result<Running, StartError> {
     let node = node.await.map_err(StartError::Node)?;
     #[expect(clippy::disallowed_methods, reason = "production's own start, on tokio")]
     let peers = tokio::spawn(tcp::serve(listener, config.node_id, cluster, Arc::new(node.clone())));
-    Ok(Running { node, peers, log, _lock: held })
+    Ok(Running { node, peers, writer, _lock: held })
 }
 
 impl Running {
@@ -210,6 +211,6 @@ impl Running {
     pub async fn shutdown(self) {
         self.node.shutdown().await;
         self.peers.abort();
-        self.log.close().await;
+        self.writer.close();
     }
 }

@@ -104,7 +104,7 @@ pub struct ServeConfig {
     pub command_bytes_max: u64,
 
     /// The largest module
-    #[arg(long, value_name = "BYTES", default_value = "16MiB", value_parser = parse_bytes, help_heading = "Limits")]
+    #[arg(long, value_name = "BYTES", default_value = "32MiB", value_parser = parse_bytes, help_heading = "Limits")]
     pub module_bytes_max: u64,
 
     /// The most linear memory a group's module may have. The value of the node that creates a group
@@ -132,8 +132,8 @@ pub struct ServeConfig {
     #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..), help_heading = "Limits")]
     pub http_connections_max: u64,
 
-    /// How long a client may take to send a request's headers
-    #[arg(long, value_name = "MS", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..), help_heading = "Limits")]
+    /// How long an HTTP connection may be idle, or take to send a request's headers
+    #[arg(long, value_name = "MS", default_value_t = 60_000, value_parser = clap::value_parser!(u64).range(1..), help_heading = "Limits")]
     pub http_header_timeout_ms: u64,
 
     /// What is logged: `error`, `warn`, `info`, `debug`, `trace`, or a filter as `info,statehouse::log=debug`

@@ -1,0 +1,309 @@
+//! A [`Service`] in memory, for the tests of API and command line: groups that count, sessions that
+//! remember, and a command `fail CODE` that answers any error.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream;
+use futures_util::stream::BoxStream;
+
+use crate::service::Applied;
+use crate::service::ApplyRequest;
+use crate::service::Consistency;
+use crate::service::DigestView;
+use crate::service::ErrorCode;
+use crate::service::Event;
+use crate::service::EventItem;
+use crate::service::GroupView;
+use crate::service::MemberView;
+use crate::service::ModuleView;
+use crate::service::NodeView;
+use crate::service::Service;
+use crate::service::ServiceError;
+use crate::service::ServiceResult;
+use crate::service::SessionView;
+
+/// Every code, so that tests can go through them.
+pub const CODES: [ErrorCode; 21] = [
+    ErrorCode::BadRequest,
+    ErrorCode::Rejected,
+    ErrorCode::Trapped,
+    ErrorCode::ModuleRefused,
+    ErrorCode::TooLarge,
+    ErrorCode::ModuleNotFound,
+    ErrorCode::GroupNotFound,
+    ErrorCode::AlreadyExists,
+    ErrorCode::ModuleInUse,
+    ErrorCode::SessionNotFound,
+    ErrorCode::WrongSecret,
+    ErrorCode::SequenceTooOld,
+    ErrorCode::BadSequence,
+    ErrorCode::NoLeader,
+    ErrorCode::Overloaded,
+    ErrorCode::OutcomeUnknown,
+    ErrorCode::Timeout,
+    ErrorCode::DiskFull,
+    ErrorCode::GroupStopped,
+    ErrorCode::Unavailable,
+    ErrorCode::Internal,
+];
+
+const SECRET: [u8; 16] = [0xab; 16];
+
+#[derive(Default)]
+struct State {
+    modules: BTreeMap<String, Bytes>,
+    groups: BTreeMap<String, Group>,
+    ready: bool,
+}
+
+struct Group {
+    module: String,
+    params: serde_json::Value,
+    applied: u64,
+    sum: i64,
+    sessions: BTreeMap<u64, BTreeMap<u64, Applied>>,
+    /// What a subscriber receives, before the stream stays open and silent.
+    events: Vec<EventItem>,
+}
+
+/// The service.
+pub struct Fake {
+    node: u64,
+    state: Mutex<State>,
+}
+
+fn error(code: ErrorCode, detail: impl Into<String>) -> ServiceError {
+    ServiceError::new(code, detail)
+}
+
+impl Fake {
+    /// A ready node with nothing in it.
+    pub fn new(node: u64) -> Self {
+        Self { node, state: Mutex::new(State { ready: true, ..State::default() }) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Makes the node ready or not.
+    pub fn set_ready(&self, ready: bool) {
+        self.state().ready = ready;
+    }
+
+    /// Adds what a subscriber of `group` receives.
+    pub fn add_event(&self, group: &str, item: EventItem) {
+        if let Some(group) = self.state().groups.get_mut(group) {
+            group.events.push(item);
+        }
+    }
+
+    fn module_view(state: &State, name: &str) -> ServiceResult<ModuleView> {
+        let wasm = state.modules.get(name).ok_or_else(|| error(ErrorCode::ModuleNotFound, format!("no module {name:?}")))?;
+        let groups = state.groups.iter().filter(|(_, group)| group.module == name).map(|(name, _)| name.clone()).collect();
+        Ok(ModuleView { name: name.into(), digest: format!("{:064x}", wasm.len()), size: wasm.len() as u64, created_ms: 1, exports: vec!["timer".into()], groups })
+    }
+
+    fn group_view(&self, name: &str, group: &Group) -> GroupView {
+        let applied = group.applied;
+        GroupView {
+            name: name.into(),
+            id: 1,
+            module: group.module.clone(),
+            digest: "00".repeat(32),
+            params: group.params.clone(),
+            node: self.node,
+            term: 3,
+            leader: Some(self.node),
+            commit: applied,
+            applied,
+            snapshot: 0,
+            last: applied,
+            purged: 0,
+            state: "leader".into(),
+            sessions: group.sessions.len() as u64,
+            timers: 0,
+            members: vec![MemberView { id: self.node, address: "127.0.0.1:7170".into(), role: "voter".into(), matched: Some(applied) }],
+        }
+    }
+
+    fn with_group<T>(&self, name: &str, act: impl FnOnce(&mut Group) -> ServiceResult<T>) -> ServiceResult<T> {
+        match self.state().groups.get_mut(name) {
+            Some(group) => act(group),
+            None => Err(error(ErrorCode::GroupNotFound, format!("no group {name:?}"))),
+        }
+    }
+
+    fn with_session<T>(&self, group: &str, id: u64, secret: [u8; 16], act: impl FnOnce(&mut Group) -> T) -> ServiceResult<T> {
+        self.with_group(group, |group| {
+            if !group.sessions.contains_key(&id) {
+                return Err(error(ErrorCode::SessionNotFound, format!("no session {id}")));
+            }
+            if secret != SECRET {
+                return Err(error(ErrorCode::WrongSecret, format!("the secret of session {id} is another")));
+            }
+            Ok(act(group))
+        })
+    }
+
+    fn apply_now(&self, request: ApplyRequest) -> ServiceResult<Applied> {
+        let text = String::from_utf8_lossy(&request.command).into_owned();
+        if let Some(code) = text.strip_prefix("fail ") {
+            let code = CODES.into_iter().find(|known| known.as_str() == code).unwrap_or(ErrorCode::Internal);
+            return Err(ServiceError { reason: Some("why".into()), index: Some(9), ..error(code, "asked for") });
+        }
+        let act = |group: &mut Group| {
+            let kept = request.session.zip(request.sequence).and_then(|((id, _), sequence)| group.sessions.get(&id)?.get(&sequence).cloned());
+            if let Some(kept) = kept {
+                return kept;
+            }
+            group.applied += 1;
+            group.sum += text.parse::<i64>().unwrap_or(0);
+            let reply = if text == "echo" || text.parse::<i64>().is_ok() { Bytes::from(group.sum.to_string()) } else { request.command.clone() };
+            let applied = Applied { index: group.applied, reply };
+            if let Some(((id, _), sequence)) = request.session.zip(request.sequence)
+                && let Some(replies) = group.sessions.get_mut(&id)
+            {
+                replies.insert(sequence, applied.clone());
+            }
+            applied
+        };
+        match request.session {
+            Some((id, secret)) => self.with_session(&request.group, id, secret, act),
+            None => self.with_group(&request.group, |group| Ok(act(group))),
+        }
+    }
+}
+
+/// An answer that is there at once.
+fn now<T: Send + 'static>(value: T) -> BoxFuture<'static, T> {
+    std::future::ready(value).boxed()
+}
+
+impl Service for Fake {
+    fn module_add(&self, name: String, wasm: Bytes) -> BoxFuture<'_, ServiceResult<ModuleView>> {
+        let mut state = self.state();
+        if !wasm.starts_with(b"\0asm") {
+            return now(Err(ServiceError { reason: Some("not_wasm".into()), ..error(ErrorCode::ModuleRefused, "the file is no WebAssembly") }));
+        }
+        if state.modules.get(&name).is_some_and(|known| *known != wasm) {
+            return now(Err(error(ErrorCode::AlreadyExists, format!("the module {name:?} has other bytes"))));
+        }
+        state.modules.insert(name.clone(), wasm);
+        now(Self::module_view(&state, &name))
+    }
+    fn module_list(&self) -> BoxFuture<'_, ServiceResult<Vec<ModuleView>>> {
+        let state = self.state();
+        now(state.modules.keys().map(|name| Self::module_view(&state, name)).collect())
+    }
+    fn module_get(&self, name: String) -> BoxFuture<'_, ServiceResult<ModuleView>> {
+        now(Self::module_view(&self.state(), &name))
+    }
+    fn module_remove(&self, name: String) -> BoxFuture<'_, ServiceResult<()>> {
+        let mut state = self.state();
+        match Self::module_view(&state, &name) {
+            Ok(view) if view.groups.is_empty() => {
+                state.modules.remove(&name);
+                now(Ok(()))
+            }
+            Ok(view) => now(Err(error(ErrorCode::ModuleInUse, format!("{name:?} is run by {}", view.groups.join(", "))))),
+            Err(error) => now(Err(error)),
+        }
+    }
+    fn module_check(&self, wasm: Bytes) -> BoxFuture<'_, ServiceResult<ModuleView>> {
+        let view = ModuleView { name: String::new(), digest: "00".repeat(32), size: wasm.len() as u64, created_ms: 0, exports: vec![], groups: vec![] };
+        now(if wasm.starts_with(b"\0asm") { Ok(view) } else { Err(error(ErrorCode::ModuleRefused, "the file is no WebAssembly")) })
+    }
+    fn group_create(&self, name: String, module: String, params: serde_json::Value) -> BoxFuture<'_, ServiceResult<GroupView>> {
+        let mut state = self.state();
+        if !state.modules.contains_key(&module) {
+            return now(Err(error(ErrorCode::ModuleNotFound, format!("no module {module:?}"))));
+        }
+        if state.groups.contains_key(&name) {
+            return now(Err(error(ErrorCode::AlreadyExists, format!("there is a group {name:?}"))));
+        }
+        let group = Group { module, params, applied: 1, sum: 0, sessions: BTreeMap::new(), events: Vec::new() };
+        let view = self.group_view(&name, &group);
+        state.groups.insert(name, group);
+        now(Ok(view))
+    }
+    fn group_list(&self) -> BoxFuture<'_, ServiceResult<Vec<GroupView>>> {
+        now(Ok(self.state().groups.iter().map(|(name, group)| self.group_view(name, group)).collect()))
+    }
+    fn group_get(&self, name: String) -> BoxFuture<'_, ServiceResult<GroupView>> {
+        now(self.with_group(&name.clone(), |group| Ok(self.group_view(&name, group))))
+    }
+    fn group_remove(&self, name: String) -> BoxFuture<'_, ServiceResult<()>> {
+        let removed = self.state().groups.remove(&name);
+        now(removed.map(drop).ok_or_else(|| error(ErrorCode::GroupNotFound, format!("no group {name:?}"))))
+    }
+    fn group_digest(&self, name: String) -> BoxFuture<'_, ServiceResult<DigestView>> {
+        now(self.with_group(&name, |group| Ok(DigestView { node: self.node, applied: group.applied, digest: format!("{:064x}", group.sum) })))
+    }
+    fn group_snapshot(&self, name: String) -> BoxFuture<'_, ServiceResult<u64>> {
+        now(self.with_group(&name, |group| Ok(group.applied)))
+    }
+    fn apply(&self, request: ApplyRequest) -> BoxFuture<'_, ServiceResult<Applied>> {
+        if request.command == "wait" {
+            return async {
+                tokio::task::yield_now().await;
+                tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+                Ok(Applied { index: 1, reply: Bytes::from_static(b"waited") })
+            }
+            .boxed();
+        }
+        now(self.apply_now(request))
+    }
+    fn query(&self, group: String, consistency: Consistency, query: Bytes, session: Option<u64>) -> BoxFuture<'_, ServiceResult<Applied>> {
+        if query == "never" {
+            return std::future::pending().boxed();
+        }
+        now(self.with_group(&group, |group| {
+            let reply = format!("{} {consistency:?} {session:?}", group.sum);
+            Ok(Applied { index: group.applied, reply: reply.into() })
+        }))
+    }
+    fn session_open(&self, group: String, timeout_ms: u64) -> BoxFuture<'_, ServiceResult<SessionView>> {
+        now(self.with_group(&group, |group| {
+            group.applied += 1;
+            group.sessions.insert(group.applied, BTreeMap::new());
+            Ok(SessionView { id: group.applied, secret: hex::encode(SECRET), timeout_ms })
+        }))
+    }
+    fn session_touch(&self, group: String, id: u64, secret: [u8; 16]) -> BoxFuture<'_, ServiceResult<()>> {
+        now(self.with_session(&group, id, secret, |_| ()))
+    }
+    fn session_close(&self, group: String, id: u64, secret: [u8; 16]) -> BoxFuture<'_, ServiceResult<()>> {
+        now(self.with_session(&group, id, secret, |group| {
+            group.sessions.remove(&id);
+        }))
+    }
+    fn events(&self, group: String, from: Option<u64>) -> BoxFuture<'_, ServiceResult<BoxStream<'static, EventItem>>> {
+        now(self.with_group(&group, |group| {
+            let from = from.unwrap_or(group.applied + 1);
+            let wanted = |item: &EventItem| match item {
+                EventItem::Event(Event { index, .. }) => *index >= from,
+                EventItem::Gap { next, .. } => *next > from,
+            };
+            let items: Vec<EventItem> = group.events.iter().filter(|item| wanted(item)).cloned().collect();
+            Ok(stream::iter(items).chain(stream::pending()).boxed())
+        }))
+    }
+    fn node(&self) -> BoxFuture<'_, NodeView> {
+        let ready = self.state().ready;
+        let reasons = if ready { vec![] } else { vec!["group c1 has no leader".into(), "the catalog catches up".into()] };
+        now(NodeView { node: self.node, cluster: "c0ffee".into(), ready, reasons, uptime_s: 5 })
+    }
+    fn metrics(&self) -> BoxFuture<'_, String> {
+        now("# TYPE fake gauge\nfake 1\n# EOF\n".into())
+    }
+    fn counters(&self) -> BoxFuture<'_, BTreeMap<String, u64>> {
+        now(BTreeMap::from([("syncs".into(), 7)]))
+    }
+}

@@ -1,0 +1,98 @@
+//! `/v1/groups`: create, look, remove.
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::IntoResponse;
+use axum::response::Response;
+use hyper::HeaderMap;
+use hyper::StatusCode;
+
+use super::Shared;
+use super::json;
+use super::problem::Problem;
+use super::request::Name;
+use super::request::check_name;
+use super::request::read_json;
+use super::schema::Digest;
+use super::schema::Group;
+use super::schema::GroupList;
+use super::schema::NewGroup;
+use super::schema::Snapshot;
+
+/// Creates a group
+///
+/// Answers when it has a leader and its module is initialised.
+#[utoipa::path(
+    post, path = "/v1/groups", tag = "groups",
+    request_body = NewGroup,
+    responses(
+        (status = 201, body = Group),
+        (status = 404, description = "module_not_found", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "already_exists", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "rejected or trapped: the module's init refused the params", body = Problem, content_type = "application/problem+json"),
+        (status = "default", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn create(State(context): State<Shared>, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
+    let NewGroup { name, module, params } = read_json(&headers, body).await?;
+    check_name("group", &name)?;
+    check_name("module", &module)?;
+    if !params.is_object() {
+        return Err(Problem::bad_request("`params` is not an object, such as {\"start\": 1}"));
+    }
+    let group = context.service.group_create(name, module, params).await?;
+    Ok(json(StatusCode::CREATED, &Group::from(group)))
+}
+
+/// All groups
+#[utoipa::path(get, path = "/v1/groups", tag = "groups", responses(
+    (status = 200, body = GroupList),
+    (status = "default", body = Problem, content_type = "application/problem+json"),
+))]
+pub(super) async fn list(State(context): State<Shared>) -> Result<Response, Problem> {
+    let groups = context.service.group_list().await?.into_iter().map(Group::from).collect();
+    Ok(json(StatusCode::OK, &GroupList { groups }))
+}
+
+/// One group, as the answering node sees it
+#[utoipa::path(get, path = "/v1/groups/{name}", tag = "groups", params(("name" = String, Path)), responses(
+    (status = 200, body = Group),
+    (status = 404, description = "group_not_found", body = Problem, content_type = "application/problem+json"),
+    (status = "default", body = Problem, content_type = "application/problem+json"),
+))]
+pub(super) async fn show(State(context): State<Shared>, Name(name): Name) -> Result<Response, Problem> {
+    Ok(json(StatusCode::OK, &Group::from(context.service.group_get(name).await?)))
+}
+
+/// Removes a group and its state from all nodes
+#[utoipa::path(delete, path = "/v1/groups/{name}", tag = "groups", params(("name" = String, Path)), responses(
+    (status = 204, description = "it is gone"),
+    (status = 404, description = "group_not_found", body = Problem, content_type = "application/problem+json"),
+    (status = "default", body = Problem, content_type = "application/problem+json"),
+))]
+pub(super) async fn remove(State(context): State<Shared>, Name(name): Name) -> Result<Response, Problem> {
+    context.service.group_remove(name).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// A digest of the answering node's state
+///
+/// Equal on all nodes that have applied the same index.
+#[utoipa::path(get, path = "/v1/groups/{name}/digest", tag = "groups", params(("name" = String, Path)), responses(
+    (status = 200, body = Digest),
+    (status = 404, description = "group_not_found", body = Problem, content_type = "application/problem+json"),
+    (status = "default", body = Problem, content_type = "application/problem+json"),
+))]
+pub(super) async fn digest(State(context): State<Shared>, Name(name): Name) -> Result<Response, Problem> {
+    Ok(json(StatusCode::OK, &Digest::from(context.service.group_digest(name).await?)))
+}
+
+/// Takes a snapshot on the answering node now
+#[utoipa::path(post, path = "/v1/groups/{name}/snapshot", tag = "groups", params(("name" = String, Path)), responses(
+    (status = 200, body = Snapshot),
+    (status = 404, description = "group_not_found", body = Problem, content_type = "application/problem+json"),
+    (status = "default", body = Problem, content_type = "application/problem+json"),
+))]
+pub(super) async fn snapshot(State(context): State<Shared>, Name(name): Name) -> Result<Response, Problem> {
+    Ok(json(StatusCode::OK, &Snapshot { index: context.service.group_snapshot(name).await? }))
+}

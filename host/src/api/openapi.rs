@@ -1,0 +1,57 @@
+//! `/openapi.json`: the API described by the attributes on its handlers.
+
+use std::sync::OnceLock;
+
+use axum::response::IntoResponse;
+use axum::response::Response;
+use bytes::Bytes;
+use hyper::header;
+use utoipa::OpenApi;
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Statehouse",
+        description = "Runs your WebAssembly state machine as a replicated service. Any node answers. Errors are \
+            application/problem+json with a stable `code`.",
+        license(name = "Apache-2.0")
+    ),
+    paths(
+        super::modules::list,
+        super::modules::add,
+        super::modules::check,
+        super::modules::show,
+        super::modules::remove,
+        super::groups::list,
+        super::groups::create,
+        super::groups::show,
+        super::groups::remove,
+        super::groups::digest,
+        super::groups::snapshot,
+        super::commands::apply,
+        super::commands::query,
+        super::events::subscribe,
+        super::sessions::open,
+        super::sessions::close,
+        super::sessions::touch,
+        super::status::node,
+        super::status::counters,
+        super::status::healthz,
+        super::status::readyz,
+        super::status::metrics,
+        serve_document,
+    )
+)]
+struct Document;
+
+/// The OpenAPI document, JSON.
+pub fn document() -> String {
+    Document::openapi().to_json().unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"))
+}
+
+/// This document
+#[utoipa::path(get, path = "/openapi.json", tag = "status", responses((status = 200, description = "OpenAPI 3.1", content_type = "application/json", body = Object)))]
+pub(super) async fn serve_document() -> Response {
+    static DOCUMENT: OnceLock<Bytes> = OnceLock::new();
+    ([(header::CONTENT_TYPE, "application/json")], DOCUMENT.get_or_init(|| document().into()).clone()).into_response()
+}

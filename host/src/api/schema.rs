@@ -1,0 +1,232 @@
+//! The JSON documents of the API. They are the service's views, spelled out a second time on purpose:
+//! what clients see is a contract and must not move because a view inside the node does. Each
+//! conversion takes its view apart field by field, so a field that is added there asks here what to
+//! do with it.
+
+use serde::Deserialize;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::service::DigestView;
+use crate::service::GroupView;
+use crate::service::MemberView;
+use crate::service::ModuleView;
+use crate::service::NodeView;
+use crate::service::SessionView;
+
+/// A module.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Module {
+    /// Its name, unique in the cluster.
+    pub name: String,
+    /// SHA-256 of the file, hexadecimal.
+    pub digest: String,
+    /// The file's size, bytes.
+    pub size: u64,
+    /// When it was added, Unix milliseconds.
+    pub created_ms: u64,
+    /// The optional exports it has (`timer`, `session_end`, `migrate`, …).
+    pub exports: Vec<String>,
+    /// The groups that run it.
+    pub groups: Vec<String>,
+}
+
+impl From<ModuleView> for Module {
+    fn from(view: ModuleView) -> Self {
+        let ModuleView { name, digest, size, created_ms, exports, groups } = view;
+        Self { name, digest, size, created_ms, exports, groups }
+    }
+}
+
+/// All modules, by name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ModuleList {
+    /// The modules.
+    pub modules: Vec<Module>,
+}
+
+/// What to create a group of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewGroup {
+    /// Its name: 1 to 63 of `a-z 0-9 . _ -`, the first a letter or digit.
+    pub name: String,
+    /// The name of the module it runs.
+    pub module: String,
+    /// What the module's `init` receives; an object, `{}` when left out.
+    #[serde(default = "no_params")]
+    #[schema(value_type = Object)]
+    pub params: serde_json::Value,
+}
+
+fn no_params() -> serde_json::Value {
+    serde_json::Value::Object(serde_json::Map::new())
+}
+
+/// A group, as the node that answers sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Group {
+    /// Its name.
+    pub name: String,
+    /// Its id.
+    pub id: u64,
+    /// The module's name.
+    pub module: String,
+    /// The module's digest, hexadecimal.
+    pub digest: String,
+    /// The params it was created with.
+    #[schema(value_type = Object)]
+    pub params: serde_json::Value,
+    /// The node that answers.
+    pub node: u64,
+    /// Its current term.
+    pub term: u64,
+    /// The leader it knows.
+    pub leader: Option<u64>,
+    /// Its commit index.
+    pub commit: u64,
+    /// Its applied index.
+    pub applied: u64,
+    /// The index its newest snapshot covers, 0 when there is none.
+    pub snapshot: u64,
+    /// The last index in its log.
+    pub last: u64,
+    /// Everything up to here is purged from its log.
+    pub purged: u64,
+    /// `leader`, `follower`, `candidate`, `learner`, or `stopped: ` and why.
+    pub state: String,
+    /// Live sessions.
+    pub sessions: u64,
+    /// Armed timers.
+    pub timers: u64,
+    /// The replicas.
+    pub members: Vec<Member>,
+}
+
+impl From<GroupView> for Group {
+    fn from(view: GroupView) -> Self {
+        let GroupView {
+            name,
+            id,
+            module,
+            digest,
+            params,
+            node,
+            term,
+            leader,
+            commit,
+            applied,
+            snapshot,
+            last,
+            purged,
+            state,
+            sessions,
+            timers,
+            members,
+        } = view;
+        let members = members.into_iter().map(Member::from).collect();
+        Self { name, id, module, digest, params, node, term, leader, commit, applied, snapshot, last, purged, state, sessions, timers, members }
+    }
+}
+
+/// One replica of a group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Member {
+    /// The node.
+    pub id: u64,
+    /// Its peer address.
+    pub address: String,
+    /// `voter` or `learner`.
+    pub role: String,
+    /// The index this member is known to hold; only the leader knows.
+    pub matched: Option<u64>,
+}
+
+impl From<MemberView> for Member {
+    fn from(view: MemberView) -> Self {
+        let MemberView { id, address, role, matched } = view;
+        Self { id, address, role, matched }
+    }
+}
+
+/// All groups, by name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GroupList {
+    /// The groups.
+    pub groups: Vec<Group>,
+}
+
+/// A digest of the answering node's state; equal on all replicas at equal indexes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Digest {
+    /// The node that answers.
+    pub node: u64,
+    /// The applied index the digest is of.
+    pub applied: u64,
+    /// SHA-256, hexadecimal.
+    pub digest: String,
+}
+
+impl From<DigestView> for Digest {
+    fn from(view: DigestView) -> Self {
+        let DigestView { node, applied, digest } = view;
+        Self { node, applied, digest }
+    }
+}
+
+/// A snapshot that was taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Snapshot {
+    /// The index it covers.
+    pub index: u64,
+}
+
+/// What session to open.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewSession {
+    /// How long it lives without a sign of life, milliseconds; the node keeps it within its limits.
+    pub timeout_ms: u64,
+}
+
+/// A fresh session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Session {
+    /// Its id.
+    pub id: u64,
+    /// Its secret, 32 hexadecimal digits.
+    pub secret: String,
+    /// The timeout that was granted, milliseconds.
+    pub timeout_ms: u64,
+}
+
+impl From<SessionView> for Session {
+    fn from(view: SessionView) -> Self {
+        let SessionView { id, secret, timeout_ms } = view;
+        Self { id, secret, timeout_ms }
+    }
+}
+
+/// The answering node's own condition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Node {
+    /// Its id.
+    pub node: u64,
+    /// The cluster's id, hexadecimal.
+    pub cluster: String,
+    /// The program's version.
+    pub version: String,
+    /// Whether it is ready: the catalog and all local groups have a leader and have caught up.
+    pub ready: bool,
+    /// What is not ready, one sentence each.
+    pub reasons: Vec<String>,
+    /// Seconds since start.
+    pub uptime_s: u64,
+}
+
+impl From<NodeView> for Node {
+    fn from(view: NodeView) -> Self {
+        let NodeView { node, cluster, ready, reasons, uptime_s } = view;
+        Self { node, cluster, version: env!("CARGO_PKG_VERSION").to_owned(), ready, reasons, uptime_s }
+    }
+}

@@ -1,0 +1,149 @@
+//! `statehouse group`: replicated state machines.
+
+use clap::Args;
+use clap::Subcommand;
+
+use super::Call;
+use super::ClientArgs;
+use super::Failure;
+use super::Output;
+use super::Repeat;
+use super::client::encode;
+use super::output;
+use crate::api::schema::Digest;
+use crate::api::schema::Group;
+use crate::api::schema::GroupList;
+use crate::api::schema::Member;
+use crate::api::schema::NewGroup;
+use crate::api::schema::Snapshot;
+
+/// Create, look at and remove groups
+///
+/// A group is one replicated state machine: it runs a module, and all nodes hold its state.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  statehouse group create c1 --module counter
+  statehouse group create c2 --module counter --param start=100
+  statehouse group status c1 --server http://127.0.0.1:7071      as that node sees it")]
+pub(super) struct GroupVerbs {
+    #[command(subcommand)]
+    verb: GroupVerb,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum GroupVerb {
+    /// Create a group that runs a module
+    Create {
+        /// Its name: 1 to 63 of a-z 0-9 . _ -, the first a letter or digit
+        name: String,
+        /// The module it runs
+        #[arg(long, value_name = "NAME")]
+        module: String,
+        /// A parameter for the module's init: the value is JSON, or else text (repeatable)
+        #[arg(long = "param", value_name = "KEY=VALUE", value_parser = parse_param)]
+        params: Vec<(String, serde_json::Value)>,
+    },
+    /// List the groups
+    Ls,
+    /// Show one group as the answering node sees it
+    Status {
+        /// The group
+        name: String,
+    },
+    /// Remove a group and its state from all nodes
+    Rm {
+        /// The group
+        name: String,
+    },
+    /// Print a digest of the answering node's state: equal on all nodes at equal indexes
+    Digest {
+        /// The group
+        name: String,
+    },
+    /// Take a snapshot on the answering node now
+    Snapshot {
+        /// The group
+        name: String,
+    },
+}
+
+fn parse_param(text: &str) -> Result<(String, serde_json::Value), String> {
+    let (key, value) = text.split_once('=').filter(|(key, _)| !key.is_empty()).ok_or("it is not KEY=VALUE")?;
+    let value = serde_json::from_str(value).unwrap_or_else(|_| value.into());
+    Ok((key.to_owned(), value))
+}
+
+pub(super) async fn run(verbs: GroupVerbs) -> Result<(), Failure> {
+    let client = verbs.client.client()?;
+    let form = verbs.client.output;
+    match verbs.verb {
+        GroupVerb::Create { name, module, params } => {
+            let params = serde_json::Value::Object(params.into_iter().collect());
+            let body = serde_json::to_vec(&NewGroup { name, module, params }).unwrap_or_default();
+            let group: Group = client.send(Call::post("/v1/groups", body, Repeat::Never)).await?.json()?;
+            show(form, &group)
+        }
+        GroupVerb::Ls => {
+            let list: GroupList = client.send(Call::get("/v1/groups")).await?.json()?;
+            match form {
+                Output::Json => output::json(&list.groups),
+                Output::Table => {
+                    let row = |group: &Group| {
+                        let leader = group.leader.map_or("-".to_owned(), |leader| leader.to_string());
+                        vec![group.name.clone(), group.module.clone(), group.state.clone(), leader, group.applied.to_string(), group.members.len().to_string()]
+                    };
+                    output::table(&["name", "module", "state", "leader", "applied", "members"], list.groups.iter().map(row).collect())
+                }
+            }
+        }
+        GroupVerb::Status { name } => {
+            let group: Group = client.send(Call::get(format!("/v1/groups/{}", encode(&name)))).await?.json()?;
+            show(form, &group)
+        }
+        GroupVerb::Rm { name } => {
+            client.send(Call::delete(format!("/v1/groups/{}", encode(&name)))).await?;
+            Ok(())
+        }
+        GroupVerb::Digest { name } => {
+            let digest: Digest = client.send(Call::get(format!("/v1/groups/{}/digest", encode(&name)))).await?.json()?;
+            match form {
+                Output::Json => output::json(&digest),
+                Output::Table => output::table(&["node", "applied", "digest"], vec![vec![digest.node.to_string(), digest.applied.to_string(), digest.digest]]),
+            }
+        }
+        GroupVerb::Snapshot { name } => {
+            let call = Call::post(format!("/v1/groups/{}/snapshot", encode(&name)), "", Repeat::Harmless);
+            let snapshot: Snapshot = client.send(call).await?.json()?;
+            match form {
+                Output::Json => output::json(&snapshot),
+                Output::Table => output::line(snapshot.index.to_string()),
+            }
+        }
+    }
+}
+
+fn show(form: Output, group: &Group) -> Result<(), Failure> {
+    if form == Output::Json {
+        return output::json(group);
+    }
+    let member = |member: &Member| {
+        let leader = if group.leader == Some(member.id) { ", leader" } else { "" };
+        let matched = member.matched.map(|index| format!(", holds {index}")).unwrap_or_default();
+        format!("{} at {} ({}{leader}{matched})", member.id, member.address, member.role)
+    };
+    output::pairs(&[
+        ("name", group.name.clone()),
+        ("module", format!("{} ({})", group.module, group.digest.get(..12).unwrap_or(&group.digest))),
+        ("params", group.params.to_string()),
+        ("state", format!("{} (node {}, term {})", group.state, group.node, group.term)),
+        ("leader", group.leader.map_or("none known".to_owned(), |leader| format!("node {leader}"))),
+        ("applied", format!("{} of {} committed, {} in the log", group.applied, group.commit, group.last)),
+        ("snapshot", format!("up to {}, log purged up to {}", group.snapshot, group.purged)),
+        ("sessions", group.sessions.to_string()),
+        ("timers", group.timers.to_string()),
+        ("members", group.members.iter().map(member).collect::<Vec<_>>().join("; ")),
+    ])
+}

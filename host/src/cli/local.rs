@@ -1,0 +1,292 @@
+//! `statehouse local`: a cluster for a desk, as child processes of this one.
+//!
+//! What holds: no node outlives this process, even if it is killed: each child watches its standard
+//! input, which is a pipe that only this process holds open. A node that ends by itself is reported
+//! and not started again.
+
+use std::fs;
+use std::fs::File;
+use std::fs::OpenOptions;
+use std::io::Read;
+use std::io::Seek;
+use std::io::SeekFrom;
+use std::net::SocketAddr;
+use std::net::TcpListener;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Child;
+use std::process::Command;
+use std::process::Stdio;
+use std::time::Duration;
+use std::time::Instant;
+
+use clap::Args;
+use serde::Deserialize;
+use serde::Serialize;
+use tokio::signal::unix::SignalKind;
+use tokio::signal::unix::signal;
+
+use super::Call;
+use super::Client;
+use super::Failure;
+use super::Output;
+use super::module;
+use super::output;
+use super::serve::cannot_listen;
+
+/// How long the nodes may take until all are ready.
+const READY_TIME_MAX: Duration = Duration::from_secs(60);
+/// How long they may take to stop before they are killed.
+const STOP_TIME_MAX: Duration = Duration::from_secs(20);
+const POLL: Duration = Duration::from_millis(50);
+/// How much of a failed node's log is shown.
+const LOG_TAIL_BYTES: u64 = 2048;
+/// What the data directory was made for.
+const MARK: &str = "local.json";
+
+/// Run a cluster on this machine, for trying things out
+///
+/// Starts the nodes as child processes, waits until they are ready, uploads the modules that came with
+/// this program, and says what to try. Ctrl-C stops all. The data is kept for the next time.
+#[derive(Args, Debug)]
+pub(super) struct Local {
+    /// How many nodes
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=9))]
+    nodes: u16,
+    /// Where they keep their data and logs: DIR/node-1, DIR/node-1.log, …
+    #[arg(long, value_name = "DIR", default_value = "./statehouse-data")]
+    data_dir: PathBuf,
+    /// The first node's HTTP port; the others follow
+    #[arg(long, value_name = "PORT", default_value_t = 7070)]
+    http_base: u16,
+    /// The first node's peer port; the others follow
+    #[arg(long, value_name = "PORT", default_value_t = 7170)]
+    peer_base: u16,
+    /// The form of the data on standard output
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    output: Output,
+}
+
+/// What must not change between two runs on the same data.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Mark {
+    nodes: u16,
+    peer_base: u16,
+}
+
+struct Node {
+    id: u16,
+    http: SocketAddr,
+    log: PathBuf,
+    child: Child,
+    /// Whether its end was reported.
+    ended: bool,
+}
+
+/// The nodes that run. Dropping them stops them.
+struct Cluster(Vec<Node>);
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // A closed pipe is the wish to stop.
+        self.0.iter_mut().for_each(|node| drop(node.child.stdin.take()));
+        let deadline = Instant::now() + STOP_TIME_MAX;
+        for node in &mut self.0 {
+            while let Ok(None) = node.child.try_wait() {
+                if Instant::now() > deadline {
+                    output::note(format!("node {} does not stop: killing it", node.id));
+                    // It may have ended just now.
+                    let _ = node.child.kill();
+                    let _ = node.child.wait();
+                    break;
+                }
+                std::thread::sleep(POLL);
+            }
+        }
+    }
+}
+
+pub(super) async fn run(local: Local, config: Option<PathBuf>) -> Result<(), Failure> {
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
+    prepare(&local)?;
+    let mut cluster = Cluster(Vec::new());
+    for id in 1..=local.nodes {
+        cluster.0.push(start(&local, id, config.as_deref())?);
+    }
+    let told = async {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    };
+    let result = tokio::select! {
+        () = told => Ok(()),
+        result = tend(&local, &mut cluster) => result,
+    };
+    output::note("stopping the nodes");
+    drop(cluster);
+    result
+}
+
+fn no_signals(error: std::io::Error) -> Failure {
+    Failure::here(format!("cannot listen for signals: {error}"), "run it outside of what forbids that")
+}
+
+fn address(base: u16, id: u16) -> Result<SocketAddr, Failure> {
+    let port = base.checked_add(id - 1).ok_or_else(|| Failure::usage(format!("the ports from {base} on are over 65535"), "give a lower --http-base and --peer-base"))?;
+    Ok(SocketAddr::from(([127, 0, 0, 1], port)))
+}
+
+/// Everything that would make a node fail later, with a better message than it could give.
+fn prepare(local: &Local) -> Result<(), Failure> {
+    let apart = local.http_base.abs_diff(local.peer_base);
+    if apart < local.nodes {
+        return Err(Failure::usage(format!("--http-base {} and --peer-base {} are closer than --nodes {}", local.http_base, local.peer_base, local.nodes), "give them at least so many ports of room"));
+    }
+    let cannot = |what: &str, path: &Path, error: std::io::Error| Failure::here(format!("cannot {what} {}: {error}", path.display()), "give a --data-dir that can be written");
+    fs::create_dir_all(&local.data_dir).map_err(|error| cannot("create", &local.data_dir, error))?;
+    let path = local.data_dir.join(MARK);
+    let mark = Mark { nodes: local.nodes, peer_base: local.peer_base };
+    match fs::read(&path) {
+        Ok(text) => {
+            let before: Mark = serde_json::from_slice(&text).map_err(|error| Failure::here(format!("{} is damaged: {error}", path.display()), "remove this file"))?;
+            if before != mark {
+                return Err(Failure::usage(
+                    format!("{} holds a cluster of {} nodes with peer ports from {}", local.data_dir.display(), before.nodes, before.peer_base),
+                    format!("say --nodes {} --peer-base {}, or give another --data-dir", before.nodes, before.peer_base),
+                ));
+            }
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            fs::write(&path, serde_json::to_vec(&mark).unwrap_or_default()).map_err(|error| cannot("write", &path, error))?;
+        }
+        Err(error) => return Err(cannot("read", &path, error)),
+    }
+    for id in 1..=local.nodes {
+        for (flag, base) in [("--http-base", local.http_base), ("--peer-base", local.peer_base)] {
+            let address = address(base, id)?;
+            TcpListener::bind(address).map_err(|error| cannot_listen(flag, address, &error))?;
+        }
+    }
+    Ok(())
+}
+
+fn start(local: &Local, id: u16, config: Option<&Path>) -> Result<Node, Failure> {
+    let (http, peer) = (address(local.http_base, id)?, address(local.peer_base, id)?);
+    let peers = (1..=local.nodes).map(|id| Ok(format!("{id}={}", address(local.peer_base, id)?))).collect::<Result<Vec<_>, Failure>>()?;
+    let cannot = |what: String, error: std::io::Error| Failure::here(format!("cannot {what}: {error}"), "check --data-dir and the limits on open files and processes");
+    let log = local.data_dir.join(format!("node-{id}.log"));
+    let file = OpenOptions::new().create(true).append(true).open(&log).map_err(|error| cannot(format!("open {}", log.display()), error))?;
+    let to_log = |file: &File| file.try_clone().map_err(|error| cannot(format!("open {}", log.display()), error));
+    let program = std::env::current_exe().map_err(|error| cannot("find this program's own file".into(), error))?;
+    let mut command = Command::new(program);
+    command.arg("serve").arg("--exit-with-parent").arg("--node-id").arg(id.to_string());
+    command.arg("--data-dir").arg(local.data_dir.join(format!("node-{id}")));
+    command.arg("--http").arg(http.to_string()).arg("--peer").arg(peer.to_string()).arg("--initial-cluster").arg(peers.join(","));
+    if let Some(config) = config {
+        command.arg("--config").arg(config);
+    }
+    // In a process group of its own: Ctrl-C reaches this process only, which stops the nodes in order.
+    command.process_group(0).stdin(Stdio::piped()).stdout(to_log(&file)?).stderr(file);
+    let child = command.spawn().map_err(|error| cannot(format!("start node {id}"), error))?;
+    Ok(Node { id, http, log, child, ended: false })
+}
+
+/// Brings the cluster up and watches it until nothing is left to watch.
+async fn tend(local: &Local, cluster: &mut Cluster) -> Result<(), Failure> {
+    until_ready(cluster).await?;
+    let servers: Vec<String> = cluster.0.iter().map(|node| format!("http://{}", node.http)).collect();
+    let client = Client::new(&servers)?;
+    for (name, wasm) in crate::bundled::all() {
+        match module::push(&client, name, bytes::Bytes::from_static(wasm)).await {
+            Ok(_) => {}
+            // Of an earlier version of this program: its groups run on.
+            Err(Failure::Refused { code: Some(code), what, .. }) if code == "already_exists" => output::note(format!("keeping the module {name} that is there: {what}")),
+            Err(failure) => return Err(failure),
+        }
+    }
+    announce(local, cluster, &servers)?;
+    loop {
+        tokio::time::sleep(POLL).await;
+        for node in &mut cluster.0 {
+            if let (false, Some(how)) = (node.ended, ended(node)) {
+                node.ended = true;
+                output::note(format!("node {} ended ({how}); it is not started again. Its log: {}", node.id, node.log.display()));
+            }
+        }
+        if cluster.0.iter().all(|node| node.ended) {
+            return Err(Failure::here("all nodes have ended", format!("look at the logs in {}", local.data_dir.display())));
+        }
+    }
+}
+
+fn ended(node: &mut Node) -> Option<String> {
+    match node.child.try_wait() {
+        Ok(status) => status.map(|status| status.to_string()),
+        Err(error) => Some(error.to_string()),
+    }
+}
+
+async fn until_ready(cluster: &mut Cluster) -> Result<(), Failure> {
+    let deadline = Instant::now() + READY_TIME_MAX;
+    for number in 0..cluster.0.len() {
+        let Some(http) = cluster.0.get(number).map(|node| node.http) else { break };
+        let client = Client::new(&[http.to_string()])?;
+        loop {
+            let Err(failure) = client.send(Call::get("/readyz").within(Duration::from_secs(2))).await else { break };
+            for node in &mut cluster.0 {
+                if let Some(how) = ended(node) {
+                    return Err(Failure::here(format!("node {} ended ({how}). The end of {}:\n{}", node.id, node.log.display(), tail(&node.log)), "correct what it says and run this again"));
+                }
+            }
+            if Instant::now() > deadline {
+                let why = failure.to_string();
+                return Err(Failure::here(format!("the node at {http} is not ready after {} s: {why}", READY_TIME_MAX.as_secs()), "look at the logs in the data directory"));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+    Ok(())
+}
+
+/// The end of a log, whole lines.
+fn tail(path: &Path) -> String {
+    let read = || -> std::io::Result<String> {
+        let mut file = File::open(path)?;
+        let start = file.metadata()?.len().saturating_sub(LOG_TAIL_BYTES);
+        file.seek(SeekFrom::Start(start))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        Ok(if start > 0 { text.split_once('\n').map_or(String::new(), |(_, rest)| rest.to_owned()) } else { text })
+    };
+    read().unwrap_or_else(|error| format!("({error})")).trim_end().lines().map(|line| format!("  | {line}")).collect::<Vec<_>>().join("\n")
+}
+
+fn announce(local: &Local, cluster: &Cluster, servers: &[String]) -> Result<(), Failure> {
+    if local.output == Output::Json {
+        let node = |node: &Node| serde_json::json!({ "node": node.id, "http": format!("http://{}", node.http), "pid": node.child.id(), "log": node.log });
+        return output::json_line(&serde_json::json!({ "nodes": cluster.0.iter().map(node).collect::<Vec<_>>() }));
+    }
+    let row = |node: &Node| vec![node.id.to_string(), format!("http://{}", node.http), node.child.id().to_string(), node.log.display().to_string()];
+    output::table(&["node", "http", "pid", "log"], cluster.0.iter().map(row).collect())?;
+    let modules: Vec<&str> = crate::bundled::all().iter().map(|(name, _)| *name).collect();
+    let server = match local.http_base {
+        7070 => String::new(),
+        _ => format!(" --server {}", servers.first().map_or("", String::as_str)),
+    };
+    output::note(format!(
+        "\nAll {} nodes are ready; the modules {} are loaded. In another terminal:\n\n  \
+         statehouse group create c1 --module counter{server}\n  \
+         statehouse apply c1 '{{\"Add\":5}}'{server}\n  \
+         statehouse query c1 '\"Get\"'{server}\n  \
+         curl {}/v1/groups/c1\n\nCtrl-C stops all nodes; the data stays in {}.",
+        local.nodes,
+        modules.join(" and "),
+        servers.first().map_or("", String::as_str),
+        local.data_dir.display(),
+    ));
+    Ok(())
+}

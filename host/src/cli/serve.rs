@@ -1,0 +1,115 @@
+//! `statehouse serve`: this process becomes a node.
+
+use std::io;
+use std::io::Read;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::SignalKind;
+use tokio::signal::unix::signal;
+use tokio::sync::oneshot;
+
+use super::Failure;
+use crate::api;
+use crate::api::ApiOptions;
+use crate::config::ServeConfig;
+use crate::node;
+use crate::observe;
+
+pub(super) const ABOUT: &str = "Run a node";
+pub(super) const AFTER_HELP: &str = "\
+Examples:
+  statehouse serve                                   one node, ./statehouse-data, http://127.0.0.1:7070
+  statehouse serve --config node.toml                the same names as keys: heartbeat-ms = 100
+  statehouse serve --node-id 1 --data-dir d1 --http 127.0.0.1:7070 --peer 127.0.0.1:7170 \\
+    --initial-cluster \"1=127.0.0.1:7170,2=127.0.0.1:7270,3=127.0.0.1:7370\"
+
+SIGTERM and Ctrl-C stop the node in order; a second one stops it at once. After `kill -9` it starts as
+after SIGTERM: nothing that was acknowledged is lost.";
+
+/// How long running requests may take once the node is told to stop.
+const GRACE: Duration = Duration::from_secs(10);
+
+pub(super) fn run(config: ServeConfig) -> Result<(), Failure> {
+    observe::init_logs(&config.log_level, config.log_format)?;
+    config.validate()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::here(format!("cannot start: {error}"), "check the limits on open files and processes"))?;
+    let served = runtime.block_on(serve(config));
+    // What still blocks in the background has nothing left to say.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    served
+}
+
+async fn serve(config: ServeConfig) -> Result<(), Failure> {
+    let told = Told::listen(config.exit_with_parent)?;
+    // Before the disk is touched: a port in use is the commonest mistake.
+    let listener = bind("--http", config.http).await?;
+    let node = node::start(&config).await.map_err(|error| Failure::here(error.to_string(), error.remedy()))?;
+    let api = api::serve(listener, node.clone(), ApiOptions::from(&config)).map_err(|error| cannot_listen("--http", config.http, &error))?;
+    tracing::info!(node = config.node_id, http = %api.address(), peer = %config.peer, data_dir = %config.data_dir.display(), "serving");
+    let why = told.wait().await;
+    tracing::info!(why, "stopping");
+    api.shutdown(GRACE).await;
+    node.shutdown().await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+async fn bind(flag: &str, address: SocketAddr) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address).await.map_err(|error| cannot_listen(flag, address, &error))
+}
+
+pub(super) fn cannot_listen(flag: &str, address: SocketAddr, error: &io::Error) -> Failure {
+    let remedy = match error.kind() {
+        io::ErrorKind::AddrInUse => format!("another process listens there (`ss -ltnp 'sport = :{}'` names it): stop it, or give another {flag}", address.port()),
+        io::ErrorKind::PermissionDenied => format!("ports below 1024 are the system's: give another {flag}"),
+        io::ErrorKind::AddrNotAvailable => format!("{} is not an address of this machine: give another {flag}", address.ip()),
+        _ => format!("give another {flag}"),
+    };
+    Failure::here(format!("cannot listen on {flag} {address}: {error}"), remedy)
+}
+
+/// Listens for the wish to stop, from before the node starts.
+struct Told {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+    parent_gone: oneshot::Receiver<()>,
+}
+
+impl Told {
+    fn listen(exit_with_parent: bool) -> Result<Self, Failure> {
+        let listen = |kind| signal(kind).map_err(|error| Failure::here(format!("cannot listen for signals: {error}"), "run it outside of what forbids that"));
+        let (gone, parent_gone) = oneshot::channel();
+        if exit_with_parent {
+            std::thread::spawn(move || {
+                // The parent never writes: whatever ends the reading is its end.
+                let _ = io::stdin().lock().read_to_end(&mut Vec::new());
+                let _ = gone.send(());
+            });
+        } else {
+            // Kept open for ever: this source never speaks.
+            std::mem::forget(gone);
+        }
+        Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())?, parent_gone })
+    }
+
+    /// Waits for the wish; from then on a second one ends the process at once.
+    async fn wait(mut self) -> &'static str {
+        let why = tokio::select! {
+            _ = self.interrupt.recv() => "interrupted (SIGINT)",
+            _ = self.terminate.recv() => "told to (SIGTERM)",
+            _ = &mut self.parent_gone => "the parent process is gone",
+        };
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = self.interrupt.recv() => {}
+                _ = self.terminate.recv() => {}
+            }
+            tracing::warn!("told a second time: stopping at once");
+            std::process::exit(1);
+        });
+        why
+    }
+}

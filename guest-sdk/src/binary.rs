@@ -39,18 +39,14 @@ pub(crate) fn read_exactly<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Strin
     let (value, read) = bincode::serde::decode_from_slice(bytes, CONFIGURATION).map_err(explain)?;
     match bytes.len().saturating_sub(read) {
         0 => Ok(value),
-        left => Err(format!(
-            "{left} bytes are left over after the {read} it takes"
-        )),
+        left => Err(format!("{left} bytes are left over after the {read} it takes")),
     }
 }
 
 fn explain(error: DecodeError) -> String {
     let fixed = match error {
         DecodeError::UnexpectedEnd { .. } => "the bytes end too early",
-        DecodeError::Io { inner, .. } if inner.kind() == io::ErrorKind::UnexpectedEof => {
-            "the bytes end too early"
-        }
+        DecodeError::Io { inner, .. } if inner.kind() == io::ErrorKind::UnexpectedEof => "the bytes end too early",
         DecodeError::Io { inner, .. } => return inner.to_string(),
         DecodeError::OtherString(text) => return text,
         DecodeError::Other(text) => text,

@@ -44,8 +44,7 @@ pub struct Json;
 impl<T: DeserializeOwned> Decode<T> for Json {
     fn decode(bytes: &[u8]) -> Result<T, Reject> {
         let bytes = if bytes.is_empty() { b"null" } else { bytes };
-        serde_json::from_slice(bytes)
-            .map_err(|error| reject!("{error}; expected {}", shape::of::<T>()))
+        serde_json::from_slice(bytes).map_err(|error| reject!("{error}; expected {}", shape::of::<T>()))
     }
 }
 
@@ -62,8 +61,7 @@ pub struct Bincode;
 
 impl<T: DeserializeOwned> Decode<T> for Bincode {
     fn decode(bytes: &[u8]) -> Result<T, Reject> {
-        binary::read_exactly(bytes)
-            .map_err(|why| reject!("{why}; expected, in bincode, {}", shape::of::<T>()))
+        binary::read_exactly(bytes).map_err(|why| reject!("{why}; expected, in bincode, {}", shape::of::<T>()))
     }
 }
 

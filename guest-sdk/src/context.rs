@@ -27,43 +27,24 @@ impl Header {
     /// Splits a call's argument into header and payload. A longer header, from a newer host, is
     /// read as far as this SDK knows it.
     pub fn split(argument: &[u8]) -> Result<(Self, &[u8]), Reject> {
-        let length = argument
-            .first_chunk::<4>()
-            .map_or(0, |bytes| u32::from_le_bytes(*bytes)) as usize;
+        let length = argument.first_chunk::<4>().map_or(0, |bytes| u32::from_le_bytes(*bytes)) as usize;
         let (header, payload) = match argument.split_at_checked(length) {
             Some(parts) if length >= Self::LENGTH => parts,
             _ => {
                 let found = argument.len();
-                return Err(reject!(
-                    "the host's call header is {length} bytes in {found}; this module needs 48"
-                ));
+                return Err(reject!("the host's call header is {length} bytes in {found}; this module needs 48"));
             }
         };
         let word = |at: usize| {
             let bytes = header.get(at..).and_then(|rest| rest.first_chunk::<8>());
             bytes.map_or(0, |bytes| u64::from_le_bytes(*bytes))
         };
-        Ok((
-            Self {
-                index: word(8),
-                time_ms: word(16),
-                seed: (word(24), word(32)),
-                session: word(40),
-            },
-            payload,
-        ))
+        Ok((Self { index: word(8), time_ms: word(16), seed: (word(24), word(32)), session: word(40) }, payload))
     }
 
     /// The header's bytes, as the host writes them.
     pub fn to_bytes(self) -> [u8; Self::LENGTH] {
-        let words = [
-            Self::LENGTH as u64,
-            self.index,
-            self.time_ms,
-            self.seed.0,
-            self.seed.1,
-            self.session,
-        ];
+        let words = [Self::LENGTH as u64, self.index, self.time_ms, self.seed.0, self.seed.1, self.session];
         let mut bytes = [0; Self::LENGTH];
         for (chunk, word) in bytes.chunks_exact_mut(8).zip(words) {
             chunk.copy_from_slice(&word.to_le_bytes());
@@ -136,11 +117,7 @@ impl<'host> Context<'host> {
     /// assert_eq!(effects.events, [b"hello"]);
     /// ```
     pub fn new(header: Header, host: &'host mut dyn Host) -> Self {
-        Self {
-            header,
-            random: None,
-            host,
-        }
+        Self { header, random: None, host }
     }
 
     /// The entry's index in the group's log: unique, growing, with gaps (other kinds of entries).
@@ -204,8 +181,7 @@ impl<'host> Context<'host> {
 
     /// [`set_timer`](Self::set_timer), `delay_ms` after this entry's time.
     pub fn set_timer_after(&mut self, id: u64, delay_ms: u64) {
-        self.host
-            .set_timer(id, self.header.time_ms.saturating_add(delay_ms));
+        self.host.set_timer(id, self.header.time_ms.saturating_add(delay_ms));
     }
 
     /// Forgets timer `id`; nothing happens if it is not set.
@@ -250,12 +226,7 @@ mod tests {
 
     #[test]
     fn a_header_is_the_bytes_the_abi_says() {
-        let header = Header {
-            index: 1,
-            time_ms: 2,
-            seed: (3, 4),
-            session: 5,
-        };
+        let header = Header { index: 1, time_ms: 2, seed: (3, 4), session: 5 };
         let bytes = header.to_bytes();
         let mut expected = [0_u8; 48];
         for (at, byte) in [(0, 48), (8, 1), (16, 2), (24, 3), (32, 4), (40, 5)] {
@@ -267,10 +238,7 @@ mod tests {
 
     #[test]
     fn a_newer_hosts_longer_header_is_skipped_whole() {
-        let header = Header {
-            index: 9,
-            ..Header::default()
-        };
+        let header = Header { index: 9, ..Header::default() };
         let mut argument = header.to_bytes().to_vec();
         argument[0] = 56;
         argument.extend_from_slice(b"new word");
@@ -285,11 +253,6 @@ mod tests {
         argument[0] = 40;
         assert!(Header::split(&argument).is_err());
         argument[0] = 49;
-        assert!(
-            Header::split(&argument)
-                .unwrap_err()
-                .text()
-                .contains("49 bytes in 48")
-        );
+        assert!(Header::split(&argument).unwrap_err().text().contains("49 bytes in 48"));
     }
 }

@@ -29,10 +29,7 @@ pub struct Guest<M, C> {
 
 impl<M: Default, C> Default for Guest<M, C> {
     fn default() -> Self {
-        Self {
-            machine: M::default(),
-            codec: PhantomData,
-        }
+        Self { machine: M::default(), codec: PhantomData }
     }
 }
 
@@ -46,17 +43,11 @@ impl<M: StateMachine, C: Codec<M>> Guest<M, C> {
     pub fn init(&mut self, host: &mut dyn Host, argument: &[u8]) -> Result<(), Reject> {
         let (header, params) = Header::split(argument)?;
         self.machine = M::default();
-        self.machine
-            .init(&mut Context::new(header, host), Params::new(params))
+        self.machine.init(&mut Context::new(header, host), Params::new(params))
     }
 
     /// `apply`: one command; its reply is appended to `reply`.
-    pub fn apply(
-        &mut self,
-        host: &mut dyn Host,
-        argument: &[u8],
-        reply: &mut Vec<u8>,
-    ) -> Result<(), Reject> {
+    pub fn apply(&mut self, host: &mut dyn Host, argument: &[u8], reply: &mut Vec<u8>) -> Result<(), Reject> {
         self.apply_typed(host, argument, reply).map(drop)
     }
 
@@ -68,11 +59,8 @@ impl<M: StateMachine, C: Codec<M>> Guest<M, C> {
         reply: &mut Vec<u8>,
     ) -> Result<M::Reply, Reject> {
         let (header, payload) = Header::split(argument)?;
-        let command = <C as Decode<M::Command>>::decode(payload)
-            .map_err(|why| reject!("not a command: {why}"))?;
-        let value = self
-            .machine
-            .apply(&mut Context::new(header, host), command)?;
+        let command = <C as Decode<M::Command>>::decode(payload).map_err(|why| reject!("not a command: {why}"))?;
+        let value = self.machine.apply(&mut Context::new(header, host), command)?;
         // Too late to refuse: the state has changed. A panic makes the host roll it back.
         if let Err(why) = <C as Encode<M::Reply>>::encode(&value, reply) {
             panic!("the reply cannot be encoded: {why}");
@@ -86,14 +74,9 @@ impl<M: StateMachine, C: Codec<M>> Guest<M, C> {
     }
 
     /// [`query`](Self::query) that also gives the answer as a value.
-    pub(crate) fn query_typed(
-        &self,
-        argument: &[u8],
-        answer: &mut Vec<u8>,
-    ) -> Result<M::Answer, Reject> {
+    pub(crate) fn query_typed(&self, argument: &[u8], answer: &mut Vec<u8>) -> Result<M::Answer, Reject> {
         let (header, payload) = Header::split(argument)?;
-        let query = <C as Decode<M::Query>>::decode(payload)
-            .map_err(|why| reject!("not a query: {why}"))?;
+        let query = <C as Decode<M::Query>>::decode(payload).map_err(|why| reject!("not a query: {why}"))?;
         let value = self.machine.query(&QueryContext::new(header), query)?;
         if let Err(why) = <C as Encode<M::Answer>>::encode(&value, answer) {
             panic!("the answer cannot be encoded: {why}");
@@ -104,19 +87,15 @@ impl<M: StateMachine, C: Codec<M>> Guest<M, C> {
     /// `timer`: the payload is the timer's id.
     pub fn timer(&mut self, host: &mut dyn Host, argument: &[u8]) -> Result<(), Reject> {
         let (header, payload) = Header::split(argument)?;
-        let id = payload
-            .first_chunk()
-            .ok_or_else(|| reject!("a timer call without the timer's id"))?;
-        self.machine
-            .on_timer(&mut Context::new(header, host), u64::from_le_bytes(*id));
+        let id = payload.first_chunk().ok_or_else(|| reject!("a timer call without the timer's id"))?;
+        self.machine.on_timer(&mut Context::new(header, host), u64::from_le_bytes(*id));
         Ok(())
     }
 
     /// `session_end`: the session is in the header.
     pub fn session_end(&mut self, host: &mut dyn Host, argument: &[u8]) -> Result<(), Reject> {
         let (header, _) = Header::split(argument)?;
-        self.machine
-            .on_session_end(&mut Context::new(header, host), header.session);
+        self.machine.on_session_end(&mut Context::new(header, host), header.session);
         Ok(())
     }
 
@@ -145,16 +124,12 @@ impl<M: StateMachine, C: Codec<M>> Guest<M, C> {
 /// Reads a state that `input` must hold exactly. Snapshots need not describe themselves (bincode
 /// does not), so bytes left over are the usual trace of a state whose type has changed.
 fn whole<M>(input: &mut dyn Read, read: fn(&mut dyn Read) -> io::Result<M>) -> Result<M, Reject> {
-    const REMEDY: &str =
-        "if the state's type has changed since it was written, the module needs `Migrate`";
-    let machine = read(input).map_err(|why| {
-        reject!("the snapshot does not hold this module's state: {why}; {REMEDY}")
-    })?;
+    const REMEDY: &str = "if the state's type has changed since it was written, the module needs `Migrate`";
+    let machine =
+        read(input).map_err(|why| reject!("the snapshot does not hold this module's state: {why}; {REMEDY}"))?;
     match input.read(&mut [0])? {
         0 => Ok(machine),
-        _ => Err(reject!(
-            "the snapshot holds more than this module's state; {REMEDY}"
-        )),
+        _ => Err(reject!("the snapshot holds more than this module's state; {REMEDY}")),
     }
 }
 
@@ -174,9 +149,7 @@ mod tests {
     #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
     struct Last<T>(T);
 
-    impl<T: Default + Clone + Serialize + serde::de::DeserializeOwned + 'static> StateMachine
-        for Last<T>
-    {
+    impl<T: Default + Clone + Serialize + serde::de::DeserializeOwned + 'static> StateMachine for Last<T> {
         type Command = T;
         type Reply = T;
         type Query = ();
@@ -189,15 +162,10 @@ mod tests {
         }
     }
 
-    fn apply<M: StateMachine, C: Codec<M>>(
-        guest: &mut Guest<M, C>,
-        command: &[u8],
-    ) -> Result<Vec<u8>, Reject> {
+    fn apply<M: StateMachine, C: Codec<M>>(guest: &mut Guest<M, C>, command: &[u8]) -> Result<Vec<u8>, Reject> {
         let argument = [&Header::default().to_bytes(), command].concat();
         let mut reply = Vec::new();
-        guest
-            .apply(&mut Effects::default(), &argument, &mut reply)
-            .map(|()| reply)
+        guest.apply(&mut Effects::default(), &argument, &mut reply).map(|()| reply)
     }
 
     #[test]
@@ -205,21 +173,9 @@ mod tests {
         let mut guest = Guest::<Last<u8>, Json>::default();
         assert_eq!(apply(&mut guest, b"7").unwrap(), b"0");
         let text = apply(&mut guest, b"300").unwrap_err().text().to_owned();
-        assert!(
-            text.starts_with("not a command: invalid value: integer `300`, expected u8"),
-            "{text}"
-        );
-        assert_eq!(
-            guest.machine(),
-            &Last(7),
-            "a refused command changes nothing"
-        );
-        assert!(
-            apply(&mut guest, b"7 7")
-                .unwrap_err()
-                .text()
-                .contains("trailing characters")
-        );
+        assert!(text.starts_with("not a command: invalid value: integer `300`, expected u8"), "{text}");
+        assert_eq!(guest.machine(), &Last(7), "a refused command changes nothing");
+        assert!(apply(&mut guest, b"7 7").unwrap_err().text().contains("trailing characters"));
     }
 
     #[test]
@@ -228,20 +184,11 @@ mod tests {
         assert_eq!(apply(&mut guest, b"\x02hi").unwrap(), b"\0");
         let text = |outcome: Result<Vec<u8>, Reject>| outcome.unwrap_err().text().to_owned();
         let short = text(apply(&mut guest, b"\x03hi"));
-        assert_eq!(
-            short,
-            "not a command: the bytes end too early; expected, in bincode, string"
-        );
+        assert_eq!(short, "not a command: the bytes end too early; expected, in bincode, string");
         let long = text(apply(&mut guest, b"\x01hi"));
-        assert_eq!(
-            long,
-            "not a command: 1 bytes are left over after the 2 it takes; expected, in bincode, string"
-        );
+        assert_eq!(long, "not a command: 1 bytes are left over after the 2 it takes; expected, in bincode, string");
         let bad = text(apply(&mut guest, b"\x01\xff"));
-        assert_eq!(
-            bad,
-            "not a command: a text is not UTF-8; expected, in bincode, string"
-        );
+        assert_eq!(bad, "not a command: a text is not UTF-8; expected, in bincode, string");
     }
 
     #[derive(Default, Serialize, Deserialize)]
@@ -261,10 +208,7 @@ mod tests {
 
     #[test]
     fn raw_bytes_pass_as_they_are() {
-        assert_eq!(
-            apply(&mut Guest::<Echo, Raw>::default(), b"\xff\x00").unwrap(),
-            b"\xff\x00"
-        );
+        assert_eq!(apply(&mut Guest::<Echo, Raw>::default(), b"\xff\x00").unwrap(), b"\xff\x00");
     }
 
     #[test]
@@ -275,11 +219,7 @@ mod tests {
         let mut new = Guest::<Last<u32>, Json>::default();
         apply(&mut new, b"5").unwrap();
         let long = new.restore(&mut &bytes[..]).unwrap_err();
-        assert!(
-            long.text().starts_with("the snapshot holds more than")
-                && long.text().contains("Migrate"),
-            "{long}"
-        );
+        assert!(long.text().starts_with("the snapshot holds more than") && long.text().contains("Migrate"), "{long}");
         let short = new.restore(&mut &bytes[..0]).unwrap_err();
         assert!(short.text().contains("the bytes end too early"), "{short}");
         assert_eq!(new.machine(), &Last(5));

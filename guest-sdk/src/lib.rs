@@ -136,3 +136,8 @@ pub use machine::Params;
 pub use machine::Snapshot;
 pub use machine::StateMachine;
 pub use reject::Reject;
+
+/// The author's guide: its examples are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/writing-modules.md")]
+struct WritingModules;

@@ -43,11 +43,7 @@ pub trait StateMachine: Default + Snapshot + 'static {
     }
 
     /// Applies one command.
-    fn apply(
-        &mut self,
-        ctx: &mut Context<'_>,
-        command: Self::Command,
-    ) -> Result<Self::Reply, Reject>;
+    fn apply(&mut self, ctx: &mut Context<'_>, command: Self::Command) -> Result<Self::Reply, Reject>;
 
     /// Answers one query from the state as it is.
     fn query(&self, ctx: &QueryContext, query: Self::Query) -> Result<Self::Answer, Reject>;
@@ -95,8 +91,7 @@ pub trait Snapshot: Sized {
 
 impl<T: Serialize + DeserializeOwned> Snapshot for T {
     fn snapshot(&self, out: &mut dyn Write) -> io::Result<()> {
-        binary::write(self, out)
-            .map_err(|why| io::Error::other(format!("the state cannot be written: {why}")))
+        binary::write(self, out).map_err(|why| io::Error::other(format!("the state cannot be written: {why}")))
     }
 
     fn restore(input: &mut dyn Read) -> io::Result<Self> {
@@ -150,11 +145,7 @@ impl<'call> Params<'call> {
     /// Reads the params; no params are an empty object. Give `T` `#[serde(default,
     /// deny_unknown_fields)]`, so that each may be left out and a mistyped name is told.
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T, Reject> {
-        let json = if self.json.is_empty() {
-            b"{}"
-        } else {
-            self.json
-        };
+        let json = if self.json.is_empty() { b"{}" } else { self.json };
         serde_json::from_slice(json).map_err(|error| reject!("params: {error}"))
     }
 
@@ -162,10 +153,7 @@ impl<'call> Params<'call> {
     pub fn none(&self) -> Result<(), Reject> {
         match self.json.trim_ascii() {
             b"" | b"{}" | b"null" => Ok(()),
-            other => Err(reject!(
-                "this module takes no params, but got {}",
-                String::from_utf8_lossy(other)
-            )),
+            other => Err(reject!("this module takes no params, but got {}", String::from_utf8_lossy(other))),
         }
     }
 }
@@ -197,9 +185,6 @@ mod tests {
         assert!(Params::new(b" {} ").none().is_ok());
         assert!(Params::new(b"").none().is_ok());
         let text = Params::new(br#"{"size":3}"#).none().unwrap_err();
-        assert_eq!(
-            text.text(),
-            r#"this module takes no params, but got {"size":3}"#
-        );
+        assert_eq!(text.text(), r#"this module takes no params, but got {"size":3}"#);
     }
 }

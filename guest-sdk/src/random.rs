@@ -22,14 +22,7 @@ impl Random {
     /// chain are never both zero, and the all-zero state xoshiro must avoid cannot arise.
     pub(crate) fn new(seed_low: u64, seed_high: u64) -> Self {
         let (mut low, mut high) = (seed_low, seed_high);
-        Self {
-            state: [
-                split_mix(&mut low),
-                split_mix(&mut high),
-                split_mix(&mut low),
-                split_mix(&mut high),
-            ],
-        }
+        Self { state: [split_mix(&mut low), split_mix(&mut high), split_mix(&mut low), split_mix(&mut high)] }
     }
 
     /// The next 64 bits.
@@ -81,14 +74,7 @@ mod tests {
         let mut random = Random::new(1, 2);
         let drawn = [random.next_u64(), random.next_u64(), random.next_u64()];
         // Computed apart from this code, from the published definitions.
-        assert_eq!(
-            drawn,
-            [
-                10_328_070_241_546_585_594,
-                6_048_562_509_348_760_126,
-                15_304_177_507_505_377_868
-            ]
-        );
+        assert_eq!(drawn, [10_328_070_241_546_585_594, 6_048_562_509_348_760_126, 15_304_177_507_505_377_868]);
     }
 
     #[test]
@@ -96,11 +82,7 @@ mod tests {
         let first = Random::new(1, 2).next_u64();
         assert_ne!(first, Random::new(2, 2).next_u64());
         assert_ne!(first, Random::new(1, 3).next_u64());
-        assert_ne!(
-            Random::new(0, 0).next_u64(),
-            0,
-            "even the zero seed gives a working generator"
-        );
+        assert_ne!(Random::new(0, 0).next_u64(), 0, "even the zero seed gives a working generator");
     }
 
     #[test]
@@ -111,10 +93,7 @@ mod tests {
             let drawn = random.below(6);
             seen[usize::try_from(drawn).unwrap()] += 1;
         }
-        assert!(
-            seen.iter().all(|count| (800..1200).contains(count)),
-            "uneven: {seen:?}"
-        );
+        assert!(seen.iter().all(|count| (800..1200).contains(count)), "uneven: {seen:?}");
         assert_eq!(random.below(1), 0);
         assert_eq!(random.below(0), 0);
     }

@@ -1,8 +1,8 @@
 //! What a type looks like in JSON, for whoever sent something else: `{"Add": integer} | "Reset"`.
 //!
-//! The type itself tells: it is deserialized from a [`Probe`], which notes down what it is asked for and
-//! hands out dummies. Where a type will not take a dummy (or does not say what it wants) the note
-//! ends in `…`: this is help for people, not a schema.
+//! The type itself tells: it is deserialized from a [`Probe`], which notes down what it is asked
+//! for and hands out dummies. Where a type will not take a dummy (or does not say what it wants)
+//! the note ends in `…`: this is help for people, not a schema.
 
 use std::fmt;
 use std::fmt::Write;
@@ -23,6 +23,8 @@ const MAX_TEXT: usize = 400;
 const MAX_VARIANTS: usize = 20;
 
 /// The shape of `T`: an enum's variants one by one, anything else as it is.
+#[cold]
+#[inline(never)]
 pub(crate) fn of<T: DeserializeOwned>() -> String {
     let mut shapes = String::new();
     let (mut variant, mut variants) = (0, 1);
@@ -34,12 +36,7 @@ pub(crate) fn of<T: DeserializeOwned>() -> String {
             shapes.push('…');
             break;
         }
-        let mut probe = Probe {
-            text: String::new(),
-            depth: 0,
-            variant,
-            variants: 1,
-        };
+        let mut probe = Probe { text: String::new(), depth: 0, variant, variants: 1 };
         if T::deserialize(&mut probe).is_err() {
             probe.text.push('…');
         }
@@ -99,28 +96,12 @@ impl Probe {
 
     /// `[a, b]` of a tuple with `length` elements.
     fn tuple<'de, V: Visitor<'de>>(&mut self, length: usize, visitor: V) -> Result<V::Value, Stop> {
-        self.within("[", "]", |probe| {
-            visitor.visit_seq(Elements {
-                probe,
-                left: length,
-                first: true,
-            })
-        })
+        self.within("[", "]", |probe| visitor.visit_seq(Elements { probe, left: length, first: true }))
     }
 
     /// `{"a": …, "b": …}` of a struct with these fields.
-    fn fields<'de, V: Visitor<'de>>(
-        &mut self,
-        fields: &'static [&'static str],
-        visitor: V,
-    ) -> Result<V::Value, Stop> {
-        self.within("{", "}", |probe| {
-            visitor.visit_map(Fields {
-                probe,
-                left: fields,
-                first: true,
-            })
-        })
+    fn fields<'de, V: Visitor<'de>>(&mut self, fields: &'static [&'static str], visitor: V) -> Result<V::Value, Stop> {
+        self.within("{", "}", |probe| visitor.visit_map(Fields { probe, left: fields, first: true }))
     }
 }
 
@@ -187,37 +168,19 @@ impl<'de> Deserializer<'de> for &mut Probe {
         self.within("", " or null", |probe| visitor.visit_some(probe))
     }
 
-    fn deserialize_unit_struct<V: Visitor<'de>>(
-        self,
-        _: &'static str,
-        visitor: V,
-    ) -> Result<V::Value, Stop> {
+    fn deserialize_unit_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Stop> {
         self.deserialize_unit(visitor)
     }
 
-    fn deserialize_newtype_struct<V: Visitor<'de>>(
-        self,
-        _: &'static str,
-        visitor: V,
-    ) -> Result<V::Value, Stop> {
+    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Stop> {
         self.within("", "", |probe| visitor.visit_newtype_struct(probe))
     }
 
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stop> {
-        self.within("[", ", …]", |probe| {
-            visitor.visit_seq(Elements {
-                probe,
-                left: 1,
-                first: true,
-            })
-        })
+        self.within("[", ", …]", |probe| visitor.visit_seq(Elements { probe, left: 1, first: true }))
     }
 
-    fn deserialize_tuple<V: Visitor<'de>>(
-        self,
-        length: usize,
-        visitor: V,
-    ) -> Result<V::Value, Stop> {
+    fn deserialize_tuple<V: Visitor<'de>>(self, length: usize, visitor: V) -> Result<V::Value, Stop> {
         self.tuple(length, visitor)
     }
 
@@ -231,9 +194,7 @@ impl<'de> Deserializer<'de> for &mut Probe {
     }
 
     fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stop> {
-        self.within("{", ", …}", |probe| {
-            visitor.visit_map(Entry { probe, read: false })
-        })
+        self.within("{", ", …}", |probe| visitor.visit_map(Entry { probe, read: false }))
     }
 
     fn deserialize_struct<V: Visitor<'de>>(
@@ -276,10 +237,7 @@ struct Elements<'a> {
 impl<'de> de::SeqAccess<'de> for Elements<'_> {
     type Error = Stop;
 
-    fn next_element_seed<T: DeserializeSeed<'de>>(
-        &mut self,
-        seed: T,
-    ) -> Result<Option<T::Value>, Stop> {
+    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Stop> {
         let Some(left) = self.left.checked_sub(1) else {
             return Ok(None);
         };
@@ -301,19 +259,12 @@ struct Fields<'a> {
 impl<'de> de::MapAccess<'de> for Fields<'_> {
     type Error = Stop;
 
-    fn next_key_seed<K: DeserializeSeed<'de>>(
-        &mut self,
-        seed: K,
-    ) -> Result<Option<K::Value>, Stop> {
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Stop> {
         let Some((name, left)) = self.left.split_first() else {
             return Ok(None);
         };
         self.left = left;
-        let comma = if std::mem::take(&mut self.first) {
-            ""
-        } else {
-            ", "
-        };
+        let comma = if std::mem::take(&mut self.first) { "" } else { ", " };
         let _ = write!(self.probe.text, "{comma}\"{name}\": ");
         let name: StrDeserializer<'_, Stop> = name.into_deserializer();
         seed.deserialize(name).map(Some)
@@ -333,10 +284,7 @@ struct Entry<'a> {
 impl<'de> de::MapAccess<'de> for Entry<'_> {
     type Error = Stop;
 
-    fn next_key_seed<K: DeserializeSeed<'de>>(
-        &mut self,
-        seed: K,
-    ) -> Result<Option<K::Value>, Stop> {
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Stop> {
         if std::mem::replace(&mut self.read, true) {
             return Ok(None);
         }
@@ -367,8 +315,7 @@ impl<'a, 'de> de::EnumAccess<'de> for Variant<'a> {
 
 impl Variant<'_> {
     fn with<T>(self, inner: impl FnOnce(&mut Probe) -> Result<T, Stop>) -> Result<T, Stop> {
-        self.probe
-            .within(&format!("{{\"{}\": ", self.name), "}", inner)
+        self.probe.within(&format!("{{\"{}\": ", self.name), "}", inner)
     }
 }
 
@@ -388,11 +335,7 @@ impl<'de> de::VariantAccess<'de> for Variant<'_> {
         self.with(|probe| probe.tuple(length, visitor))
     }
 
-    fn struct_variant<V: Visitor<'de>>(
-        self,
-        fields: &'static [&'static str],
-        visitor: V,
-    ) -> Result<V::Value, Stop> {
+    fn struct_variant<V: Visitor<'de>>(self, fields: &'static [&'static str], visitor: V) -> Result<V::Value, Stop> {
         self.with(|probe| probe.fields(fields, visitor))
     }
 }
@@ -413,12 +356,7 @@ mod tests {
         Reset,
         Add(i64),
         Move(u8, f64),
-        Put {
-            key: String,
-            ttl_ms: Option<NonZeroU8>,
-            mode: Mode,
-            tags: Vec<String>,
-        },
+        Put { key: String, ttl_ms: Option<NonZeroU8>, mode: Mode, tags: Vec<String> },
     }
 
     #[derive(Deserialize)]
@@ -440,10 +378,7 @@ mod tests {
     #[test]
     fn other_types_show_what_they_are() {
         assert_eq!(of::<()>(), "null");
-        assert_eq!(
-            of::<BTreeMap<String, (bool, char)>>(),
-            "{string: [boolean, character], …}"
-        );
+        assert_eq!(of::<BTreeMap<String, (bool, char)>>(), "{string: [boolean, character], …}");
         assert_eq!(of::<Option<u8>>(), "integer or null");
     }
 
@@ -461,9 +396,6 @@ mod tests {
             right: Option<Box<Tree>>,
         }
         let shape = of::<Tree>();
-        assert!(
-            shape.starts_with("{\"left\": {\"left\": ") && shape.ends_with('…'),
-            "{shape}"
-        );
+        assert!(shape.starts_with("{\"left\": {\"left\": ") && shape.ends_with('…'), "{shape}");
     }
 }

@@ -94,8 +94,7 @@ struct Outcome {
 }
 
 /// A call into one replica: the effects, the argument, and where the reply goes.
-type Call<'a, M, C, T> =
-    &'a dyn Fn(&mut Guest<M, C>, &mut Effects, &[u8], &mut Vec<u8>) -> Result<T, Reject>;
+type Call<'a, M, C, T> = &'a dyn Fn(&mut Guest<M, C>, &mut Effects, &[u8], &mut Vec<u8>) -> Result<T, Reject>;
 
 /// A host for native tests; see the [module](self).
 #[derive(Debug)]
@@ -163,9 +162,7 @@ impl<M: StateMachine, C: Codec<M>> Harness<M, C> {
             unchecked_steps: 0,
         };
         harness.snapshot = snapshot_of(&harness.live);
-        harness.step("init", 0, json.as_bytes(), &|guest, host, argument, _| {
-            guest.init(host, argument)
-        })?;
+        harness.step("init", 0, json.as_bytes(), &|guest, host, argument, _| guest.init(host, argument))?;
         Ok(harness)
     }
 
@@ -193,25 +190,15 @@ impl<M: StateMachine, C: Codec<M>> Harness<M, C> {
         C: Encode<M::Command>,
     {
         let payload = encoded::<C, _>(&command, "command");
-        self.step(
-            "apply",
-            session,
-            &payload,
-            &|guest, host, argument, reply| guest.apply_typed(host, argument, reply),
-        )
-        .map(|(value, _)| value)
+        self.step("apply", session, &payload, &|guest, host, argument, reply| guest.apply_typed(host, argument, reply))
+            .map(|(value, _)| value)
     }
 
     /// Applies a command as a client sends it (session 0 for none), and gives the reply's bytes.
     #[track_caller]
     pub fn apply_bytes(&mut self, session: u64, command: &[u8]) -> Result<Vec<u8>, Reject> {
-        self.step(
-            "apply",
-            session,
-            command,
-            &|guest, host, argument, reply| guest.apply(host, argument, reply),
-        )
-        .map(|(_, reply)| reply)
+        self.step("apply", session, command, &|guest, host, argument, reply| guest.apply(host, argument, reply))
+            .map(|(_, reply)| reply)
     }
 
     /// [`apply_bytes`](Self::apply_bytes) for text both ways, outside of a session: what `curl`
@@ -228,19 +215,13 @@ impl<M: StateMachine, C: Codec<M>> Harness<M, C> {
         C: Encode<M::Query>,
     {
         let payload = encoded::<C, _>(&query, "query");
-        self.ask(&payload, &|guest, _, argument, answer| {
-            guest.query_typed(argument, answer)
-        })
-        .map(|(value, _)| value)
+        self.ask(&payload, &|guest, _, argument, answer| guest.query_typed(argument, answer)).map(|(value, _)| value)
     }
 
     /// Asks a query as a client sends it, and gives the answer's bytes.
     #[track_caller]
     pub fn query_bytes(&mut self, query: &[u8]) -> Result<Vec<u8>, Reject> {
-        self.ask(query, &|guest, _, argument, answer| {
-            guest.query(argument, answer)
-        })
-        .map(|(_, answer)| answer)
+        self.ask(query, &|guest, _, argument, answer| guest.query(argument, answer)).map(|(_, answer)| answer)
     }
 
     /// [`query_bytes`](Self::query_bytes) for text both ways.
@@ -259,9 +240,8 @@ impl<M: StateMachine, C: Codec<M>> Harness<M, C> {
     /// Ends a session: the machine's `on_session_end` is called.
     #[track_caller]
     pub fn end_session(&mut self, session: u64) {
-        let ended = self.step("session_end", session, &[], &|guest, host, argument, _| {
-            guest.session_end(host, argument)
-        });
+        let ended =
+            self.step("session_end", session, &[], &|guest, host, argument, _| guest.session_end(host, argument));
         accepted(ended, "session_end");
     }
 
@@ -278,23 +258,15 @@ impl<M: StateMachine, C: Codec<M>> Harness<M, C> {
             if at_ms > until_ms {
                 break;
             }
-            at_this_time = if at_ms > self.time_ms {
-                0
-            } else {
-                at_this_time + 1
-            };
+            at_this_time = if at_ms > self.time_ms { 0 } else { at_this_time + 1 };
             assert!(
                 at_this_time < MAX_FIRINGS_AT_ONE_TIME,
                 "timer {id} keeps being set for a time that has come: the group would never rest"
             );
             self.time_ms = self.time_ms.max(at_ms);
             self.timers.remove(&id);
-            let ended = self.step(
-                "timer",
-                0,
-                &id.to_le_bytes(),
-                &|guest, host, argument, _| guest.timer(host, argument),
-            );
+            let ended =
+                self.step("timer", 0, &id.to_le_bytes(), &|guest, host, argument, _| guest.timer(host, argument));
             accepted(ended, "timer");
             fired += 1;
         }
@@ -311,10 +283,7 @@ impl<M: StateMachine, C: Codec<M>> Harness<M, C> {
 
     /// The events since the last time, in order. They compare with text and bytes alike.
     pub fn take_events(&mut self) -> Vec<Event> {
-        std::mem::take(&mut self.events)
-            .into_iter()
-            .map(Event)
-            .collect()
+        std::mem::take(&mut self.events).into_iter().map(Event).collect()
     }
 
     /// The timers that are set: their times by their ids.
@@ -362,12 +331,7 @@ impl<M: StateMachine, C: Codec<M>> Harness<M, C> {
         self.index += 1;
         let mut seeds = Random::new(self.index, 0);
         let seed = (seeds.next_u64(), seeds.next_u64());
-        let header = Header {
-            index: self.index,
-            time_ms: self.time_ms,
-            seed,
-            session,
-        };
+        let header = Header { index: self.index, time_ms: self.time_ms, seed, session };
         let argument = [&header.to_bytes(), payload].concat();
         let what = format!("entry {} ({what} {})", self.index, shown(payload));
 
@@ -497,20 +461,8 @@ fn run<M: StateMachine, C: Codec<M>, T>(
 ) -> (Result<T, Reject>, Outcome) {
     let (mut effects, mut reply) = (Effects::default(), Vec::new());
     match call(guest, &mut effects, argument, &mut reply) {
-        Ok(value) => (
-            Ok(value),
-            Outcome {
-                reply: Ok(reply),
-                effects,
-            },
-        ),
-        Err(reject) => (
-            Err(reject.clone()),
-            Outcome {
-                reply: Err(reject),
-                effects,
-            },
-        ),
+        Ok(value) => (Ok(value), Outcome { reply: Ok(reply), effects }),
+        Err(reject) => (Err(reject.clone()), Outcome { reply: Err(reject), effects }),
     }
 }
 
@@ -520,23 +472,13 @@ fn compare_outcomes(what: &str, live: &Outcome, other: &Outcome, causes: &str) {
         Ok(bytes) => shown(bytes),
         Err(reject) => format!("rejected: {reject}"),
     };
-    let events = |outcome: &Outcome| {
-        outcome
-            .effects
-            .events
-            .iter()
-            .map(|event| shown(event))
-            .collect::<Vec<_>>()
-    };
+    let events = |outcome: &Outcome| outcome.effects.events.iter().map(|event| shown(event)).collect::<Vec<_>>();
     let found = if live.reply != other.reply {
         format!("other replies: {} and {}", replies(live), replies(other))
     } else if live.effects.events != other.effects.events {
         format!("other events: {:?} and {:?}", events(live), events(other))
     } else if live.effects.timers != other.effects.timers {
-        format!(
-            "other timer changes: {:?} and {:?}",
-            live.effects.timers, other.effects.timers
-        )
+        format!("other timer changes: {:?} and {:?}", live.effects.timers, other.effects.timers)
     } else {
         return;
     };
@@ -573,26 +515,17 @@ fn restored_from<M: StateMachine, C: Codec<M>>(snapshot: &[u8]) -> Guest<M, C> {
     let mut guest = Guest::default();
     let mut input = snapshot;
     if let Err(reject) = guest.restore(&mut input) {
-        panic!(
-            "the machine cannot restore the snapshot it has written ({} bytes): {reject}",
-            snapshot.len()
-        );
+        panic!("the machine cannot restore the snapshot it has written ({} bytes): {reject}", snapshot.len());
     }
     guest
 }
 
 /// Where two byte strings part, with some bytes of both.
 fn difference(one: &[u8], other: &[u8]) -> String {
-    let at = one
-        .iter()
-        .zip(other)
-        .take_while(|(one, other)| one == other)
-        .count();
+    let at = one.iter().zip(other).take_while(|(one, other)| one == other).count();
     let around = |bytes: &[u8]| {
         let from = at.saturating_sub(8);
-        let part = bytes
-            .get(from..bytes.len().min(at.saturating_add(24)))
-            .unwrap_or_default();
+        let part = bytes.get(from..bytes.len().min(at.saturating_add(24))).unwrap_or_default();
         part.escape_ascii().to_string()
     };
     format!(
@@ -608,11 +541,7 @@ fn difference(one: &[u8], other: &[u8]) -> String {
 fn shown(bytes: &[u8]) -> String {
     let full = String::from_utf8_lossy(bytes);
     match full.char_indices().nth(200) {
-        Some((at, _)) => format!(
-            "{}… ({} bytes)",
-            full.get(..at).unwrap_or_default(),
-            bytes.len()
-        ),
+        Some((at, _)) => format!("{}… ({} bytes)", full.get(..at).unwrap_or_default(), bytes.len()),
         None => full.into_owned(),
     }
 }

@@ -92,17 +92,10 @@ fn hash_order_in_the_state_is_found() {
 }
 
 #[test]
-#[should_panic(
-    expected = "gives two replicas other replies: 2 and 1. A replica that restarts would go on differently"
-)]
+#[should_panic(expected = "gives two replicas other replies: 2 and 1. A replica that restarts would go on differently")]
 fn a_field_missing_in_the_snapshot_is_found() {
     let mut harness = Harness::<Flawed>::new();
-    assert_eq!(
-        harness
-            .apply(Command::Skip)
-            .expect("the first is still equal"),
-        1
-    );
+    assert_eq!(harness.apply(Command::Skip).expect("the first is still equal"), 1);
     let _ = harness.apply(Command::Skip);
 }
 
@@ -130,9 +123,7 @@ fn a_query_that_changes_the_state_is_found() {
 #[should_panic(expected = "timer 0 keeps being set")]
 fn timers_that_never_rest_are_found() {
     let mut harness = Harness::<Flawed>::new();
-    harness
-        .apply(Command::Restless)
-        .expect("setting it is fine");
+    harness.apply(Command::Restless).expect("setting it is fine");
     harness.advance(1);
 }
 
@@ -153,10 +144,7 @@ fn timers_fire_in_the_order_of_their_times_and_once() {
 fn each_entry_draws_other_numbers_and_every_harness_the_same() {
     let draw = || {
         let mut harness = Harness::<Flawed>::new();
-        [
-            harness.apply(Command::Draw).unwrap(),
-            harness.apply(Command::Draw).unwrap(),
-        ]
+        [harness.apply(Command::Draw).unwrap(), harness.apply(Command::Draw).unwrap()]
     };
     let [first, second] = draw();
     assert_ne!(first, second);

@@ -132,11 +132,7 @@ pub struct Module<M, C> {
 
 impl<M: Default, C> Default for Module<M, C> {
     fn default() -> Self {
-        Self {
-            guest: Guest::default(),
-            input: Vec::new(),
-            output: Vec::new(),
-        }
+        Self { guest: Guest::default(), input: Vec::new(), output: Vec::new() }
     }
 }
 
@@ -162,57 +158,41 @@ impl<M: StateMachine, C: Codec<M>> Module<M, C> {
 
     /// The export `init`.
     pub fn init(&mut self, argument: *const u8, length: usize) -> u64 {
-        self.call(argument, length, |guest, argument, _| {
-            guest.init(&mut Imports, argument)
-        })
+        self.call(argument, length, |guest, argument, _| guest.init(&mut Imports, argument))
     }
 
     /// The export `apply`.
     pub fn apply(&mut self, argument: *const u8, length: usize) -> u64 {
-        self.call(argument, length, |guest, argument, reply| {
-            guest.apply(&mut Imports, argument, reply)
-        })
+        self.call(argument, length, |guest, argument, reply| guest.apply(&mut Imports, argument, reply))
     }
 
     /// The export `query`.
     pub fn query(&mut self, argument: *const u8, length: usize) -> u64 {
-        self.call(argument, length, |guest, argument, answer| {
-            guest.query(argument, answer)
-        })
+        self.call(argument, length, |guest, argument, answer| guest.query(argument, answer))
     }
 
     /// The export `timer`.
     pub fn timer(&mut self, argument: *const u8, length: usize) -> u64 {
-        self.call(argument, length, |guest, argument, _| {
-            guest.timer(&mut Imports, argument)
-        })
+        self.call(argument, length, |guest, argument, _| guest.timer(&mut Imports, argument))
     }
 
     /// The export `session_end`.
     pub fn session_end(&mut self, argument: *const u8, length: usize) -> u64 {
-        self.call(argument, length, |guest, argument, _| {
-            guest.session_end(&mut Imports, argument)
-        })
+        self.call(argument, length, |guest, argument, _| guest.session_end(&mut Imports, argument))
     }
 
     /// The export `snapshot`.
     pub fn snapshot(&mut self) -> u64 {
         self.output.clear();
         let mut out = BufWriter::with_capacity(SNAPSHOT_CHUNK_BYTES, SnapshotSink);
-        let outcome = self
-            .guest
-            .snapshot(&mut out)
-            .and_then(|()| Ok(out.flush()?));
+        let outcome = self.guest.snapshot(&mut out).and_then(|()| Ok(out.flush()?));
         self.finish(outcome)
     }
 
     /// The export `restore`.
     pub fn restore(&mut self) -> u64 {
         self.output.clear();
-        let outcome = self.guest.restore(&mut BufReader::with_capacity(
-            SNAPSHOT_CHUNK_BYTES,
-            SnapshotSource,
-        ));
+        let outcome = self.guest.restore(&mut BufReader::with_capacity(SNAPSHOT_CHUNK_BYTES, SnapshotSource));
         self.finish(outcome)
     }
 
@@ -222,10 +202,7 @@ impl<M: StateMachine, C: Codec<M>> Module<M, C> {
         M: Migrate,
     {
         self.output.clear();
-        let outcome = self.guest.migrate(&mut BufReader::with_capacity(
-            SNAPSHOT_CHUNK_BYTES,
-            SnapshotSource,
-        ));
+        let outcome = self.guest.migrate(&mut BufReader::with_capacity(SNAPSHOT_CHUNK_BYTES, SnapshotSource));
         self.finish(outcome)
     }
 
@@ -242,12 +219,8 @@ impl<M: StateMachine, C: Codec<M>> Module<M, C> {
         }
         self.output.clear();
         let outcome = match self.input.get(..length) {
-            Some(bytes) if argument == bytes.as_ptr() => {
-                run(&mut self.guest, bytes, &mut self.output)
-            }
-            _ => Err(Reject::new(
-                "the host called with bytes that are not the last `alloc`'s",
-            )),
+            Some(bytes) if argument == bytes.as_ptr() => run(&mut self.guest, bytes, &mut self.output),
+            _ => Err(Reject::new("the host called with bytes that are not the last `alloc`'s")),
         };
         self.finish(outcome)
     }

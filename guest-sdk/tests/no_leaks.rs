@@ -71,12 +71,7 @@ fn a_million_calls_leave_no_byte_behind() {
     let mut host = Effects::default();
     let mut reply = Vec::with_capacity(1 << 10);
     let call = |payload: &[u8]| [&Header::default().to_bytes(), payload].concat();
-    let calls = [
-        call(br#""some words""#),
-        call(br#""words again""#),
-        call(br#""""#),
-        call(b"no JSON"),
-    ];
+    let calls = [call(br#""some words""#), call(br#""words again""#), call(br#""""#), call(b"no JSON")];
     let question = call(b"");
     let mut round = || {
         for argument in &calls {

@@ -22,22 +22,12 @@ fn it_counts() {
 fn an_overflow_is_refused_and_changes_nothing() {
     let mut counter = Harness::<Counter>::new();
     counter.apply(Command::Set(i64::MAX)).unwrap();
-    assert_eq!(
-        counter.apply(Command::Add(1)).unwrap_err().text(),
-        "the counter would overflow"
-    );
+    assert_eq!(counter.apply(Command::Add(1)).unwrap_err().text(), "the counter would overflow");
     assert_eq!(counter.query(Query::Get).unwrap(), i64::MAX);
 }
 
 #[test]
 fn a_command_it_does_not_know_is_told_what_it_knows() {
-    let refusal = Harness::<Counter>::new()
-        .apply_text(r#"{"Multiply":2}"#)
-        .unwrap_err();
-    assert!(
-        refusal
-            .text()
-            .contains("unknown variant `Multiply`, expected `Add` or `Set`"),
-        "{refusal}"
-    );
+    let refusal = Harness::<Counter>::new().apply_text(r#"{"Multiply":2}"#).unwrap_err();
+    assert!(refusal.text().contains("unknown variant `Multiply`, expected `Add` or `Set`"), "{refusal}");
 }

@@ -175,13 +175,7 @@ impl Item {
             Lifetime::Session(session) => (None, Some(session)),
         };
         let value = with_value.then(|| entry.value.clone());
-        Self {
-            key: key.clone(),
-            value,
-            version: entry.version,
-            expires_at_ms,
-            session,
-        }
+        Self { key: key.clone(), value, version: entry.version, expires_at_ms, session }
     }
 }
 

@@ -115,25 +115,16 @@ impl<'de> Visitor<'de> for DataVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Data, A::Error> {
-        let (key, hex) = map
-            .next_entry::<String, String>()?
-            .ok_or_else(|| A::Error::custom("an empty object"))?;
+        let (key, hex) = map.next_entry::<String, String>()?.ok_or_else(|| A::Error::custom("an empty object"))?;
         if key != "hex" || map.next_key::<String>()?.is_some() {
-            return Err(A::Error::custom(
-                r#"bytes are written {"hex":"00ff"}, with nothing beside"#,
-            ));
+            return Err(A::Error::custom(r#"bytes are written {"hex":"00ff"}, with nothing beside"#));
         }
-        from_hex(&hex)
-            .map(Data)
-            .ok_or_else(|| A::Error::custom("hex is an even number of the digits 0-9 a-f"))
+        from_hex(&hex).map(Data).ok_or_else(|| A::Error::custom("hex is an even number of the digits 0-9 a-f"))
     }
 }
 
 fn from_hex(hex: &str) -> Option<Vec<u8>> {
-    let digits = hex
-        .chars()
-        .map(|digit| digit.to_digit(16))
-        .collect::<Option<Vec<_>>>()?;
+    let digits = hex.chars().map(|digit| digit.to_digit(16)).collect::<Option<Vec<_>>>()?;
     let pairs = digits.chunks(2).map(|pair| match pair {
         [high, low] => u8::try_from(high << 4 | low).ok(),
         _ => None,
@@ -148,10 +139,7 @@ mod tests {
     #[test]
     fn the_end_of_a_prefix_is_just_above_all_that_starts_with_it() {
         assert_eq!(Data::from("ab").end_of_prefix(), Some(Data::from("ac")));
-        assert_eq!(
-            Data::from([b'a', 0xff, 0xff]).end_of_prefix(),
-            Some(Data::from("b"))
-        );
+        assert_eq!(Data::from([b'a', 0xff, 0xff]).end_of_prefix(), Some(Data::from("b")));
         assert_eq!(Data::from([0xff]).end_of_prefix(), None);
         assert_eq!(Data::default().end_of_prefix(), None);
     }

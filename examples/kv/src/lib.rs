@@ -65,10 +65,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            max_key_bytes: 4 << 10,
-            max_value_bytes: 128 << 10,
-        }
+        Self { max_key_bytes: 4 << 10, max_value_bytes: 128 << 10 }
     }
 }
 
@@ -87,68 +84,31 @@ impl StateMachine for Kv {
         let now_ms = ctx.time_ms();
         let armed = self.store.next_expiry_ms();
         let reply = match command {
-            Command::Put {
-                key,
-                value,
-                ttl_ms,
-                ephemeral,
-            } => {
+            Command::Put { key, value, ttl_ms, ephemeral } => {
                 let lifetime = self.check_put(ctx, &key, &value, ttl_ms, ephemeral)?;
                 let (version, previous) = self.put(ctx, key, value, lifetime);
-                Reply::Put {
-                    version,
-                    previous_version: previous,
-                }
+                Reply::Put { version, previous_version: previous }
             }
-            Command::CompareAndSwap {
-                key,
-                expect,
-                value,
-                ttl_ms,
-                ephemeral,
-            } => {
+            Command::CompareAndSwap { key, expect, value, ttl_ms, ephemeral } => {
                 let lifetime = self.check_put(ctx, &key, &value, ttl_ms, ephemeral)?;
                 if self.store.is_as_expected(now_ms, &key, &expect) {
                     let (version, _) = self.put(ctx, key, value, lifetime);
-                    Reply::CompareAndSwap {
-                        swapped: true,
-                        version: Some(version),
-                        found: None,
-                    }
+                    Reply::CompareAndSwap { swapped: true, version: Some(version), found: None }
                 } else {
-                    let found = self
-                        .store
-                        .get(now_ms, &key)
-                        .map(|entry| Item::new(&key, entry, true));
-                    Reply::CompareAndSwap {
-                        swapped: false,
-                        version: None,
-                        found,
-                    }
+                    let found = self.store.get(now_ms, &key).map(|entry| Item::new(&key, entry, true));
+                    Reply::CompareAndSwap { swapped: false, version: None, found }
                 }
             }
             Command::Delete { key } => {
                 let version = self.store.delete(now_ms, &key).map(|(version, _)| version);
                 if let Some(version) = version {
-                    ctx.emit_json(&Change {
-                        change: ChangeKind::Delete,
-                        key: &key,
-                        value: None,
-                        version,
-                    });
+                    ctx.emit_json(&Change { change: ChangeKind::Delete, key: &key, value: None, version });
                 }
-                Reply::Delete {
-                    deleted: version.is_some(),
-                    version,
-                }
+                Reply::Delete { deleted: version.is_some(), version }
             }
             Command::Expire { key, ttl_ms } => {
-                let lifetime = ttl_ms.map_or(Lifetime::Forever, |ttl| {
-                    Lifetime::Until(now_ms.saturating_add(ttl))
-                });
-                Reply::Expire {
-                    found: self.store.set_lifetime(now_ms, &key, lifetime),
-                }
+                let lifetime = ttl_ms.map_or(Lifetime::Forever, |ttl| Lifetime::Until(now_ms.saturating_add(ttl)));
+                Reply::Expire { found: self.store.set_lifetime(now_ms, &key, lifetime) }
             }
         };
         self.arm_timer(ctx, armed);
@@ -158,30 +118,12 @@ impl StateMachine for Kv {
     fn query(&self, ctx: &QueryContext, query: Query) -> Result<Answer, Reject> {
         let now_ms = ctx.time_ms();
         Ok(match query {
-            Query::Get { key } => Answer::Item(
-                self.store
-                    .get(now_ms, &key)
-                    .map(|entry| Item::new(&key, entry, true)),
-            ),
-            Query::Range {
-                prefix,
-                start,
-                end,
-                limit,
-                keys_only,
-            } => {
+            Query::Get { key } => Answer::Item(self.store.get(now_ms, &key).map(|entry| Item::new(&key, entry, true))),
+            Query::Range { prefix, start, end, limit, keys_only } => {
                 let span = span(prefix, start, end);
-                self.range(
-                    now_ms,
-                    &span,
-                    limit.unwrap_or(DEFAULT_RANGE_LIMIT).min(MAX_RANGE_LIMIT),
-                    keys_only,
-                )
+                self.range(now_ms, &span, limit.unwrap_or(DEFAULT_RANGE_LIMIT).min(MAX_RANGE_LIMIT), keys_only)
             }
-            Query::Status => Answer::Status {
-                keys: self.store.len() as u64,
-                version: self.store.version(),
-            },
+            Query::Status => Answer::Status { keys: self.store.len() as u64, version: self.store.version() },
         })
     }
 
@@ -194,12 +136,7 @@ impl StateMachine for Kv {
                 Ended::Expired => ChangeKind::Expire,
                 Ended::Session => ChangeKind::SessionEnd,
             };
-            ctx.emit_json(&Change {
-                change,
-                key: &key,
-                value: None,
-                version,
-            });
+            ctx.emit_json(&Change { change, key: &key, value: None, version });
         }
         // The timer that fired is no longer set.
         self.arm_timer(ctx, None);
@@ -227,55 +164,30 @@ impl Kv {
         ttl_ms: Option<u64>,
         ephemeral: bool,
     ) -> Result<Lifetime, Reject> {
-        let Limits {
-            max_key_bytes,
-            max_value_bytes,
-        } = self.limits;
+        let Limits { max_key_bytes, max_value_bytes } = self.limits;
         ensure!(!key.is_empty(), "a key must not be empty");
-        ensure!(
-            key.len() as u64 <= max_key_bytes,
-            "the key has {} bytes; this group takes {max_key_bytes}",
-            key.len()
-        );
+        ensure!(key.len() as u64 <= max_key_bytes, "the key has {} bytes; this group takes {max_key_bytes}", key.len());
         ensure!(
             value.len() as u64 <= max_value_bytes,
             "the value has {} bytes; this group takes {max_value_bytes}",
             value.len()
         );
         match (ttl_ms, ephemeral) {
-            (Some(_), true) => Err(Reject::new(
-                "a key is either ephemeral or has a ttl_ms, not both",
-            )),
+            (Some(_), true) => Err(Reject::new("a key is either ephemeral or has a ttl_ms, not both")),
             (Some(ttl), false) => Ok(Lifetime::Until(ctx.time_ms().saturating_add(ttl))),
             (None, false) => Ok(Lifetime::Forever),
             (None, true) => {
-                let session = ctx
-                    .session()
-                    .ok_or("an ephemeral key needs a session to go with")?;
+                let session = ctx.session().ok_or("an ephemeral key needs a session to go with")?;
                 let owned = self.store.owned_by(session);
-                ensure!(
-                    owned < OWNED_PER_SESSION,
-                    "the session owns {owned} ephemeral keys, and no more are allowed"
-                );
+                ensure!(owned < OWNED_PER_SESSION, "the session owns {owned} ephemeral keys, and no more are allowed");
                 Ok(Lifetime::Session(session))
             }
         }
     }
 
-    fn put(
-        &mut self,
-        ctx: &mut Context<'_>,
-        key: Data,
-        value: Data,
-        lifetime: Lifetime,
-    ) -> (u64, Option<u64>) {
+    fn put(&mut self, ctx: &mut Context<'_>, key: Data, value: Data, lifetime: Lifetime) -> (u64, Option<u64>) {
         let version = self.store.version().saturating_add(1);
-        ctx.emit_json(&Change {
-            change: ChangeKind::Put,
-            key: &key,
-            value: Some(&value),
-            version,
-        });
+        ctx.emit_json(&Change { change: ChangeKind::Put, key: &key, value: Some(&value), version });
         let (version, previous) = self.store.put(ctx.time_ms(), key, value, lifetime);
         (version, previous.map(|entry| entry.version))
     }
@@ -286,13 +198,9 @@ impl Kv {
         for (key, entry) in self.store.range(now_ms, span) {
             let value_bytes = if keys_only { 0 } else { entry.value.len() };
             bytes = bytes.saturating_add(key.len()).saturating_add(value_bytes);
-            let full =
-                items.len() as u64 >= limit || (bytes > MAX_RANGE_BYTES && !items.is_empty());
+            let full = items.len() as u64 >= limit || (bytes > MAX_RANGE_BYTES && !items.is_empty());
             if full {
-                return Answer::Range {
-                    items,
-                    next: Some(key.clone()),
-                };
+                return Answer::Range { items, next: Some(key.clone()) };
             }
             items.push(Item::new(key, entry, !keys_only));
         }

@@ -108,10 +108,7 @@ pub struct Span {
 
 impl From<Stored> for Store {
     fn from(stored: Stored) -> Self {
-        let mut store = Self {
-            version: stored.version,
-            ..Self::default()
-        };
+        let mut store = Self { version: stored.version, ..Self::default() };
         for (key, entry) in &stored.entries {
             store.index(key, entry.lifetime);
         }
@@ -152,24 +149,11 @@ impl Store {
     }
 
     /// Sets the key's value; gives its new version and what was there before.
-    pub fn put(
-        &mut self,
-        now_ms: u64,
-        key: Data,
-        value: Data,
-        lifetime: Lifetime,
-    ) -> (u64, Option<Entry>) {
+    pub fn put(&mut self, now_ms: u64, key: Data, value: Data, lifetime: Lifetime) -> (u64, Option<Entry>) {
         let previous = self.take(&key).filter(|entry| !entry.is_over(now_ms));
         let version = self.next_version();
         self.index(&key, lifetime);
-        self.entries.insert(
-            key,
-            Entry {
-                value,
-                version,
-                lifetime,
-            },
-        );
+        self.entries.insert(key, Entry { value, version, lifetime });
         (version, previous)
     }
 
@@ -188,26 +172,19 @@ impl Store {
         }
         if let Some(entry) = self.take(key) {
             self.index(key, lifetime);
-            self.entries
-                .insert(key.clone(), Entry { lifetime, ..entry });
+            self.entries.insert(key.clone(), Entry { lifetime, ..entry });
         }
         true
     }
 
     /// The keys of `span` in order, with their entries.
     pub fn range(&self, now_ms: u64, span: &Span) -> impl Iterator<Item = (&Data, &Entry)> {
-        let start = span
-            .start
-            .as_ref()
-            .map_or(Bound::Unbounded, Bound::Included);
+        let start = span.start.as_ref().map_or(Bound::Unbounded, Bound::Included);
         let end = span.end.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
         // A range that ends before it starts holds nothing; BTreeMap would panic.
         let empty = matches!((&span.start, &span.end), (Some(start), Some(end)) if start >= end);
         let range = (!empty).then(|| self.entries.range::<Data, _>((start, end)));
-        range
-            .into_iter()
-            .flatten()
-            .filter(move |(_, entry)| !entry.is_over(now_ms))
+        range.into_iter().flatten().filter(move |(_, entry)| !entry.is_over(now_ms))
     }
 
     /// When the next entry's time comes, Unix milliseconds.
@@ -217,11 +194,7 @@ impl Store {
 
     /// Removes one entry whose time has come; gives it, why it went, and the version of the change.
     pub fn expire_one(&mut self, now_ms: u64) -> Option<(Data, Ended, u64)> {
-        let key = self
-            .expiries
-            .first()
-            .filter(|(at_ms, _)| *at_ms <= now_ms)
-            .map(|(_, key)| key.clone())?;
+        let key = self.expiries.first().filter(|(at_ms, _)| *at_ms <= now_ms).map(|(_, key)| key.clone())?;
         let entry = self.take(&key)?;
         let why = match entry.lifetime {
             Lifetime::SessionEnded(_) => Ended::Session,

@@ -5,7 +5,10 @@
 //! [`snapshot`] keep them, [`module`] runs guest code and knows nothing of Raft, [`peer`] carries messages
 //! between nodes, [`service`] is what a node offers and the HTTP API serves.
 
+pub mod api;
+pub mod bundled;
 pub mod catalog;
+pub mod cli;
 pub mod codec;
 pub mod config;
 pub mod disk;
@@ -13,6 +16,7 @@ pub mod group;
 pub mod log;
 pub mod module;
 pub mod node;
+pub mod observe;
 pub mod peer;
 pub mod platform;
 pub mod service;

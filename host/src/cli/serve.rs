@@ -3,6 +3,7 @@
 use std::io;
 use std::io::Read;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
@@ -14,7 +15,8 @@ use super::Failure;
 use crate::api;
 use crate::api::ApiOptions;
 use crate::config::ServeConfig;
-use crate::node;
+use crate::module;
+use crate::node::start;
 use crate::observe;
 
 pub(super) const ABOUT: &str = "Run a node";
@@ -34,7 +36,12 @@ const GRACE: Duration = Duration::from_secs(10);
 pub(super) fn run(config: ServeConfig) -> Result<(), Failure> {
     observe::init_logs(&config.log_level, config.log_format)?;
     config.validate()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        // The blocking pool runs guest code; these stacks are address space, not memory.
+        .thread_stack_size(module::GUEST_STACK_BYTES)
+        .on_thread_start(module::mark_guest_thread)
+        .build();
     let runtime = runtime.map_err(|error| Failure::here(format!("cannot start: {error}"), "check the limits on open files and processes"))?;
     let served = runtime.block_on(serve(config));
     // What still blocks in the background has nothing left to say.
@@ -46,13 +53,13 @@ async fn serve(config: ServeConfig) -> Result<(), Failure> {
     let told = Told::listen(config.exit_with_parent)?;
     // Before the disk is touched: a port in use is the commonest mistake.
     let listener = bind("--http", config.http).await?;
-    let node = node::start(&config).await.map_err(|error| Failure::here(error.to_string(), error.remedy()))?;
-    let api = api::serve(listener, node.clone(), ApiOptions::from(&config)).map_err(|error| cannot_listen("--http", config.http, &error))?;
+    let running = start::start(&config).await.map_err(|error| Failure::here(error.to_string(), error.remedy()))?;
+    let api = api::serve(listener, Arc::new(running.node.clone()), ApiOptions::from(&config)).map_err(|error| cannot_listen("--http", config.http, &error))?;
     tracing::info!(node = config.node_id, http = %api.address(), peer = %config.peer, data_dir = %config.data_dir.display(), "serving");
     let why = told.wait().await;
     tracing::info!(why, "stopping");
     api.shutdown(GRACE).await;
-    node.shutdown().await;
+    running.shutdown().await;
     tracing::info!("stopped");
     Ok(())
 }

@@ -279,6 +279,11 @@ impl<P: Platform, T: Transport> Group<P, T> {
         self.leader() == Some(self.node)
     }
 
+    /// Commands of this node's clients that are under way.
+    pub fn waiting(&self) -> usize {
+        self.shared.waiters.count()
+    }
+
     /// How the group stands.
     pub fn standing(&self) -> Standing {
         let receiver = self.raft.metrics();

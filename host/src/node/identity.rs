@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::Path;
+use std::path::PathBuf;
 
 use serde::Deserialize;
 use serde::Serialize;
@@ -25,8 +26,55 @@ pub struct Identity {
 
 const NAME: &str = "identity.json";
 
-fn refuse(reason: String) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidInput, reason)
+/// The directory is not this node's.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// It was written by another version.
+    #[error("data directory {} has format {found}, this program knows {FORMAT}", path.display())]
+    Format {
+        /// The directory.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+    },
+    /// It is another node's.
+    #[error("data directory {} belongs to node {found}, not to node {node}", path.display())]
+    Node {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        found: NodeId,
+        /// Who asks.
+        node: NodeId,
+    },
+    /// It is of another cluster.
+    #[error(
+        "data directory {} belongs to cluster {found}, but --initial-cluster and --cluster-name describe cluster {told}",
+        path.display()
+    )]
+    Cluster {
+        /// The directory.
+        path: PathBuf,
+        /// Its cluster.
+        found: String,
+        /// The cluster the flags describe.
+        told: String,
+    },
+    /// There is a log, but nothing says whose.
+    #[error("data directory {} has a log but no {NAME}", .0.display())]
+    Missing(PathBuf),
+}
+
+impl IdentityError {
+    /// What to do about it, one sentence.
+    pub fn remedy(&self) -> String {
+        match self {
+            Self::Format { .. } => "use the program that wrote it, or give another --data-dir".to_string(),
+            Self::Node { found, .. } => format!("start with --node-id {found}, or give another --data-dir"),
+            Self::Cluster { .. } => "start with the ones it was created with, or give another --data-dir".to_string(),
+            Self::Missing(_) => format!("restore {NAME} from a copy, or give another --data-dir"),
+        }
+    }
 }
 
 /// Reads the identity; `None` when the directory is new.
@@ -38,35 +86,37 @@ pub fn read(disk: &dyn Disk, data_dir: &Path) -> io::Result<Option<Identity>> {
     let file = disk.open(&path)?;
     let mut bytes = vec![0; usize::try_from(file.len()?).map_err(io::Error::other)?];
     file.read_exact_at(0, &mut bytes)?;
-    let identity: Identity = serde_json::from_slice(&bytes).map_err(|error| {
-        refuse(format!("{} is damaged ({error}): restore it from a copy, or take another --data-dir", path.display()))
-    })?;
-    Ok(Some(identity))
+    let damaged = |error: serde_json::Error| {
+        io::Error::new(io::ErrorKind::InvalidData, format!("{NAME} is damaged: {error}"))
+    };
+    Ok(Some(serde_json::from_slice(&bytes).map_err(damaged)?))
 }
 
-/// Refuses a directory of another node, cluster or format; `cluster` is `None` when the node was not told one.
-pub fn check(identity: &Identity, data_dir: &Path, node: NodeId, cluster: Option<&str>) -> io::Result<()> {
-    let directory = data_dir.display();
+/// The directory's cluster; refuses a directory of another node, cluster or format. `told` is `None` when the
+/// node was not told its cluster.
+pub fn check(
+    identity: &Identity,
+    data_dir: &Path,
+    node: NodeId,
+    told: Option<[u8; 16]>,
+) -> Result<[u8; 16], IdentityError> {
+    let path = data_dir.to_owned();
     if identity.format != FORMAT {
-        return Err(refuse(format!(
-            "data directory {directory} has format {}, this program knows {FORMAT}: use the program that wrote it",
-            identity.format
-        )));
+        return Err(IdentityError::Format { path, found: identity.format });
     }
     if identity.node != node {
-        return Err(refuse(format!(
-            "data directory {directory} belongs to node {}, not to node {node}: start with --node-id {} or with another --data-dir",
-            identity.node, identity.node
-        )));
+        return Err(IdentityError::Node { path, found: identity.node, node });
     }
-    if let Some(cluster) = cluster.filter(|cluster| *cluster != identity.cluster) {
-        return Err(refuse(format!(
-            "data directory {directory} belongs to cluster {}, but --initial-cluster and --cluster-name describe cluster {cluster}: \
-             start with the ones it was created with, or with another --data-dir",
-            identity.cluster
-        )));
+    let mut cluster = [0; 16];
+    if hex::decode_to_slice(&identity.cluster, &mut cluster).is_err() {
+        return Err(IdentityError::Missing(path));
     }
-    Ok(())
+    match told {
+        Some(told) if told != cluster => {
+            Err(IdentityError::Cluster { path, found: identity.cluster.clone(), told: hex::encode(told) })
+        }
+        _ => Ok(cluster),
+    }
 }
 
 /// Writes the identity of a new directory, durably.

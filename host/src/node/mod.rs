@@ -6,6 +6,7 @@
 //! - A module named by the catalog was durable at a majority before it was named.
 
 pub mod identity;
+mod metrics;
 mod modules;
 mod service;
 pub mod start;

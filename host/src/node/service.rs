@@ -389,17 +389,10 @@ impl<P: Platform, T: Transport> Service for Node<P, T> {
     }
 
     fn metrics(&self) -> BoxFuture<'_, String> {
-        Box::pin(async {
-            let counters = self.counters().await;
-            let mut text = String::new();
-            for (name, value) in counters {
-                text.push_str(&format!("{name} {value}\n"));
-            }
-            text
-        })
+        Box::pin(std::future::ready(self.metrics_page()))
     }
 
     fn counters(&self) -> BoxFuture<'_, BTreeMap<String, u64>> {
-        Box::pin(async { BTreeMap::new() })
+        Box::pin(std::future::ready(self.counter_map()))
     }
 }

@@ -20,6 +20,7 @@ use super::Settings;
 use super::Setup;
 use super::identity;
 use super::identity::Identity;
+use super::identity::IdentityError;
 use crate::config::ServeConfig;
 use crate::disk::Disk;
 use crate::disk::RealDisk;
@@ -38,7 +39,7 @@ use crate::platform::random_u64;
 /// The node of production.
 pub type RealNode = Node<RealPlatform, TcpTransport>;
 
-/// A node could not start; the words name the thing and what to do.
+/// A node could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The data directory cannot be used.
@@ -49,16 +50,17 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
+    /// It is another node's, another cluster's, or of another format.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
     /// Another process uses the directory.
-    #[error("data directory {} is used by another process: stop it, or start with another --data-dir", .0.display())]
+    #[error("data directory {} is used by another process", .0.display())]
     Locked(PathBuf),
-    /// An address cannot be listened on.
-    #[error("cannot listen on {address} ({flag}): {source}; is another node running there? Choose another {flag}")]
+    /// The peer address cannot be listened on.
+    #[error("cannot listen on --peer {address}: {source}")]
     Listen {
         /// The address.
         address: std::net::SocketAddr,
-        /// The flag that sets it.
-        flag: &'static str,
         /// Why.
         source: io::Error,
     },
@@ -68,9 +70,27 @@ pub enum StartError {
     /// Modules cannot be compiled on this machine.
     #[error("{0}")]
     Modules(String),
-    /// A group cannot be opened.
+    /// The catalog cannot be opened.
     #[error("{0}")]
     Node(#[source] io::Error),
+}
+
+impl StartError {
+    /// What to do about it, one sentence.
+    pub fn remedy(&self) -> String {
+        match self {
+            Self::DataDir { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+                "free space on its file system; nothing was lost".to_string()
+            }
+            Self::DataDir { path, .. } => format!("see that {} exists and can be written, or give another --data-dir", path.display()),
+            Self::Identity(error) => error.remedy(),
+            Self::Locked(_) => "stop that process, or give another --data-dir".to_string(),
+            Self::Listen { .. } => "stop what listens there, or give another --peer".to_string(),
+            Self::Log(_) => "the message names file and offset; docs/operations.md says what can be done".to_string(),
+            Self::Modules(_) => "Linux on x86-64 or aarch64 is needed".to_string(),
+            Self::Node(_) => "see the message; docs/operations.md says what can be done".to_string(),
+        }
+    }
 }
 
 /// A started node.
@@ -107,20 +127,14 @@ fn lock(data_dir: &Path) -> Result<File, StartError> {
     }
 }
 
-fn settle_identity(config: &ServeConfig, disk: &dyn Disk) -> io::Result<[u8; 16]> {
+fn settle_identity(config: &ServeConfig, disk: &dyn Disk) -> Result<[u8; 16], StartError> {
+    let in_data_dir = |source| StartError::DataDir { path: config.data_dir.clone(), source };
     let told = (!config.initial_cluster.is_empty()).then(|| cluster_id(config));
-    let told_text = told.map(hex::encode);
-    if let Some(found) = identity::read(disk, &config.data_dir)? {
-        identity::check(&found, &config.data_dir, config.node_id, told_text.as_deref())?;
-        let mut cluster = [0; 16];
-        hex::decode_to_slice(&found.cluster, &mut cluster).map_err(|error| {
-            io::Error::new(io::ErrorKind::InvalidData, format!("its identity names no cluster: {error}"))
-        })?;
-        return Ok(cluster);
+    if let Some(found) = identity::read(disk, &config.data_dir).map_err(in_data_dir)? {
+        return Ok(identity::check(&found, &config.data_dir, config.node_id, told)?);
     }
-    if disk.exists(&config.data_dir.join("log"))? {
-        let reason = "it has a log but no identity.json: restore that file from a copy, or take another --data-dir";
-        return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+    if disk.exists(&config.data_dir.join("log")).map_err(in_data_dir)? {
+        return Err(IdentityError::Missing(config.data_dir.clone()).into());
     }
     // A node of its own draws its cluster: two such clusters never mix.
     let cluster = told.unwrap_or_else(|| {
@@ -129,7 +143,7 @@ fn settle_identity(config: &ServeConfig, disk: &dyn Disk) -> io::Result<[u8; 16]
         drawn
     });
     let new = Identity { format: identity::FORMAT, node: config.node_id, cluster: hex::encode(cluster) };
-    identity::write(disk, &config.data_dir, &new)?;
+    identity::write(disk, &config.data_dir, &new).map_err(in_data_dir)?;
     Ok(cluster)
 }
 
@@ -164,10 +178,10 @@ pub async fn start(config: &ServeConfig) -> Result<Running, StartError> {
     let in_data_dir = |source| StartError::DataDir { path: data_dir.clone(), source };
     let held = lock(data_dir)?;
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-    let cluster = settle_identity(config, &*disk).map_err(in_data_dir)?;
+    let cluster = settle_identity(config, &*disk)?;
     // Bound before anything is opened, so that a port in use is said at once; accepted from last.
     let listener = TcpListener::bind(config.peer).await;
-    let listener = listener.map_err(|source| StartError::Listen { address: config.peer, flag: "--peer", source })?;
+    let listener = listener.map_err(|source| StartError::Listen { address: config.peer, source })?;
 
     let platform = RealPlatform;
     let options = LogOptions {

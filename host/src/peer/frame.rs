@@ -218,8 +218,8 @@ mod tests {
         assert!(hello.check(1, &[9; 16]).unwrap_err().contains("--initial-cluster"));
         assert!(hello.check(3, &[1; 16]).unwrap_err().contains("this is node 3, not node 1"));
         assert!(Hello { from: 1, ..hello }.check(1, &[1; 16]).unwrap_err().contains("two nodes"));
-        let mut http = *b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n             ";
-        http[46] = b'x';
+        let mut http = [b' '; Hello::BYTES];
+        http[..16].copy_from_slice(b"GET / HTTP/1.1\r\n");
         assert!(Hello::decode(&http).unwrap_err().contains("HTTP port"));
     }
 }

@@ -38,6 +38,11 @@ pub trait DiskFile: Send + Sync {
     /// The file's length, bytes.
     fn len(&self) -> io::Result<u64>;
 
+    /// Whether the file has no bytes.
+    fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.len()? == 0)
+    }
+
     /// Fills `buffer` from `offset`; an error of kind `UnexpectedEof` when the file ends before.
     fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         if self.read_at(offset, buffer)? == buffer.len() {

@@ -45,6 +45,8 @@ struct Inner {
     dirs: BTreeSet<PathBuf>,
     pending: Vec<Change>,
     next_inode: Inode,
+    /// How many handles each file has: one without a name lives until its last handle is dropped.
+    handles: BTreeMap<Inode, u64>,
     crashes: u64,
     faults: Faults,
     counts: Counts,
@@ -81,6 +83,8 @@ struct Faults {
     space: Option<u64>,
     /// Fails this sync (0 = the next one), then none.
     sync_in: Option<u64>,
+    /// After so many more changes and syncs all of them fail: the power is about to go.
+    power_in: Option<u64>,
     /// Reads of these byte ranges fail with an I/O error.
     unreadable: Vec<(PathBuf, u64, u64)>,
 }
@@ -199,6 +203,35 @@ impl Inner {
         self.pending.push(change);
     }
 
+    /// To be asked before every change and sync: whether there still is power.
+    fn powered(&mut self) -> io::Result<()> {
+        match &mut self.faults.power_in {
+            Some(0) => Err(io::Error::other("the power is gone")),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Drops files that nobody can reach any more.
+    fn collect(&mut self) {
+        let mut reachable: BTreeSet<Inode> = self.handles.keys().copied().collect();
+        reachable.extend(self.live.names.values().chain(self.durable.names.values()));
+        reachable.extend(self.pending.iter().filter_map(|change| match change {
+            Change::Create { inode, .. } => Some(*inode),
+            _ => None,
+        }));
+        self.live.files.retain(|inode, _| reachable.contains(inode));
+        self.durable.files.retain(|inode, _| reachable.contains(inode));
+    }
+
+    fn handle(&mut self, disk: &SimDisk, inode: Inode) -> Box<dyn DiskFile> {
+        *self.handles.entry(inode).or_default() += 1;
+        Box::new(SimFile { disk: disk.clone(), inode, born: self.crashes })
+    }
+
     /// Applies the pending changes that `which` picks to the durable tree, in order.
     fn settle(&mut self, which: impl Fn(&Change) -> bool) {
         let (settled, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.pending).into_iter().partition(which);
@@ -213,6 +246,7 @@ impl Inner {
         self.pending.clear();
         self.durable.files.retain(|inode, _| self.durable.names.values().any(|named| named == inode));
         self.live = self.durable.clone();
+        self.faults.power_in = None;
         self.crashes += 1;
     }
 
@@ -255,9 +289,11 @@ impl SimDisk {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An independent copy, unsynced changes and faults included. Its handles are new.
+    /// An independent copy, unsynced changes and faults included, without handles.
     pub fn fork(&self) -> Self {
-        Self { inner: Arc::new(Mutex::new(self.lock().clone())) }
+        let mut inner = self.lock().clone();
+        inner.handles.clear();
+        Self { inner: Arc::new(Mutex::new(inner)) }
     }
 
     /// How many changes wait for a sync.
@@ -316,6 +352,17 @@ impl SimDisk {
         inner.restart();
     }
 
+    /// The power fails, and of the only unsynced write all sectors but the first reached the device.
+    pub fn crash_without_first_sector(&self) {
+        let mut inner = self.lock();
+        if let Some(Change::Write { inode, offset, bytes }) = inner.pending.first().cloned()
+            && let Some(rest) = bytes.get(SECTOR_BYTES as usize..)
+        {
+            inner.durable.apply(&Change::Write { inode, offset: offset + SECTOR_BYTES, bytes: rest.into() });
+        }
+        inner.restart();
+    }
+
     /// The process dies and the machine does not: nothing is lost, nothing becomes durable, and the
     /// handles of the dead process are of no use to the next one.
     pub fn kill_process(&self) {
@@ -330,6 +377,11 @@ impl SimDisk {
     /// Lets the sync after `skip` good ones fail, and drop what it should have made durable.
     pub fn fail_sync(&self, skip: u64) {
         self.lock().faults.sync_in = Some(skip);
+    }
+
+    /// Lets all changes and syncs after the next `changes` fail, until the crash that this announces.
+    pub fn cut_power_after(&self, changes: u64) {
+        self.lock().faults.power_in = Some(changes);
     }
 
     /// Lets every read that touches `len` bytes at `offset` of `path` fail.
@@ -381,6 +433,19 @@ struct SimFile {
     born: u64,
 }
 
+impl Drop for SimFile {
+    fn drop(&mut self) {
+        let mut inner = self.disk.lock();
+        if let Some(handles) = inner.handles.get_mut(&self.inode) {
+            *handles -= 1;
+            if *handles == 0 {
+                inner.handles.remove(&self.inode);
+                inner.collect();
+            }
+        }
+    }
+}
+
 impl SimFile {
     fn lock(&self) -> io::Result<MutexGuard<'_, Inner>> {
         let inner = self.disk.lock();
@@ -405,6 +470,7 @@ impl DiskFile for SimFile {
 
     fn write_all_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let mut inner = self.lock()?;
+        inner.powered()?;
         inner.counts.writes += 1;
         inner.counts.written_bytes += bytes.len() as u64;
         let reserved = inner.live.files.get(&self.inode).map_or(0, |content| content.reserved);
@@ -426,6 +492,7 @@ impl DiskFile for SimFile {
 
     fn preallocate(&self, len: u64) -> io::Result<()> {
         let mut inner = self.lock()?;
+        inner.powered()?;
         let (old, reserved) =
             inner.live.files.get(&self.inode).map_or((0, 0), |content| (content.len, content.reserved));
         inner.take_space(len.saturating_sub(reserved)).map_err(|_| full())?;
@@ -435,6 +502,7 @@ impl DiskFile for SimFile {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         let mut inner = self.lock()?;
+        inner.powered()?;
         let reserved = inner.live.files.get(&self.inode).map_or(0, |content| content.reserved);
         inner.push(Change::Length { inode: self.inode, len, reserved: reserved.min(len) });
         if let Some(left) = &mut inner.faults.space {
@@ -445,6 +513,7 @@ impl DiskFile for SimFile {
 
     fn sync_data(&self) -> io::Result<()> {
         let mut inner = self.lock()?;
+        inner.powered()?;
         inner.counts.syncs += 1;
         match inner.faults.sync_in {
             Some(0) => {
@@ -476,16 +545,17 @@ impl Disk for SimDisk {
             Some(dir) if inner.dirs.contains(dir) || dir.as_os_str().is_empty() => {}
             _ => return Err(not_found(path)),
         }
+        inner.powered()?;
         inner.next_inode += 1;
         let inode = inner.next_inode;
         inner.push(Change::Create { path: path.to_owned(), inode });
-        Ok(Box::new(SimFile { disk: self.clone(), inode, born: inner.crashes }))
+        Ok(inner.handle(self, inode))
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
-        let inner = self.lock();
+        let mut inner = self.lock();
         let inode = *inner.live.names.get(path).ok_or_else(|| not_found(path))?;
-        Ok(Box::new(SimFile { disk: self.clone(), inode, born: inner.crashes }))
+        Ok(inner.handle(self, inode))
     }
 
     fn exists(&self, path: &Path) -> io::Result<bool> {
@@ -514,6 +584,7 @@ impl Disk for SimDisk {
         if !inner.live.names.contains_key(from) {
             return Err(not_found(from));
         }
+        inner.powered()?;
         inner.push(Change::Rename { from: from.to_owned(), to: to.to_owned() });
         Ok(())
     }
@@ -521,6 +592,7 @@ impl Disk for SimDisk {
     fn remove(&self, path: &Path) -> io::Result<()> {
         let mut inner = self.lock();
         let inode = *inner.live.names.get(path).ok_or_else(|| not_found(path))?;
+        inner.powered()?;
         let freed = inner.live.files.get(&inode).map_or(0, |content| content.reserved);
         inner.push(Change::Remove { path: path.to_owned() });
         if let Some(left) = &mut inner.faults.space {
@@ -540,7 +612,10 @@ impl Disk for SimDisk {
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        self.lock().settle(|change| change.is_in_dir(dir));
+        let mut inner = self.lock();
+        inner.powered()?;
+        inner.settle(|change| change.is_in_dir(dir));
+        inner.collect();
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::PoisonError;
 use std::task::Poll;
@@ -14,6 +15,7 @@ use openraft::async_runtime::AsyncRuntime;
 use super::NodeLog;
 use super::Shared;
 use super::error::LogError;
+use super::files::Files;
 use super::writer::Writer;
 
 /// What a driver does next.
@@ -54,27 +56,21 @@ impl Driver {
         }
     }
 
-    /// Blocks until there is something to do.
-    fn wait(&mut self) -> Turn {
-        if let Some(turn) = Self::turn(&self.shared.lock()) {
-            return turn;
-        }
+    /// Leaves the tail mark, and makes a spare segment, while there is nothing else to do.
+    fn rest(&mut self) {
         self.writer.rest(&self.shared);
-        let mut state = self.shared.lock();
-        loop {
-            if let Some(turn) = Self::turn(&state) {
-                return turn;
-            }
-            state = self.shared.queued.wait(state).unwrap_or_else(PoisonError::into_inner);
+        if let Some(sequence) = self.writer.wants_spare(&self.shared) {
+            let spare = Files::of(&self.shared).make_spare(sequence).ok();
+            self.writer.add_spare(&self.shared, spare);
         }
     }
 
     /// Waits as a task until there is something to do.
-    async fn wait_async(&mut self) -> Turn {
+    async fn turn_async(&mut self) -> Turn {
         if let Some(turn) = Self::turn(&self.shared.lock()) {
             return turn;
         }
-        self.writer.rest(&self.shared);
+        self.rest();
         poll_fn(|context| {
             let mut state = self.shared.lock();
             match Self::turn(&state) {
@@ -97,8 +93,9 @@ impl Driver {
 impl Drop for Driver {
     fn drop(&mut self) {
         if !self.done {
+            let error = if std::thread::panicking() { LogError::Panicked } else { LogError::Closed };
             let in_flight = self.writer.abandon();
-            self.shared.stop(&LogError::Closed, in_flight);
+            self.shared.stop(&error, in_flight);
         }
     }
 }
@@ -130,10 +127,58 @@ impl Drop for ThreadDriver {
     }
 }
 
+/// Makes spare segments on a thread of its own: filling one with zeros takes longer than anyone who
+/// appends should wait.
+#[derive(Default)]
+struct SpareMaker(Option<JoinHandle<Option<PathBuf>>>);
+
+impl SpareMaker {
+    fn turn(&mut self, driver: &mut Driver) {
+        match self.0.take_if(|thread| thread.is_finished()) {
+            Some(made) => driver.writer.add_spare(&driver.shared, made.join().unwrap_or(None)),
+            None if self.0.is_none() => {
+                if let Some(sequence) = driver.writer.wants_spare(&driver.shared) {
+                    let shared = driver.shared.clone();
+                    let make = move || Files::of(&shared).make_spare(sequence).ok();
+                    // Without a thread the segment is made when it is needed.
+                    self.0 = std::thread::Builder::new().name("log-spare".to_owned()).spawn(make).ok();
+                }
+            }
+            None => {}
+        }
+    }
+}
+
+impl Drop for SpareMaker {
+    fn drop(&mut self) {
+        if let Some(thread) = self.0.take() {
+            // Nothing writes to the directory any more when the log is closed.
+            thread.join().ok();
+        }
+    }
+}
+
+/// Blocks until there is something to do.
+fn wait(driver: &mut Driver) -> Turn {
+    if let Some(turn) = Driver::turn(&driver.shared.lock()) {
+        return turn;
+    }
+    driver.writer.rest(&driver.shared);
+    let mut state = driver.shared.lock();
+    loop {
+        if let Some(turn) = Driver::turn(&state) {
+            return turn;
+        }
+        state = driver.shared.queued.wait(state).unwrap_or_else(PoisonError::into_inner);
+    }
+}
+
 fn run_thread(mut driver: Driver) {
     let shared = driver.shared.clone();
+    let mut spare = SpareMaker::default();
     loop {
-        let last = match driver.wait() {
+        spare.turn(&mut driver);
+        let last = match wait(&mut driver) {
             Turn::Write => false,
             Turn::Finish => true,
             Turn::Stopped => break,
@@ -157,6 +202,7 @@ fn run_thread(mut driver: Driver) {
             break;
         }
     }
+    drop(spare);
     driver.finished();
 }
 
@@ -179,7 +225,7 @@ impl NodeLog {
             let Some(mut driver) = driver else { return };
             let shared = driver.shared.clone();
             loop {
-                let last = match driver.wait_async().await {
+                let last = match driver.turn_async().await {
                     Turn::Write => false,
                     Turn::Finish => true,
                     Turn::Stopped => break,

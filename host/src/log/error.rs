@@ -111,6 +111,9 @@ pub enum LogError {
     /// The options contradict each other or the directory.
     #[error("log options: {0}")]
     Options(String),
+    /// What writes the log panicked: a bug.
+    #[error("the writer of the log panicked; nothing more is written, restart the node and report this")]
+    Panicked,
     /// The log was closed, or what drives it is gone.
     #[error("the log is closed")]
     Closed,
@@ -137,7 +140,7 @@ impl From<LogError> for io::Error {
             LogError::Missing { .. } => io::ErrorKind::NotFound,
             LogError::Gap { .. } | LogError::TooLarge { .. } | LogError::Options(_) => io::ErrorKind::InvalidInput,
             LogError::Io { source, .. } => source.kind(),
-            LogError::Sync { .. } | LogError::Closed | LogError::Stopped(_) => io::ErrorKind::Other,
+            LogError::Sync { .. } | LogError::Panicked | LogError::Closed | LogError::Stopped(_) => io::ErrorKind::Other,
         };
         io::Error::new(kind, error)
     }

@@ -24,6 +24,8 @@ use super::segment::segment_name;
 
 const ZEROS_BYTES: usize = 1 << 20;
 const SPARE_PREFIX: &str = "spare-";
+/// The name of a file that is not whole yet.
+const NEW_PREFIX: &str = "new-";
 
 /// The directory, with what is needed to work in it.
 pub(super) struct Files<'a> {
@@ -51,6 +53,11 @@ pub(super) fn is_spare(name: &str) -> bool {
     name.starts_with(SPARE_PREFIX)
 }
 
+/// Whether this is the name of a file whose making a crash cut short.
+pub(super) fn is_unfinished(name: &str) -> bool {
+    name.starts_with(NEW_PREFIX)
+}
+
 impl<'a> Files<'a> {
     pub(super) fn of(shared: &'a Shared) -> Self {
         Self { disk: &*shared.disk, dir: &shared.dir, options: &shared.options }
@@ -66,21 +73,22 @@ impl<'a> Files<'a> {
         synced.map_err(|error| LogError::Sync { path: self.dir.to_owned(), source: Arc::new(error) })
     }
 
-    fn spare_path(&self, sequence: u64) -> PathBuf {
-        self.dir.join(format!("{SPARE_PREFIX}{sequence:016x}"))
-    }
-
     /// Makes a file of `size` bytes whose space is reserved. If that fails there is no file.
-    fn make(&self, path: &Path, size: u64) -> Result<Box<dyn DiskFile>, LogError> {
-        let file = self.disk.create(path).map_err(|error| write_error(self.disk, path, size, error))?;
+    fn make(&self, name: &str, size: u64) -> Result<(PathBuf, Box<dyn DiskFile>), LogError> {
+        let path = self.dir.join(format!("{NEW_PREFIX}{name}"));
+        let failed = |error| write_error(self.disk, &path, size, error);
+        if self.disk.exists(&path).map_err(failed)? {
+            self.disk.remove(&path).map_err(failed)?;
+        }
+        let file = self.disk.create(&path).map_err(failed)?;
         if let Err(error) = self.reserve(&*file, size) {
-            let error = write_error(self.disk, path, size, error);
+            let error = failed(error);
             // Half a file is of no use, and its space is what the operator is short of.
             drop(file);
-            self.disk.remove(path).ok();
+            self.disk.remove(&path).ok();
             return Err(error);
         }
-        Ok(file)
+        Ok((path, file))
     }
 
     fn reserve(&self, file: &dyn DiskFile, size: u64) -> io::Result<()> {
@@ -98,10 +106,14 @@ impl<'a> Files<'a> {
         file.sync_data()
     }
 
-    /// Makes an unused file of the usual size, named after the segment it may become.
+    /// Makes an unused file of the usual size, named after the segment it may become. May run beside
+    /// the writer.
     pub(super) fn make_spare(&self, sequence: u64) -> Result<PathBuf, LogError> {
-        let path = self.spare_path(sequence);
-        self.make(&path, self.options.segment_bytes).map(|_| path)
+        let name = format!("{SPARE_PREFIX}{sequence:016x}");
+        let (path, _) = self.make(&name, self.options.segment_bytes)?;
+        let spare = self.dir.join(name);
+        self.disk.rename(&path, &spare).map_err(|error| LogError::io("rename", &path, error))?;
+        Ok(spare)
     }
 
     /// Makes a segment, of a spare if there is one of the right size.
@@ -112,11 +124,7 @@ impl<'a> Files<'a> {
                 let file = self.disk.open(&path).map_err(|error| LogError::io("open", &path, error))?;
                 (path, file)
             }
-            None => {
-                let path = self.spare_path(header.sequence);
-                let file = self.make(&path, header.size)?;
-                (path, file)
-            }
+            None => self.make(&segment_name(header.sequence), header.size)?,
         };
         file.write_all_at(0, &header.encode()).map_err(|error| write_error(self.disk, &spare, 512, error))?;
         sync(&*file, &spare)?;

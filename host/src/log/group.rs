@@ -64,6 +64,29 @@ fn operation(group: GroupId, record: &Record<'_>, effect: Effect, done: Option<D
     Operation { group, bytes, records: 1, effect, done }
 }
 
+/// Entries of one append that are written with one batch.
+struct Part {
+    /// The index of the first.
+    first: u64,
+    /// The lengths of their records.
+    lengths: Vec<u32>,
+    bytes: Vec<u8>,
+}
+
+/// Encodes entries, in parts that reach `limit` bytes at most by their last entry.
+fn encode_parts(group: GroupId, entries: &[Entry], limit: usize) -> Result<Vec<Part>, LogError> {
+    let mut parts: Vec<Part> = Vec::new();
+    for entry in entries {
+        if parts.last().is_none_or(|part| part.bytes.len() >= limit) {
+            parts.push(Part { first: entry.log_id.index, lengths: Vec::new(), bytes: Vec::new() });
+        }
+        if let Some(part) = parts.last_mut() {
+            part.lengths.push(encode_entry(group, entry, &mut part.bytes)? as u32);
+        }
+    }
+    Ok(parts)
+}
+
 /// Calls `change`, which alters the visible state and returns the operation that goes to disk.
 fn submit(log: &NodeLog, change: impl FnOnce(&mut State) -> Result<Operation, LogError>) -> Result<(), LogError> {
     let mut state = log.shared.lock();
@@ -308,23 +331,28 @@ impl<RT: AsyncRuntime> RaftLogStorage<Types<RT>> for GroupLog<RT> {
     {
         let group = self.group;
         let entries: Vec<Entry> = entries.into_iter().collect();
-        let Some(first) = entries.first().map(|entry| entry.log_id.index) else {
-            callback.io_completed(Ok(()));
-            return Ok(());
-        };
-        let mut bytes = Vec::new();
-        let mut lengths = Vec::with_capacity(entries.len());
-        for entry in &entries {
-            lengths.push(encode_entry(group, entry, &mut bytes)? as u32);
-        }
+        let parts = encode_parts(group, &entries, self.log.shared.options.max_batch_bytes)?;
         let done: Done = Box::new(move |result| callback.io_completed(result.map_err(io::Error::from)));
-        let appended = submit(&self.log, |state| {
-            let stamp = state.next_stamp;
-            state.append(group, entries, &lengths)?;
+        if parts.is_empty() {
+            done(Ok(()));
+            return Ok(());
+        }
+        let mut state = self.log.shared.lock();
+        state.check()?;
+        let mut stamp = state.next_stamp;
+        state.append(group, entries, parts.iter().flat_map(|part| part.lengths.iter().copied()))?;
+        let mut done = Some(done);
+        let last = parts.len() - 1;
+        for (place, Part { first, lengths, bytes }) in parts.into_iter().enumerate() {
             let records = lengths.len() as u32;
-            Ok(Operation { group, bytes, records, effect: Effect::Entries { first, stamp, lengths }, done: Some(done) })
-        });
-        Ok(appended?)
+            let effect = Effect::Entries { first, stamp, lengths };
+            stamp += u64::from(records);
+            // Parts are written in order, so the last one is durable when all are.
+            let done = if place == last { done.take() } else { None };
+            state.push(Operation { group, bytes, records, effect, done });
+        }
+        self.log.shared.wake(state);
+        Ok(())
     }
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {

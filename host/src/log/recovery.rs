@@ -25,6 +25,7 @@ use super::LogOptions;
 use super::error::LogError;
 use super::files::Files;
 use super::files::is_spare;
+use super::files::is_unfinished;
 use super::files::sync;
 use super::files::write_error;
 use super::record::Record;
@@ -90,8 +91,7 @@ pub(super) fn open(disk: &Arc<dyn Disk>, dir: &Path, options: &LogOptions) -> Re
     let names = disk.list(dir).map_err(|error| LogError::io("list", dir, error))?;
     let mut spares = Vec::new();
     let Some(newest) = names.iter().filter_map(|name| sequence_of(name)).max() else {
-        remove_spares(&files, &names)?;
-        return create(&files, options, spares);
+        return create(&files, options, &names);
     };
     let last = SegmentFile::open(&**disk, dir, newest)?;
     let start = find_start(&last)?;
@@ -147,7 +147,12 @@ fn writer(current: Arc<SegmentFile>, end: &ScanEnd, start: u64) -> Writer {
 }
 
 /// Makes the first segment of a new log.
-fn create(files: &Files<'_>, options: &LogOptions, mut spares: Vec<PathBuf>) -> Result<Recovered, LogError> {
+fn create(files: &Files<'_>, options: &LogOptions, names: &[String]) -> Result<Recovered, LogError> {
+    // Leftovers of a first start that was cut short.
+    for name in names.iter().filter(|name| is_spare(name) || is_unfinished(name)) {
+        let path = files.dir.join(name);
+        files.disk.remove(&path).map_err(|error| LogError::io("remove", &path, error))?;
+    }
     let header = SegmentHeader {
         sequence: 1,
         salt: options.salt,
@@ -156,7 +161,7 @@ fn create(files: &Files<'_>, options: &LogOptions, mut spares: Vec<PathBuf>) -> 
         previous_end: 0,
         first_batch: 1,
     };
-    let segment = files.make_segment(header, &mut spares)?;
+    let segment = files.make_segment(header, &mut Vec::new())?;
     let mut state = State::new(options.cache_bytes);
     state.segments.insert(1, SegmentState { file: segment.clone(), live_bytes: 0 });
     let end = ScanEnd {
@@ -231,14 +236,6 @@ fn make_durable(files: &Files<'_>, recovered: &mut Recovered, end: &ScanEnd) -> 
     Ok(())
 }
 
-fn remove_spares(files: &Files<'_>, names: &[String]) -> Result<(), LogError> {
-    for name in names.iter().filter(|name| is_spare(name)) {
-        let path = files.dir.join(name);
-        files.disk.remove(&path).map_err(|error| LogError::io("remove", &path, error))?;
-    }
-    Ok(())
-}
-
 /// Makes spares of segments before the start, keeps good spares, removes the rest.
 fn clean_up(files: &Files<'_>, names: &[String], start: u64, spares: &mut Vec<PathBuf>) -> Result<(), LogError> {
     for name in names {
@@ -248,10 +245,15 @@ fn clean_up(files: &Files<'_>, names: &[String], start: u64, spares: &mut Vec<Pa
             len.is_ok_and(|len| len == files.options.segment_bytes)
         };
         if is_spare(name) {
-            // A spare whose making a crash cut short has the wrong length.
+            // Another size: the options changed.
             if usual() && spares.len() < files.options.spare_segments {
                 spares.push(path);
             } else {
+                files.disk.remove(&path).map_err(|error| LogError::io("remove", &path, error))?;
+            }
+        } else if is_unfinished(name) {
+            // The segment that was opened last may have been made under such a name just now.
+            if files.disk.exists(&path).unwrap_or(false) {
                 files.disk.remove(&path).map_err(|error| LogError::io("remove", &path, error))?;
             }
         } else if sequence_of(name).is_some_and(|sequence| sequence < start) {

@@ -192,7 +192,12 @@ impl State {
     }
 
     /// Adds entries to a group. `lengths` are those of their encoded records.
-    pub(super) fn append(&mut self, group: GroupId, entries: Vec<Entry>, lengths: &[u32]) -> Result<(), LogError> {
+    pub(super) fn append(
+        &mut self,
+        group: GroupId,
+        entries: Vec<Entry>,
+        lengths: impl Iterator<Item = u32>,
+    ) -> Result<(), LogError> {
         let state = self.groups.entry(group).or_default();
         let mut expected = state.expected();
         for entry in &entries {
@@ -211,9 +216,9 @@ impl State {
             if state.cache.is_empty() {
                 self.cache_order.insert(stamp, group);
             }
-            let bytes = *length as usize + CACHED_OVERHEAD_BYTES;
+            let bytes = length as usize + CACHED_OVERHEAD_BYTES;
             self.cached_bytes += bytes;
-            state.slots.push_back(Slot { term: entry.log_id.leader_id.term, segment: 0, offset: 0, length: *length });
+            state.slots.push_back(Slot { term: entry.log_id.leader_id.term, segment: 0, offset: 0, length });
             state.cache.push_back(Cached { stamp, entry, bytes });
         }
         Ok(())

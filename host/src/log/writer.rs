@@ -366,19 +366,20 @@ impl Writer {
             seal_batch(&mut mark, &self.current.header, self.position, self.next_batch, 0);
             self.marked = self.current.file.write_all_at(self.position, &mark).is_ok();
         }
-        if self.position > self.current.header.size / 2 {
-            self.prepare_spare(shared);
-        }
     }
 
-    /// Makes the next segment's file before it is needed. If there is no room for it, that is known
-    /// early ([`super::LogStats::spare_segments`]) and harms nobody yet.
-    fn prepare_spare(&mut self, shared: &Shared) {
-        if !self.spares.is_empty() || shared.options.spare_segments == 0 {
-            return;
-        }
-        let files = Files::of(shared);
-        self.spares.extend(files.make_spare(self.current.header.sequence + 1).ok());
+    /// Whether the next segment's file should be made now, before it is needed; and if so, what segment
+    /// it may become.
+    pub(super) fn wants_spare(&self, shared: &Shared) -> Option<u64> {
+        let half_full = self.position > self.current.header.size / 2;
+        let wanted = half_full && self.spares.is_empty() && shared.options.spare_segments > 0;
+        wanted.then_some(self.current.header.sequence + 1)
+    }
+
+    /// Takes a file that was made for [`Writer::wants_spare`]. If there was no room for one, that is seen
+    /// early ([`super::LogStats::spare_segments`] is 0) and harms nobody yet.
+    pub(super) fn add_spare(&mut self, shared: &Shared, spare: Option<PathBuf>) {
+        self.spares.extend(spare);
         shared.lock().stats.spare_segments = self.spares.len() as u64;
     }
 

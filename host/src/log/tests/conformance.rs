@@ -129,7 +129,8 @@ impl StoreBuilder<Types<TokioRuntime>, GroupLog<TokioRuntime>, Machine<TokioRunt
         ((ThreadDriver, tempfile::TempDir), GroupLog<TokioRuntime>, Machine<TokioRuntime>),
         StorageError<Types<TokioRuntime>>,
     > {
-        let dir = tempfile::tempdir().unwrap();
+        // In memory where that is possible: the suite makes a thousand syncs, one after the other.
+        let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         let hook = Arc::new(|error: &crate::log::LogError| panic!("{error}"));
         let (log, _) = NodeLog::open(Arc::new(RealDisk), &dir.path().join("log"), options(), hook).unwrap();
         let driver = log.start_thread().unwrap();

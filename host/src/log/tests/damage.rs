@@ -1,0 +1,183 @@
+//! Damage: found and refused with file and offset where it may have hit what was acknowledged.
+
+use super::harness::*;
+use crate::disk::Disk;
+use crate::disk::sim::SimDisk;
+use crate::log::LogError;
+use crate::log::LogOptions;
+use crate::log::Record;
+use crate::log::inspect;
+use crate::log::segment::BATCH_HEADER_BYTES;
+use crate::log::segment::FIRST_BATCH;
+use std::path::Path;
+
+/// A log of two segments, closed in order.
+fn closed_log() -> Harness {
+    let mut harness = Harness::new(SimDisk::new());
+    for _ in 0..6 {
+        harness.run(&[
+            Step::Append { group: 1, entries: 3, bytes: 500, term: 1 },
+            Step::Vote { group: 2, term: 3 },
+            Step::Append { group: 2, entries: 2, bytes: 100, term: 2 },
+        ]);
+    }
+    harness.close();
+    harness
+}
+
+/// A segment's sequence, and a range of its bytes.
+type Range = (u64, u64, u64);
+
+/// Where the bytes are that mean something, and the segment in which the log was closed.
+fn meaningful(disk: &SimDisk) -> (Vec<Range>, u64) {
+    let mut ranges = vec![(1, 0, 72), (2, 0, 72)];
+    let mut closed = 0;
+    let wrong = inspect(disk, Path::new(DIR), &mut |found| {
+        let sequence = if found.path == segment_path(1) { 1 } else { 2 };
+        let header = if found.offset % 512 == BATCH_HEADER_BYTES as u64 { BATCH_HEADER_BYTES as u64 } else { 0 };
+        if found.record == Record::Closed {
+            closed = sequence;
+        } else {
+            ranges.push((sequence, found.offset - header, found.offset + u64::from(found.length)));
+        }
+    });
+    assert!(wrong.unwrap().is_empty());
+    (ranges, closed)
+}
+
+#[test]
+fn any_flipped_bit_in_a_closed_log_is_refused_and_one_outside_of_it_is_harmless() {
+    let harness = closed_log();
+    let (ranges, closed) = meaningful(&harness.disk);
+    assert_eq!(closed, 2, "the log is to have two segments");
+    let mut random = Random(3);
+    let (mut refused, mut harmless) = (0, 0);
+    for sequence in [1, 2] {
+        let path = segment_path(sequence);
+        let size = harness.disk.open(&path).unwrap().len().unwrap();
+        let mut at = 0;
+        while at < size {
+            let means = ranges.iter().any(|(of, from, to)| *of == sequence && (*from..*to).contains(&at));
+            let disk = harness.disk.fork();
+            disk.flip_bit(&path, at, random.below(8) as u8).unwrap();
+            match open(&disk) {
+                Err(LogError::Corrupt { path: named, offset, .. }) if means => {
+                    assert!(named == path && offset <= at, "byte {at} of segment {sequence}: {named:?} at {offset}");
+                    refused += 1;
+                }
+                // A damaged version may look like that of a newer program: refused all the same.
+                Err(LogError::Version { path: named, .. }) if means && (8..12).contains(&at) => assert_eq!(named, path),
+                Ok((log, _)) if !means => {
+                    assert_eq!(observe(&log), harness.model, "byte {at} of segment {sequence}");
+                    harmless += 1;
+                }
+                Ok(_) => panic!("byte {at} of segment {sequence}: the damage was not seen"),
+                Err(error) => panic!("byte {at} of segment {sequence}: {error}"),
+            }
+            // Every byte that means something; some of those that do not.
+            at += if means { 1 } else { 37 };
+        }
+    }
+    assert!(refused > 9000 && harmless > 100, "{refused} refused, {harmless} harmless");
+}
+
+/// The node was killed, not closed. Before the tail mark existed, damage of the very last batch was cut as a
+/// torn write, and with it an acknowledged entry.
+#[test]
+fn damage_of_the_last_batch_is_told_from_a_torn_write_once_the_log_rested() {
+    let mut harness = Harness::new(SimDisk::new());
+    harness.run(&[Step::Append { group: 1, entries: 1, bytes: 10, term: 1 }]);
+    let last = FIRST_BATCH + 512;
+
+    let unrested = harness.disk.fork();
+    unrested.flip_bit(&segment_path(1), last + 40, 0).unwrap();
+    let (_, report) = open(&unrested).unwrap();
+    assert!(report.cut.is_some(), "without a mark it cannot be told from a torn write");
+
+    harness.rest();
+    harness.disk.kill_process();
+    harness.disk.flip_bit(&segment_path(1), last + 40, 0).unwrap();
+    match open(&harness.disk).err().expect("it is refused") {
+        LogError::Corrupt { path, offset, .. } => assert_eq!((path, offset), (segment_path(1), last)),
+        error => panic!("{error}"),
+    }
+}
+
+#[test]
+fn a_missing_segment_is_refused_by_name() {
+    let disk = SimDisk::new();
+    let (log, _) = open_with(&disk, LogOptions { keep_segments: 99, ..options() }).unwrap();
+    let mut harness = Harness::on(disk, log);
+    for _ in 0..12 {
+        harness.run(&[Step::Append { group: 1, entries: 3, bytes: 900, term: 1 }]);
+    }
+    for sequence in [1, 2, 3] {
+        let disk = harness.disk.fork();
+        disk.remove(&segment_path(sequence)).unwrap();
+        match open(&disk).err().expect("it is refused") {
+            LogError::Missing { path } => assert_eq!(path, segment_path(sequence)),
+            error => panic!("{error}"),
+        }
+    }
+}
+
+#[test]
+fn a_shortened_segment_is_refused() {
+    let harness = closed_log();
+    for sequence in [1, 2] {
+        let disk = harness.disk.fork();
+        disk.open(&segment_path(sequence)).unwrap().set_len(6000).unwrap();
+        match open(&disk).err().expect("it is refused") {
+            LogError::Corrupt { path, offset, .. } => assert_eq!((path, offset), (segment_path(sequence), 6000)),
+            error => panic!("{error}"),
+        }
+    }
+}
+
+#[test]
+fn an_unreadable_sector_is_refused_with_its_file() {
+    let harness = closed_log();
+    harness.disk.fail_reads(&segment_path(1), 5000, 1);
+    match open(&harness.disk).err().expect("it is refused") {
+        LogError::Corrupt { path, .. } => assert_eq!(path, segment_path(1)),
+        error => panic!("{error}"),
+    }
+}
+
+/// Damage that comes while the node runs is met by a reader, which must not hand out other bytes.
+#[test]
+fn an_entry_damaged_under_a_running_log_is_an_error_to_its_reader() {
+    use openraft::RaftLogReader;
+    let mut harness = Harness::new(SimDisk::new());
+    harness.run(&[Step::Append { group: 1, entries: 1, bytes: 3000, term: 1 }]);
+    harness.run(&[Step::Append { group: 1, entries: 2, bytes: 3000, term: 1 }]);
+    harness.disk.flip_bit(&segment_path(1), FIRST_BATCH + 512 + 1000, 3).unwrap();
+    let error = now(harness.group(1).try_get_log_entries(0..1)).unwrap_err();
+    assert!(error.to_string().contains("entry 0 of group 1"), "{error}");
+    assert_eq!(now(harness.group(1).try_get_log_entries(1..3)).unwrap().len(), 2);
+}
+
+/// A client stores the bytes of a log file as a value. The file's batches end up inside an entry, at sector
+/// boundaries, and that entry's batch is torn. Nothing in it may count as proof that it was synced.
+#[test]
+fn batches_inside_a_payload_prove_nothing() {
+    let other = closed_log();
+    let file = other.disk.read(&segment_path(1)).unwrap();
+    let disk = SimDisk::new();
+    let (log, _) = open_with(&disk, LogOptions { salt: 8, ..options() }).unwrap();
+    let mut harness = Harness::on(disk, log);
+    let mut group = harness.group(1);
+    use openraft::storage::RaftLogStorage;
+    for shift in 0..512 {
+        let mut payload = vec![0; shift];
+        payload.extend_from_slice(&file[4096..8192]);
+        let entries = [entry(1, shift as u64, &payload)];
+        now(group.append(entries, openraft::storage::IOFlushed::noop())).unwrap();
+        harness.write().unwrap();
+        // The first sector is lost, the others reached the disk.
+        let torn = harness.disk.fork();
+        torn.crash_without_first_sector();
+        open(&torn).unwrap_or_else(|error| panic!("shift {shift}: {error}"));
+        harness.sync().unwrap();
+    }
+}

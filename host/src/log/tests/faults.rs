@@ -1,0 +1,170 @@
+//! The disk says no: full, or broken.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use openraft::RaftLogReader;
+use openraft::async_runtime::AsyncRuntime;
+use openraft::storage::IOFlushed;
+use openraft::storage::RaftLogStorage;
+use openraft_rt_sim::SimRuntime;
+
+use super::harness::*;
+use crate::disk::sim::SimDisk;
+use crate::log::GroupLog;
+use crate::log::LogError;
+use crate::log::NodeLog;
+
+/// A log whose fatal errors are collected.
+fn open_recording(disk: &SimDisk) -> (NodeLog, Arc<Mutex<Vec<String>>>) {
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let to = heard.clone();
+    let hook = Arc::new(move |error: &LogError| to.lock().unwrap().push(error.to_string()));
+    let (log, _) = NodeLog::open(Arc::new(disk.clone()), Path::new(DIR), options(), hook).unwrap();
+    (log, heard)
+}
+
+#[test]
+fn a_failed_sync_is_fatal_once_and_nothing_works_after_it() {
+    let disk = SimDisk::new();
+    let (log, heard) = open_recording(&disk);
+    let mut group: GroupLog<SimRuntime> = log.group(1);
+    let (flushed, mut came) = callback();
+    now(group.append([entry(1, 0, b"lost")], flushed)).unwrap();
+    disk.fail_sync(0);
+    assert!(matches!(log.flush(), Err(LogError::Sync { .. })));
+    assert!(came().expect("the callback came").unwrap_err().to_string().contains("sync of /node/log"));
+    assert!(now(group.append([entry(1, 1, b"")], IOFlushed::noop())).is_err());
+    assert!(now(group.save_vote(&vote(1))).is_err());
+    assert!(now(group.try_get_log_entries(..)).is_err());
+    assert!(now(group.purge(crate::log::record::log_id(1, 0))).is_err());
+    assert!(!log.flush().unwrap_or(false), "it is not tried again");
+    assert_eq!(heard.lock().unwrap().len(), 1);
+    assert!(matches!(log.stopped(), Some(LogError::Sync { .. })));
+}
+
+/// The disk fills up while the log runs. The operator reads which file needs how much, makes room and starts
+/// the node: all acknowledged entries are there, and it goes on.
+#[test]
+fn a_full_disk_stops_the_log_with_clear_words_and_room_brings_it_back() {
+    let disk = SimDisk::new();
+    let (log, heard) = open_recording(&disk);
+    disk.set_space(Some(10_000));
+    let mut harness = Harness::on(disk.clone(), log);
+    let error = loop {
+        harness.step(&Step::Append { group: 1, entries: 2, bytes: 1000, term: 1 }).unwrap();
+        match harness.flush() {
+            Ok(()) => harness.rest(),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, LogError::DiskFull { needed: 16384, .. }), "{error}");
+    let told = error.to_string();
+    assert!(told.contains("/node/log/") && told.contains("16384 bytes") && told.contains("Free space"), "{told}");
+    assert_eq!(heard.lock().unwrap().as_slice(), [told]);
+    assert_eq!(std::io::Error::from(error).kind(), std::io::ErrorKind::StorageFull);
+
+    // A start without more room shows what is there if its record still fits, or says the same again.
+    harness.disk.kill_process();
+    if let Err(error) = open(&harness.disk) {
+        assert!(matches!(error, LogError::DiskFull { .. }), "{error}");
+    }
+    disk.set_space(Some(1 << 20));
+    disk.kill_process();
+    let (log, _) = harness.check_recovers(&disk, "after making room");
+    let mut after = Harness::on(disk, log);
+    after.run(&[Step::Append { group: 1, entries: 10, bytes: 1000, term: 1 }]);
+    after.disk.crash_after(0, 0);
+    after.check_recovers(&after.disk, "after a crash");
+}
+
+#[test]
+fn a_spare_that_cannot_be_made_harms_nobody_and_shows_in_the_stats() {
+    let mut harness = Harness::new(SimDisk::new());
+    harness.disk.set_space(Some(0));
+    while harness.log.shared.writer.lock().unwrap().as_ref().unwrap().position < 10_000 {
+        harness.run(&[Step::Append { group: 1, entries: 1, bytes: 1000, term: 1 }]);
+        harness.rest();
+    }
+    assert_eq!(harness.log.stats().spare_segments, 0);
+    harness.disk.set_space(None);
+    harness.run(&[Step::Append { group: 1, entries: 1, bytes: 10, term: 1 }]);
+    harness.rest();
+    assert_eq!(harness.log.stats().spare_segments, 1);
+}
+
+#[test]
+fn a_write_error_that_is_not_a_full_disk_is_told_as_what_it_is() {
+    let mut harness = Harness::new(SimDisk::new());
+    harness.step(&Step::Append { group: 1, entries: 1, bytes: 10, term: 1 }).unwrap();
+    harness.disk.cut_power_after(0);
+    let error = harness.flush().unwrap_err();
+    assert!(matches!(error, LogError::Io { action: "write", .. }), "{error}");
+}
+
+/// Ten groups append while a sync is under way: the next sync is for all of them.
+#[test]
+fn one_sync_serves_all_groups() {
+    let disk = SimDisk::new();
+    let (log, _) = open(&disk).unwrap();
+    let syncs = disk.counts().syncs;
+    SimRuntime::with_seed(1).block_on(async {
+        let driver = SimRuntime::spawn(log.drive::<SimRuntime>(|| Duration::from_millis(5)));
+        let mut tasks = Vec::new();
+        for group in 0..10 {
+            let mut of: GroupLog<SimRuntime> = log.group(group);
+            tasks.push(SimRuntime::spawn(async move {
+                SimRuntime::sleep(Duration::from_millis(if group == 0 { 0 } else { 1 })).await;
+                of.save_vote(&vote(group)).await.unwrap();
+            }));
+        }
+        for task in tasks {
+            task.await.unwrap();
+        }
+        log.close();
+        driver.await.unwrap();
+    });
+    // The first vote, the nine others, the record that closes the log.
+    assert_eq!(disk.counts().syncs - syncs, 3);
+    assert_eq!(log.stats().operations, 10);
+    let (log, report) = open(&disk).unwrap();
+    assert!(report.closed);
+    assert_eq!(observe(&log).len(), 10);
+}
+
+#[test]
+fn an_append_is_readable_at_once_and_called_back_only_when_synced() {
+    let mut harness = Harness::new(SimDisk::new());
+    let mut group = harness.group(1);
+    let (flushed, mut came) = callback();
+    now(group.append([entry(1, 0, b"a")], flushed)).unwrap();
+    assert_eq!(now(group.try_get_log_entries(0..9)).unwrap(), [entry(1, 0, b"a")]);
+    assert!(came().is_none());
+    harness.write().unwrap();
+    assert!(came().is_none(), "written is not synced");
+    harness.sync().unwrap();
+    came().expect("the callback came").unwrap();
+}
+
+/// Whoever waits when the node is torn down in the middle of a simulation gets an answer, not silence.
+#[test]
+fn a_dropped_driver_tells_those_who_wait() {
+    let (log, _) = open(&SimDisk::new()).unwrap();
+    let mut group: GroupLog<SimRuntime> = log.group(1);
+    let (flushed, mut came) = callback();
+    now(group.append([entry(1, 0, b"a")], flushed)).unwrap();
+    drop(log.drive::<SimRuntime>(|| Duration::ZERO));
+    assert_eq!(came().expect("the callback came").unwrap_err().to_string(), "the log is closed");
+}
+
+#[test]
+fn a_hole_is_refused_when_it_is_appended() {
+    let (log, _) = open(&SimDisk::new()).unwrap();
+    let mut group: GroupLog<SimRuntime> = log.group(1);
+    now(group.append([entry(1, 0, b"a")], IOFlushed::noop())).unwrap();
+    let error = now(group.append([entry(1, 2, b"c")], IOFlushed::noop())).unwrap_err();
+    assert_eq!(error.to_string(), "group 1: entry 2 cannot follow, the next index is 1");
+    now(group.append([entry(1, 1, b"b")], IOFlushed::noop())).unwrap();
+}

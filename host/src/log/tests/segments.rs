@@ -1,0 +1,247 @@
+//! Segments come and go: rotation, recycling, slow groups, memory.
+
+use openraft::RaftLogReader;
+use openraft::storage::IOFlushed;
+use openraft::storage::RaftLogStorage;
+
+use super::harness::*;
+use crate::disk::Disk;
+use crate::disk::sim::SimDisk;
+use crate::log::LogOptions;
+use crate::log::state::Slot;
+use std::path::Path;
+
+fn files(disk: &SimDisk) -> Vec<String> {
+    disk.list(Path::new(DIR)).unwrap()
+}
+
+#[test]
+fn an_index_entry_is_24_bytes() {
+    assert_eq!(size_of::<Slot>(), 24);
+}
+
+#[test]
+fn purged_segments_are_used_again_and_no_more_files_are_made() {
+    let mut harness = Harness::new(SimDisk::new());
+    for _ in 0..100 {
+        harness.run(&[Step::Append { group: 1, entries: 4, bytes: 1000, term: 1 }]);
+        harness.run(&[Step::Purge { group: 1, entries: 4 }]);
+        harness.rest();
+    }
+    let stats = harness.log.stats();
+    assert!(stats.recycled_segments > 20, "{stats:?}");
+    assert!(files(&harness.disk).len() <= 4, "{:?}", files(&harness.disk));
+    harness.disk.crash_after(0, 0);
+    let (log, _) = harness.check_recovers(&harness.disk, "after a crash");
+    assert_eq!(log.stats().live_entries, 0);
+}
+
+/// A vote was saved once, long ago, in a segment whose entries are all purged. It is the one thing there that
+/// must not be given up with it: it is written again first.
+#[test]
+fn votes_and_marks_survive_the_segment_they_were_written_in() {
+    let mut harness = Harness::new(SimDisk::new());
+    harness.run(&[
+        Step::Vote { group: 7, term: 42 },
+        Step::Append { group: 8, entries: 2, bytes: 10, term: 3 },
+        Step::Committed { group: 8 },
+        Step::Purge { group: 8, entries: 2 },
+    ]);
+    for _ in 0..30 {
+        harness.run(&[Step::Append { group: 1, entries: 4, bytes: 1000, term: 1 }]);
+        harness.run(&[Step::Purge { group: 1, entries: 4 }]);
+    }
+    assert!(!files(&harness.disk).contains(&"0000000000000001.seg".to_owned()));
+    harness.disk.crash_after(0, 0);
+    let (log, _) = harness.check_recovers(&harness.disk, "after a crash");
+    assert_eq!(observe(&log)[&7].vote, Some(vote(42)));
+    assert_eq!(log.group::<openraft_rt_sim::SimRuntime>(8).committed().unwrap(), Some(crate::log::record::log_id(3, 1)));
+}
+
+/// Group 7 wrote three entries and went to sleep. Its segment would stay for ever, and with it every segment
+/// after it, since a log has no gaps.
+#[test]
+fn a_slow_group_does_not_keep_old_segments_for_ever() {
+    let mut harness = Harness::new(SimDisk::new());
+    harness.run(&[Step::Append { group: 7, entries: 3, bytes: 500, term: 1 }]);
+    for round in 0..60 {
+        harness.run(&[Step::Append { group: 1, entries: 4, bytes: 1000, term: 1 }]);
+        harness.run(&[Step::Purge { group: 1, entries: 4 }]);
+        if round % 10 == 0 {
+            // It wakes up now and then, so that copied and original entries mix.
+            harness.run(&[Step::Append { group: 7, entries: 1, bytes: 50, term: 2 }]);
+        }
+    }
+    let stats = harness.log.stats();
+    assert!(stats.moved_entries >= 3, "{stats:?}");
+    assert!(stats.segments <= 6, "{stats:?}");
+    harness.disk.crash_after(0, 0);
+    let (log, _) = harness.check_recovers(&harness.disk, "after a crash");
+    let mut again = Harness::on(harness.disk.fork(), log);
+    again.log = open(&again.disk).unwrap().0;
+    again.run(&[Step::Truncate { group: 7, entries: 7 }, Step::Append { group: 7, entries: 1, bytes: 5, term: 3 }]);
+    again.disk.crash_after(0, 0);
+    again.check_recovers(&again.disk, "truncated into the copied entries");
+}
+
+#[test]
+fn entries_that_left_the_cache_are_read_from_the_segments() {
+    let mut harness = Harness::new(SimDisk::new());
+    for _ in 0..20 {
+        harness.run(&[
+            Step::Append { group: 1, entries: 2, bytes: 800, term: 1 },
+            Step::Append { group: 2, entries: 1, bytes: 800, term: 1 },
+        ]);
+    }
+    let stats = harness.log.stats();
+    assert!(stats.cached_bytes <= 4000 && stats.entries_read == 0, "{stats:?}");
+    assert_eq!(observe(&harness.log), harness.model);
+    assert!(harness.log.stats().entries_read > 50);
+    let some = now(harness.group(1).try_get_log_entries(7..=9)).unwrap();
+    assert_eq!(some, harness.model[&1].entries[7..=9]);
+}
+
+/// The cache is full of entries that are not synced: none of them may leave it, there is no other place
+/// to read them from.
+#[test]
+fn entries_that_are_not_synced_stay_in_memory() {
+    let mut harness = Harness::new(SimDisk::new());
+    for _ in 0..10 {
+        harness.step(&Step::Append { group: 1, entries: 1, bytes: 1000, term: 1 }).unwrap();
+    }
+    assert!(harness.log.stats().cached_bytes > 4000);
+    assert_eq!(observe(&harness.log), harness.model);
+    harness.flush().unwrap();
+    assert!(harness.log.stats().cached_bytes <= 4000);
+    assert_eq!(observe(&harness.log), harness.model);
+}
+
+#[test]
+fn an_entry_larger_than_a_segment_gets_a_segment_of_its_size() {
+    let mut harness = Harness::new(SimDisk::new());
+    harness.run(&[Step::Append { group: 1, entries: 1, bytes: 100_000, term: 1 }]);
+    harness.run(&[Step::Append { group: 1, entries: 1, bytes: 10, term: 1 }]);
+    harness.disk.crash_after(0, 0);
+    let (log, _) = harness.check_recovers(&harness.disk, "after a crash");
+    let mut again = Harness::on(harness.disk.clone(), log);
+    for _ in 0..4 {
+        again.run(&[Step::Purge { group: 1, entries: 4 }, Step::Append { group: 1, entries: 4, bytes: 1000, term: 1 }]);
+    }
+    let large = files(&again.disk).into_iter().find(|name| {
+        again.disk.open(&Path::new(DIR).join(name)).unwrap().len().unwrap() > options().segment_bytes
+    });
+    assert_eq!(large, None, "it is not kept as a spare");
+}
+
+/// A reader planned its read, then the segment was purged and its file used again for new entries.
+#[test]
+fn a_file_that_a_reader_holds_is_not_used_again() {
+    let mut harness = Harness::new(SimDisk::new());
+    harness.run(&[Step::Append { group: 1, entries: 8, bytes: 1000, term: 1 }]);
+    harness.run(&[Step::Append { group: 1, entries: 8, bytes: 1000, term: 1 }]);
+    let held = harness.log.shared.lock().segments[&1].file.clone();
+    let slot = *harness.log.shared.lock().groups[&1].slot(0).unwrap();
+    harness.run(&[Step::Purge { group: 1, entries: 15 }]);
+    for _ in 0..20 {
+        harness.run(&[Step::Append { group: 1, entries: 8, bytes: 1000, term: 1 }]);
+        harness.run(&[Step::Purge { group: 1, entries: 8 }]);
+    }
+    assert!(!files(&harness.disk).contains(&"0000000000000001.seg".to_owned()));
+    crate::log::read::read_record(&held, 1, 0, &slot).unwrap();
+}
+
+#[test]
+fn a_batch_is_not_larger_than_asked_for() {
+    let disk = SimDisk::new();
+    let (log, _) = open_with(&disk, LogOptions { max_batch_bytes: 3000, ..options() }).unwrap();
+    let mut harness = Harness::on(disk, log);
+    for _ in 0..9 {
+        harness.step(&Step::Append { group: 1, entries: 1, bytes: 900, term: 1 }).unwrap();
+    }
+    harness.step(&Step::Append { group: 1, entries: 1, bytes: 5000, term: 1 }).unwrap();
+    harness.flush().unwrap();
+    assert_eq!(harness.log.stats().batches, 4);
+}
+
+#[test]
+fn committed_marks_ride_along_and_cost_no_sync() {
+    let mut harness = Harness::new(SimDisk::new());
+    harness.run(&[Step::Append { group: 1, entries: 3, bytes: 10, term: 1 }]);
+    let syncs = harness.disk.counts().syncs;
+    harness.run(&[Step::Committed { group: 1 }]);
+    assert_eq!(harness.disk.counts().syncs, syncs);
+    let marked = harness.group(1).committed().unwrap();
+    harness.run(&[Step::Vote { group: 2, term: 1 }]);
+    assert_eq!(harness.disk.counts().syncs, syncs + 1);
+    harness.disk.crash_after(0, 0);
+    let (log, _) = open(&harness.disk).unwrap();
+    assert_eq!(log.group::<openraft_rt_sim::SimRuntime>(1).committed().unwrap(), marked);
+}
+
+#[test]
+fn long_ranges_are_streamed_in_parts() {
+    use futures_util::StreamExt;
+    let disk = SimDisk::new();
+    let (log, _) = open_with(&disk, LogOptions { read_bytes: 2000, ..options() }).unwrap();
+    let mut harness = Harness::on(disk, log);
+    harness.run(&[Step::Append { group: 1, entries: 10, bytes: 900, term: 1 }]);
+    let mut group = harness.group(1);
+    assert_eq!(now(group.limited_get_log_entries(0, 10)).unwrap().len(), 2);
+    let mut stream = Box::pin(now(group.entries_stream(3..)));
+    assert_eq!(now(stream.next()).unwrap().unwrap().log_id.index, 3);
+    let rest: Vec<_> = now(stream.collect());
+    assert_eq!(rest.len(), 6);
+
+    // What a stream has not handed out yet is purged: it says so, and does not skip it.
+    let mut other = harness.group(1);
+    let mut stream = Box::pin(now(group.entries_stream(..)));
+    now(stream.next()).unwrap().unwrap();
+    now(other.purge(crate::log::record::log_id(1, 7))).unwrap();
+    now(stream.next()).unwrap().unwrap();
+    assert!(now(stream.next()).unwrap().is_err());
+    assert!(now(stream.next()).is_none());
+}
+
+#[test]
+fn a_leaders_stream_ends_when_the_vote_changes() {
+    use crate::types::LeaderId;
+    use futures_util::StreamExt;
+    use openraft::vote::RaftLeaderId;
+    let disk = SimDisk::new();
+    let (log, _) = open_with(&disk, LogOptions { read_bytes: 1, ..options() }).unwrap();
+    let mut group = log.group::<openraft_rt_sim::SimRuntime>(1);
+    now(group.append((0..3).map(|index| entry(1, index, b"x")), IOFlushed::noop())).unwrap();
+    let leader = LeaderId::new(1, 1);
+    let set = |committed, term| log.shared.lock().groups.get_mut(&1).unwrap().vote = Some(crate::types::Vote { committed, ..vote(term) });
+
+    set(false, 1);
+    assert!(now(Box::pin(now(group.leader_bounded_stream(leader, ..))).next()).unwrap().is_err());
+    set(true, 1);
+    let mut stream = Box::pin(now(group.leader_bounded_stream(leader, ..)));
+    now(stream.next()).unwrap().unwrap();
+    set(false, 2);
+    assert!(now(stream.next()).unwrap().is_err());
+    assert!(now(stream.next()).is_none());
+}
+
+/// openraft hands over a thousand large entries at once: they are split, and called back when all are durable.
+#[test]
+fn a_large_append_is_written_in_parts_and_called_back_after_the_last() {
+    let disk = SimDisk::new();
+    let (log, _) = open_with(&disk, LogOptions { max_batch_bytes: 3000, ..options() }).unwrap();
+    let harness = Harness::on(disk, log);
+    let (flushed, mut came) = callback();
+    let entries: Vec<_> = (0..10).map(|index| entry(1, index, &[7; 900])).collect();
+    now(harness.group(1).append(entries.clone(), flushed)).unwrap();
+    let mut harness = harness;
+    let mut batches = 0;
+    while harness.write().unwrap() {
+        assert!(came().is_none());
+        harness.sync().unwrap();
+        batches += 1;
+    }
+    assert!(batches >= 3);
+    came().expect("the callback came").unwrap();
+    harness.disk.crash_after(0, 0);
+    assert_eq!(observe(&open(&harness.disk).unwrap().0)[&1].entries, entries);
+}

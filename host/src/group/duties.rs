@@ -65,7 +65,7 @@ fn snapshot_interval<P: Platform, T: Transport>(group: &Group<P, T>) -> Duration
 }
 
 impl<P: Platform> Duties<P> {
-    async fn snapshots<T: Transport>(&mut self, group: &Group<P, T>) {
+    async fn snapshots<T: Transport>(&mut self, group: &Arc<Group<P, T>>) {
         let (applied, bytes) = group.shared.growth();
         let covered = group.shared.snapshot_index().max(self.snapshot_asked);
         let now = InstantOf::<P>::now();
@@ -73,9 +73,13 @@ impl<P: Platform> Duties<P> {
         let by_size = applied.saturating_sub(covered) >= group.timing.snapshot_entries
             || (bytes >= group.timing.snapshot_bytes && applied > covered);
         if by_time || by_size {
-            self.snapshot_asked = applied;
-            if let Err(error) = group.raft.trigger().snapshot().await {
-                tracing::warn!(group = group.id, %error, "no snapshot is taken");
+            match group.snapshot().await {
+                Ok(index) => self.snapshot_asked = index,
+                Err(error) => {
+                    tracing::error!(%error, "the log cannot be shortened until a snapshot is written");
+                    // Tried again when as much has come in again, or time has passed.
+                    self.snapshot_asked = applied;
+                }
             }
         }
         if now >= self.snapshot_due || by_size {

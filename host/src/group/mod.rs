@@ -54,6 +54,7 @@ use crate::service::MemberView;
 use crate::service::ServiceError;
 use crate::service::ServiceResult;
 use crate::snapshot::Receiver;
+use crate::snapshot::SnapshotError;
 use crate::snapshot::SnapshotStore;
 use crate::types::EntryKind;
 use crate::types::GroupId;
@@ -134,8 +135,10 @@ pub struct Group<P: Platform, T: Transport> {
     proposals: mpsc::Sender<Proposal>,
     linearizable: ReadBarrier,
     lease: ReadBarrier,
-    receiver: Mutex<Receiver>,
+    receiver: Arc<Mutex<Receiver>>,
     store: SnapshotStore,
+    /// The module's digest.
+    module: [u8; 32],
     /// Touched sessions this node has yet to tell the leader of.
     touched: Mutex<Vec<u64>>,
     stopped: Mutex<bool>,
@@ -225,8 +228,9 @@ impl<P: Platform, T: Transport> Group<P, T> {
             proposals,
             linearizable: ReadBarrier::default(),
             lease: ReadBarrier::default(),
-            receiver: Mutex::new(Receiver::new(store.clone())),
+            receiver: Arc::new(Mutex::new(Receiver::new(store.clone()))),
             store,
+            module: options.factory.module(),
             touched: Mutex::default(),
             stopped: Mutex::new(false),
         });
@@ -343,21 +347,27 @@ impl<P: Platform, T: Transport> Group<P, T> {
         }
     }
 
-    /// Writes a snapshot now; the index it covers.
+    /// Writes a snapshot of what is applied now and lets the log be purged behind it; the index it covers.
+    /// When it cannot be written (a full disk), nothing changes: the log stays as long as it must.
     pub async fn snapshot(&self) -> ServiceResult<u64> {
-        let wanted = self.shared.applied();
-        if self.shared.snapshot_index() >= wanted && wanted > 0 {
-            return Ok(self.shared.snapshot_index());
-        }
-        let internal = |error: &dyn std::fmt::Display| self.error(ErrorCode::GroupStopped, error.to_string());
-        self.raft.trigger().snapshot().await.map_err(|error| internal(&error))?;
-        let waiting = self.raft.wait(Some(Duration::from_secs(600)));
-        let waited = waiting.metrics(
-            |metrics| metrics.snapshot.is_some_and(|log_id| log_id.index >= wanted) || metrics.running_state.is_err(),
-            "snapshot",
-        );
-        waited.await.map_err(|error| internal(&error))?;
-        Ok(self.shared.snapshot_index())
+        let (shared, store, module) = (self.shared.clone(), self.store.clone(), self.module);
+        let written = self.platform.run_guest(move || shared.write_snapshot(&store, module)).await;
+        let index = match written {
+            Some(Ok(Some(index))) => index,
+            Some(Ok(None)) => return Ok(0),
+            Some(Err(error)) => {
+                if let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref::<SnapshotError>()) {
+                    self.die_of_sync(error);
+                }
+                let full = error.kind() == io::ErrorKind::StorageFull;
+                let code = if full { ErrorCode::DiskFull } else { ErrorCode::Internal };
+                return Err(self.error(code, format!("no snapshot was written: {error}")));
+            }
+            None => return Err(self.error(ErrorCode::Internal, "a guest job failed")),
+        };
+        let stopped = |error: openraft::errors::Fatal<Types<P::Runtime>>| self.error(ErrorCode::GroupStopped, error);
+        self.raft.trigger().snapshot().await.map_err(stopped)?;
+        Ok(index)
     }
 
     fn error(&self, code: ErrorCode, detail: impl std::fmt::Display) -> ServiceError {
@@ -457,7 +467,7 @@ impl<P: Platform, T: Transport> Group<P, T> {
         }
     }
 
-    /// The read index for another node's round, by this node's own shared rounds.
+    /// The read index for another node's round.
     pub async fn read_index_for_peer(self: &Arc<Self>, lease: bool) -> PeerResponse<RtOf<P>> {
         if !self.leads() {
             return PeerResponse::NotLeader(self.leader());
@@ -555,29 +565,43 @@ impl<P: Platform, T: Transport> Group<P, T> {
                 self.hear(sessions);
                 Ok(PeerResponse::Done)
             }
-            PeerRequest::SnapshotBegin(offer) => self.receive(|receiver| receiver.begin(offer.digest, offer.size)),
+            PeerRequest::SnapshotBegin(offer) => {
+                self.receive(move |receiver| receiver.begin(offer.digest, offer.size)).await.map(PeerResponse::SnapshotOffset)
+            }
             PeerRequest::SnapshotChunk { digest, offset, data, .. } => {
-                self.receive(|receiver| receiver.part(digest, offset, &data))
+                self.receive(move |receiver| receiver.part(digest, offset, &data)).await.map(PeerResponse::SnapshotOffset)
             }
             PeerRequest::SnapshotEnd { digest, vote, .. } => self.install(digest, vote).await,
             other => Err(format!("{other:?} is not for a group")),
         }
     }
 
-    fn receive(
+    /// One step of an incoming snapshot, where the disk may be waited for.
+    async fn receive<R: Send + 'static>(
         &self,
-        step: impl FnOnce(&mut Receiver) -> Result<u64, crate::snapshot::SnapshotError>,
-    ) -> Result<PeerResponse<RtOf<P>>, String> {
-        let mut receiver = self.receiver.lock().unwrap_or_else(PoisonError::into_inner);
-        step(&mut receiver).map(PeerResponse::SnapshotOffset).map_err(|error| error.to_string())
+        step: impl FnOnce(&mut Receiver) -> Result<R, SnapshotError> + Send + 'static,
+    ) -> Result<R, String> {
+        let receiver = self.receiver.clone();
+        let done = self.platform.run_guest(move || step(&mut receiver.lock().unwrap_or_else(PoisonError::into_inner)));
+        match done.await {
+            Some(Ok(done)) => Ok(done),
+            Some(Err(error)) => {
+                self.die_of_sync(&error);
+                Err(error.to_string())
+            }
+            None => Err("a file job failed".to_string()),
+        }
+    }
+
+    /// A sync that failed ends the process (rule 2): the kernel may have dropped the pages.
+    fn die_of_sync(&self, error: &SnapshotError) {
+        if matches!(error, SnapshotError::Sync { .. }) {
+            self.platform.die(&error.to_string());
+        }
     }
 
     async fn install(&self, digest: [u8; 32], vote: Vote) -> Result<PeerResponse<RtOf<P>>, String> {
-        let ended = {
-            let mut receiver = self.receiver.lock().unwrap_or_else(PoisonError::into_inner);
-            receiver.end(digest)
-        };
-        let (head, file) = ended.map_err(|error| error.to_string())?;
+        let (head, file) = self.receive(move |receiver| receiver.end(digest)).await?;
         if head.group != self.id {
             return Err(format!("the snapshot is of group {}, not {}", head.group, self.id));
         }

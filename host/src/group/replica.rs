@@ -28,7 +28,6 @@ use tokio::sync::Notify;
 use tokio::sync::oneshot;
 
 use super::events::Events;
-use super::model::FrozenModel;
 use super::model::Model;
 use super::model::ModelFactory;
 use super::state;
@@ -252,6 +251,44 @@ impl Shared {
         }
     }
 
+    /// Writes a snapshot of what is applied now: freezes the state under its lock, writes while entries go on
+    /// being applied. The index it covers; `None` when nothing was applied yet.
+    pub fn write_snapshot(&self, store: &SnapshotStore, module: [u8; 32]) -> io::Result<Option<u64>> {
+        let (head, frozen, bytes) = {
+            let mut core = self.core();
+            let Some(last_log_id) = core.applied else { return Ok(None) };
+            if lock(&self.current).as_ref().is_some_and(|(head, _)| head.last_log_id == last_log_id) {
+                return Ok(Some(last_log_id.index));
+            }
+            let head = Head {
+                group: self.group,
+                last_log_id,
+                membership: core.membership.clone(),
+                module,
+                host_state: codec::encode(&core.host)?,
+            };
+            let frozen = core.model.freeze().map_err(io::Error::other)?;
+            (head, frozen, lock(&self.progress).bytes)
+        };
+        let mut writer = store.write(&head)?;
+        if let Err(error) = frozen.write(&mut writer) {
+            writer.abandon();
+            return Err(error);
+        }
+        let file = writer.finish(&head)?;
+        let index = head.last_log_id.index;
+        tracing::info!(group = self.group, index, bytes = file.size(), "snapshot written");
+        let mut current = lock(&self.current);
+        // A snapshot of the leader may have been installed meanwhile.
+        if current.as_ref().is_none_or(|(newer, _)| newer.last_log_id < head.last_log_id) {
+            *current = Some((head, file));
+        }
+        drop(current);
+        let mut progress = lock(&self.progress);
+        progress.bytes = progress.bytes.saturating_sub(bytes);
+        Ok(Some(index))
+    }
+
     /// SHA-256 over what a snapshot at the applied index would say, and that index.
     pub fn digest(&self) -> io::Result<(u64, [u8; 32])> {
         let (index, mut digest, frozen) = {
@@ -407,34 +444,8 @@ impl<P: Platform> RaftStateMachine<Types<P::Runtime>> for StateMachine<P> {
     }
 
     async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<Self::SnapshotBuilder> {
-        let shared = self.shared.clone();
-        let module = self.factory.module();
-        let frozen = self.platform.run_guest(move || -> io::Result<Option<(Head, Box<dyn FrozenModel>, u64)>> {
-            let mut core = shared.core();
-            let Some(last_log_id) = core.applied else { return Ok(None) };
-            let model = core.model.freeze().map_err(io::Error::other)?;
-            let head = Head {
-                group: shared.group,
-                last_log_id,
-                membership: core.membership.clone(),
-                module,
-                host_state: codec::encode(&core.host)?,
-            };
-            let bytes = lock(&shared.progress).bytes;
-            Ok(Some((head, model, bytes)))
-        });
-        let work = match frozen.await {
-            Some(Ok(Some((head, model, bytes)))) => Ok((head, model, bytes)),
-            Some(Ok(None)) => return None,
-            Some(Err(error)) => Err(error),
-            None => Err(job_failed()),
-        };
-        Some(Builder {
-            work: Mutex::new(Some(work)),
-            shared: self.shared.clone(),
-            store: self.store.clone(),
-            platform: self.platform.clone(),
-        })
+        let (shared, store) = (self.shared.clone(), self.store.clone());
+        Some(Builder { shared, store, module: self.factory.module(), platform: self.platform.clone() })
     }
 
     #[expect(clippy::unreachable, reason = "openraft calls it only from the default of try_create_snapshot_builder")]
@@ -486,12 +497,12 @@ fn snapshot_of<P: Platform>(head: &Head, file: SnapshotFile) -> SnapshotOf<Types
     SnapshotOf::<Types<P::Runtime>, SnapshotFile> { meta, snapshot: file }
 }
 
-/// Writes one snapshot of a frozen state.
+/// Gives openraft the group's newest snapshot. The duties write it first and tell openraft then
+/// ([`Shared::write_snapshot`]), so that a disk that is full does not stop the group.
 pub struct Builder<P: Platform> {
-    /// In a mutex only because openraft wants the builder `Sync`, which a frozen model need not be.
-    work: Mutex<Option<io::Result<(Head, Box<dyn FrozenModel>, u64)>>>,
     shared: Arc<Shared>,
     store: SnapshotStore,
+    module: [u8; 32],
     platform: P,
 }
 
@@ -499,22 +510,15 @@ impl<P: Platform> RaftSnapshotBuilder<Types<P::Runtime>> for Builder<P> {
     type SnapshotData = SnapshotFile;
 
     async fn build_snapshot(&mut self) -> Result<SnapshotOf<Types<P::Runtime>, SnapshotFile>, io::Error> {
-        let (head, model, bytes) = lock(&self.work).take().unwrap_or_else(|| Err(io::Error::other("built already")))?;
-        let (store, shared) = (self.store.clone(), self.shared.clone());
-        let written = self.platform.run_guest(move || -> io::Result<(Head, SnapshotFile)> {
-            let mut writer = store.write(&head)?;
-            if let Err(error) = model.write(&mut writer) {
-                writer.abandon();
-                return Err(error);
-            }
-            let file = writer.finish(&head)?;
-            *lock(&shared.current) = Some((head.clone(), file.clone()));
-            let mut progress = lock(&shared.progress);
-            progress.bytes = progress.bytes.saturating_sub(bytes);
-            Ok((head, file))
-        });
-        let (head, file) = written.await.ok_or_else(job_failed)??;
-        tracing::info!(group = head.group, index = head.last_log_id.index, bytes = file.size(), "snapshot written");
+        let current = lock(&self.shared.current).clone();
+        if let Some((head, file)) = current {
+            return Ok(snapshot_of::<P>(&head, file));
+        }
+        let (shared, store, module) = (self.shared.clone(), self.store.clone(), self.module);
+        let written = self.platform.run_guest(move || shared.write_snapshot(&store, module)).await;
+        written.ok_or_else(job_failed)??;
+        let current = lock(&self.shared.current).clone();
+        let (head, file) = current.ok_or_else(|| io::Error::other("nothing was applied that a snapshot could cover"))?;
         Ok(snapshot_of::<P>(&head, file))
     }
 }

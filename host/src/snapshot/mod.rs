@@ -33,6 +33,14 @@ pub enum SnapshotError {
         /// The disk's words.
         source: std::io::Error,
     },
+    /// What was written may not be on disk: whoever sees this ends the process.
+    #[error("snapshot {} could not be synced: {source}", path.display())]
+    Sync {
+        /// The file or directory.
+        path: PathBuf,
+        /// The disk's words.
+        source: std::io::Error,
+    },
     /// The file is not what was written.
     #[error("snapshot {} is damaged at byte {offset}: {reason}", path.display())]
     Damaged {
@@ -48,7 +56,7 @@ pub enum SnapshotError {
 impl From<SnapshotError> for std::io::Error {
     fn from(error: SnapshotError) -> Self {
         let kind = match &error {
-            SnapshotError::Io { source, .. } => source.kind(),
+            SnapshotError::Io { source, .. } | SnapshotError::Sync { source, .. } => source.kind(),
             SnapshotError::Damaged { .. } => std::io::ErrorKind::InvalidData,
         };
         std::io::Error::new(kind, error)

@@ -79,7 +79,7 @@ impl Receiver {
         let Some(transfer) = self.current.take_if(|transfer| transfer.digest == digest) else {
             return Err(self.unknown(digest));
         };
-        transfer.file.sync_data().map_err(Self::io(&transfer.path))?;
+        transfer.file.sync_data().map_err(|source| SnapshotError::Sync { path: transfer.path.clone(), source })?;
         let (head, file) = verify(&self.store.disk, &transfer.path)?;
         if file.digest() != digest || file.size() != transfer.size {
             let reason = "what arrived is not the file that was offered".to_string();

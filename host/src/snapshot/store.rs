@@ -197,7 +197,8 @@ impl SnapshotStore {
     pub(super) fn publish(&self, from: &Path, head: &Head) -> Result<PathBuf, SnapshotError> {
         let target = self.directory.join(Self::name_of(head));
         self.disk.rename(from, &target).map_err(self.io(from))?;
-        self.disk.sync_dir(&self.directory).map_err(self.io(&self.directory))?;
+        let sync = |source| SnapshotError::Sync { path: self.directory.clone(), source };
+        self.disk.sync_dir(&self.directory).map_err(sync)?;
         for name in self.names()?.into_iter().skip(self.keep) {
             let old = self.directory.join(name);
             self.disk.remove(&old).map_err(self.io(&old))?;
@@ -270,10 +271,17 @@ impl SnapshotWriter {
             self.put(&self.payload.to_le_bytes())?;
             let digest: [u8; 32] = self.digest.clone().finalize().into();
             self.file.write_all_at(self.offset, &digest)?;
-            self.file.sync_data()?;
             Ok(digest)
         })();
-        let digest = written.map_err(self.store.io(&self.path))?;
+        let digest = match written {
+            Ok(digest) => digest,
+            Err(source) => {
+                let error = SnapshotError::Io { path: self.path.clone(), source };
+                self.abandon();
+                return Err(error);
+            }
+        };
+        self.file.sync_data().map_err(|source| SnapshotError::Sync { path: self.path.clone(), source })?;
         let path = self.store.publish(&self.path, head)?;
         debug_assert_eq!(path, self.target);
         Ok(SnapshotFile { disk: self.store.disk.clone(), path, size: self.offset + 32, digest })

@@ -1,4 +1,4 @@
-//! Reading a log's files without opening it: for `log inspect`, and for the fuzzers.
+//! Reading a log's files without opening it, for the command line's `log inspect`.
 
 use std::path::Path;
 use std::path::PathBuf;
@@ -56,20 +56,4 @@ pub fn inspect(
         wrong.extend(scanned.err());
     }
     Ok(wrong)
-}
-
-/// Opens a log whose last segment is `bytes`: the entry point of the `segment` fuzz target. Whatever the
-/// bytes are, the answer is a log or an error, never a panic.
-pub fn fuzz_segment(bytes: &[u8]) {
-    use std::sync::Arc;
-    let disk = crate::disk::sim::SimDisk::new();
-    let dir = Path::new("/log");
-    let write = || -> std::io::Result<()> {
-        disk.create_dir_all(dir)?;
-        disk.create(&dir.join(super::segment_name(1)))?.write_all_at(0, bytes)
-    };
-    if write().is_ok() {
-        let options = super::LogOptions { segment_bytes: 16 << 10, ..Default::default() };
-        super::NodeLog::open(Arc::new(disk), dir, options, Arc::new(|_| {})).ok();
-    }
 }

@@ -17,6 +17,7 @@
 mod driver;
 mod error;
 mod files;
+pub mod fuzz;
 mod group;
 mod inspect;
 mod read;
@@ -47,7 +48,6 @@ pub use driver::ThreadDriver;
 pub use error::LogError;
 pub use group::GroupLog;
 pub use inspect::InspectedRecord;
-pub use inspect::fuzz_segment;
 pub use inspect::inspect;
 pub use record::MAX_PAYLOAD_BYTES;
 pub use record::Record;

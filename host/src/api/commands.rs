@@ -57,7 +57,7 @@ fn answer(applied: Applied) -> Response {
         (status = "default", body = Problem, content_type = "application/problem+json"),
     )
 )]
-pub(super) async fn apply(State(context): State<Shared>, Name(group): Name, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
+pub(super) async fn apply(State(context): State<Shared>, Name(group): Name, headers: HeaderMap, body: Body) -> Result<Response, Box<Problem>> {
     let session = request::session(&headers)?;
     let sequence = request::sequence(&headers)?;
     let timeout_ms = request::timeout_ms(&headers)?;
@@ -102,7 +102,7 @@ pub(super) async fn query(
     Params(params): Params<QueryParams>,
     headers: HeaderMap,
     body: Body,
-) -> Result<Response, Problem> {
+) -> Result<Response, Box<Problem>> {
     let session = request::session(&headers)?.map(|(id, _)| id);
     let patience = patience(&headers, &context.options)?;
     let query: Bytes = read_body(&headers, body, context.options.command_bytes_max, "command-bytes-max").await?;

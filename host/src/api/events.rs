@@ -78,7 +78,7 @@ pub(super) async fn subscribe(
     Name(group): Name,
     Params(params): Params<EventParams>,
     headers: HeaderMap,
-) -> Result<Response, Problem> {
+) -> Result<Response, Box<Problem>> {
     let place = match (headers.get("last-event-id"), params.from) {
         (Some(id), _) => id.to_str().ok().and_then(Place::after).ok_or_else(|| Problem::bad_request(format!("Last-Event-ID is {id:?}, not INDEX.NUMBER")))?,
         (None, Some(index)) => Place { index, number: 0 },

@@ -76,6 +76,8 @@ struct Group {
 pub struct Fake {
     node: u64,
     state: Mutex<State>,
+    /// What the command `wait` waits for.
+    release: tokio::sync::Notify,
 }
 
 fn error(code: ErrorCode, detail: impl Into<String>) -> ServiceError {
@@ -85,7 +87,7 @@ fn error(code: ErrorCode, detail: impl Into<String>) -> ServiceError {
 impl Fake {
     /// A ready node with nothing in it.
     pub fn new(node: u64) -> Self {
-        Self { node, state: Mutex::new(State { ready: true, ..State::default() }) }
+        Self { node, state: Mutex::new(State { ready: true, ..State::default() }), release: tokio::sync::Notify::new() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -95,6 +97,11 @@ impl Fake {
     /// Makes the node ready or not.
     pub fn set_ready(&self, ready: bool) {
         self.state().ready = ready;
+    }
+
+    /// Lets one command `wait` go on.
+    pub fn release(&self) {
+        self.release.notify_one();
     }
 
     /// Adds what a subscriber of `group` receives.
@@ -252,8 +259,7 @@ impl Service for Fake {
     fn apply(&self, request: ApplyRequest) -> BoxFuture<'_, ServiceResult<Applied>> {
         if request.command == "wait" {
             return async {
-                tokio::task::yield_now().await;
-                tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+                self.release.notified().await;
                 Ok(Applied { index: 1, reply: Bytes::from_static(b"waited") })
             }
             .boxed();

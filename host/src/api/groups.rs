@@ -33,7 +33,7 @@ use super::schema::Snapshot;
         (status = "default", body = Problem, content_type = "application/problem+json"),
     )
 )]
-pub(super) async fn create(State(context): State<Shared>, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
+pub(super) async fn create(State(context): State<Shared>, headers: HeaderMap, body: Body) -> Result<Response, Box<Problem>> {
     let NewGroup { name, module, params } = read_json(&headers, body).await?;
     check_name("group", &name)?;
     check_name("module", &module)?;
@@ -49,7 +49,7 @@ pub(super) async fn create(State(context): State<Shared>, headers: HeaderMap, bo
     (status = 200, body = GroupList),
     (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
-pub(super) async fn list(State(context): State<Shared>) -> Result<Response, Problem> {
+pub(super) async fn list(State(context): State<Shared>) -> Result<Response, Box<Problem>> {
     let groups = context.service.group_list().await?.into_iter().map(Group::from).collect();
     Ok(json(StatusCode::OK, &GroupList { groups }))
 }
@@ -60,7 +60,7 @@ pub(super) async fn list(State(context): State<Shared>) -> Result<Response, Prob
     (status = 404, description = "group_not_found", body = Problem, content_type = "application/problem+json"),
     (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
-pub(super) async fn show(State(context): State<Shared>, Name(name): Name) -> Result<Response, Problem> {
+pub(super) async fn show(State(context): State<Shared>, Name(name): Name) -> Result<Response, Box<Problem>> {
     Ok(json(StatusCode::OK, &Group::from(context.service.group_get(name).await?)))
 }
 
@@ -70,7 +70,7 @@ pub(super) async fn show(State(context): State<Shared>, Name(name): Name) -> Res
     (status = 404, description = "group_not_found", body = Problem, content_type = "application/problem+json"),
     (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
-pub(super) async fn remove(State(context): State<Shared>, Name(name): Name) -> Result<Response, Problem> {
+pub(super) async fn remove(State(context): State<Shared>, Name(name): Name) -> Result<Response, Box<Problem>> {
     context.service.group_remove(name).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
@@ -83,7 +83,7 @@ pub(super) async fn remove(State(context): State<Shared>, Name(name): Name) -> R
     (status = 404, description = "group_not_found", body = Problem, content_type = "application/problem+json"),
     (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
-pub(super) async fn digest(State(context): State<Shared>, Name(name): Name) -> Result<Response, Problem> {
+pub(super) async fn digest(State(context): State<Shared>, Name(name): Name) -> Result<Response, Box<Problem>> {
     Ok(json(StatusCode::OK, &Digest::from(context.service.group_digest(name).await?)))
 }
 
@@ -93,6 +93,6 @@ pub(super) async fn digest(State(context): State<Shared>, Name(name): Name) -> R
     (status = 404, description = "group_not_found", body = Problem, content_type = "application/problem+json"),
     (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
-pub(super) async fn snapshot(State(context): State<Shared>, Name(name): Name) -> Result<Response, Problem> {
+pub(super) async fn snapshot(State(context): State<Shared>, Name(name): Name) -> Result<Response, Box<Problem>> {
     Ok(json(StatusCode::OK, &Snapshot { index: context.service.group_snapshot(name).await? }))
 }

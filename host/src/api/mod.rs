@@ -133,6 +133,6 @@ fn json<T: Serialize>(status: StatusCode, value: &T) -> Response {
 }
 
 /// How long a request with these headers may take.
-fn patience(headers: &HeaderMap, options: &ApiOptions) -> Result<std::time::Duration, problem::Problem> {
+fn patience(headers: &HeaderMap, options: &ApiOptions) -> Result<std::time::Duration, Box<problem::Problem>> {
     Ok(std::time::Duration::from_millis(request::timeout_ms(headers)?.unwrap_or(options.request_timeout_ms)))
 }

@@ -44,7 +44,7 @@ pub(super) struct NoParams {}
         (status = "default", body = Problem, content_type = "application/problem+json"),
     )
 )]
-pub(super) async fn add(State(context): State<Shared>, Params(params): Params<AddParams>, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
+pub(super) async fn add(State(context): State<Shared>, Params(params): Params<AddParams>, headers: HeaderMap, body: Body) -> Result<Response, Box<Problem>> {
     check_name("module", &params.name)?;
     if params.name == "check" {
         return Err(Problem::bad_request("a module cannot be named \"check\": /v1/modules/check is a path of the API"));
@@ -64,7 +64,7 @@ pub(super) async fn add(State(context): State<Shared>, Params(params): Params<Ad
         (status = "default", body = Problem, content_type = "application/problem+json"),
     )
 )]
-pub(super) async fn check(State(context): State<Shared>, _: Params<NoParams>, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
+pub(super) async fn check(State(context): State<Shared>, _: Params<NoParams>, headers: HeaderMap, body: Body) -> Result<Response, Box<Problem>> {
     let wasm = read_body(&headers, body, context.options.module_bytes_max, "module-bytes-max").await?;
     let module = context.service.module_check(wasm).await?;
     Ok(json(StatusCode::OK, &Module::from(module)))
@@ -75,7 +75,7 @@ pub(super) async fn check(State(context): State<Shared>, _: Params<NoParams>, he
     (status = 200, body = ModuleList),
     (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
-pub(super) async fn list(State(context): State<Shared>) -> Result<Response, Problem> {
+pub(super) async fn list(State(context): State<Shared>) -> Result<Response, Box<Problem>> {
     let modules = context.service.module_list().await?.into_iter().map(Module::from).collect();
     Ok(json(StatusCode::OK, &ModuleList { modules }))
 }
@@ -86,7 +86,7 @@ pub(super) async fn list(State(context): State<Shared>) -> Result<Response, Prob
     (status = 404, description = "module_not_found", body = Problem, content_type = "application/problem+json"),
     (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
-pub(super) async fn show(State(context): State<Shared>, Name(name): Name) -> Result<Response, Problem> {
+pub(super) async fn show(State(context): State<Shared>, Name(name): Name) -> Result<Response, Box<Problem>> {
     Ok(json(StatusCode::OK, &Module::from(context.service.module_get(name).await?)))
 }
 
@@ -97,7 +97,7 @@ pub(super) async fn show(State(context): State<Shared>, Name(name): Name) -> Res
     (status = 409, description = "module_in_use", body = Problem, content_type = "application/problem+json"),
     (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
-pub(super) async fn remove(State(context): State<Shared>, Name(name): Name) -> Result<Response, Problem> {
+pub(super) async fn remove(State(context): State<Shared>, Name(name): Name) -> Result<Response, Box<Problem>> {
     context.service.module_remove(name).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }

@@ -1,6 +1,6 @@
 //! Errors as clients see them: `application/problem+json` (RFC 9457) with a stable `code`.
 //!
-//! A handler answers `Result<_, Problem>`. The problem travels to the edge of the server in the
+//! A handler answers `Result<_, Box<Problem>>`. The problem travels to the edge of the server in the
 //! response's extensions; [`render`] writes the body there, where the request's path is known, and
 //! also gives one to whatever error the libraries below answered on their own.
 
@@ -46,8 +46,8 @@ pub struct Problem {
 }
 
 impl Problem {
-    fn build(code: &str, status: u16, title: &str, detail: String, remedy: &str) -> Self {
-        Self {
+    fn build(code: &str, status: u16, title: &str, detail: String, remedy: &str) -> Box<Self> {
+        Box::new(Self {
             r#type: format!("urn:statehouse:problem:{code}"),
             title: title.to_owned(),
             status,
@@ -57,33 +57,33 @@ impl Problem {
             reason: None,
             index: None,
             instance: String::new(),
-        }
+        })
     }
 
     /// A problem of one of the service's codes.
-    pub fn new(code: ErrorCode, detail: impl Into<String>) -> Self {
+    pub fn new(code: ErrorCode, detail: impl Into<String>) -> Box<Self> {
         Self::build(code.as_str(), code.status(), title(code), detail.into(), code.remedy())
     }
 
     /// The request is malformed: `detail` says which part of it and how.
-    pub fn bad_request(detail: impl Into<String>) -> Self {
+    pub fn bad_request(detail: impl Into<String>) -> Box<Self> {
         Self::new(ErrorCode::BadRequest, detail)
     }
 
     /// The body is over `limit` bytes.
-    pub fn too_large(limit: u64, setting: &str) -> Self {
+    pub fn too_large(limit: u64, setting: &str) -> Box<Self> {
         let mut problem = Self::new(ErrorCode::TooLarge, format!("the body is larger than this node's limit of {limit} bytes"));
         problem.remedy = if setting.is_empty() { "send less".to_owned() } else { format!("send less, or start the nodes with a larger --{setting}") };
         problem
     }
 
     /// No route has this path.
-    pub fn no_route(path: &str) -> Self {
+    pub fn no_route(path: &str) -> Box<Self> {
         Self::build("route_not_found", 404, "No such path", format!("there is nothing at {path}"), "/openapi.json lists the paths")
     }
 
     /// The route does not take this method.
-    pub fn no_method(method: &str, path: &str) -> Self {
+    pub fn no_method(method: &str, path: &str) -> Box<Self> {
         Self::build(
             "method_not_allowed",
             405,
@@ -94,35 +94,37 @@ impl Problem {
     }
 }
 
-impl From<ServiceError> for Problem {
+impl From<ServiceError> for Box<Problem> {
     fn from(error: ServiceError) -> Self {
-        Self { reason: error.reason, index: error.index, ..Self::new(error.code, error.detail) }
+        let mut problem = Problem::new(error.code, error.detail);
+        (problem.reason, problem.index) = (error.reason, error.index);
+        problem
     }
 }
 
-impl IntoResponse for Problem {
+impl IntoResponse for Box<Problem> {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = status.into_response();
-        response.extensions_mut().insert(Box::new(self));
+        response.extensions_mut().insert(self);
         response
     }
 }
 
 /// Writes the problem that a handler left in `response`, or makes one for an error that has none.
 pub fn render(method: &str, path: &str, mut response: Response) -> Response {
-    let problem = match response.extensions_mut().remove::<Box<Problem>>() {
-        Some(problem) => *problem,
+    let mut problem = match response.extensions_mut().remove::<Box<Problem>>() {
+        Some(problem) => problem,
         None if response.status().as_u16() < 400 || is_json(&response) => return response,
         None => match response.status() {
             StatusCode::NOT_FOUND => Problem::no_route(path),
             StatusCode::METHOD_NOT_ALLOWED => Problem::no_method(method, path),
-            status if status.is_client_error() => Problem { status: status.as_u16(), ..Problem::bad_request(format!("the request was refused: {status}")) },
-            status => Problem { status: status.as_u16(), ..Problem::new(ErrorCode::Internal, format!("the request failed: {status}")) },
+            status if status.is_client_error() => Problem::bad_request(format!("the request was refused: {status}")),
+            status => Problem::new(ErrorCode::Internal, format!("the request failed: {status}")),
         },
     };
-    let problem = Problem { instance: path.to_owned(), ..problem };
     let status = response.status();
+    (problem.instance, problem.status) = (path.to_owned(), status.as_u16());
     let allow = response.headers_mut().remove(header::ALLOW);
     let body = serde_json::to_vec(&problem).unwrap_or_default();
     let mut response = (status, [(header::CONTENT_TYPE, CONTENT_TYPE)], body).into_response();

@@ -37,7 +37,7 @@ const BODY_PAUSE_MAX: Duration = Duration::from_secs(30);
 pub const JSON_BYTES_MAX: u64 = 1 << 20;
 
 /// Checks a module's or group's name: 1 to 63 of `a-z 0-9 . _ -`, the first a letter or digit.
-pub fn check_name(what: &str, name: &str) -> Result<(), Problem> {
+pub fn check_name(what: &str, name: &str) -> Result<(), Box<Problem>> {
     let first = name.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
     let all = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte));
     if first && all && name.len() <= 63 {
@@ -56,15 +56,15 @@ pub struct Name(pub String);
 #[derive(Debug)]
 pub struct Id(pub u64);
 
-async fn path_param<S: Send + Sync>(parts: &mut Parts, state: &S, wanted: &str) -> Result<String, Problem> {
+async fn path_param<S: Send + Sync>(parts: &mut Parts, state: &S, wanted: &str) -> Result<String, Box<Problem>> {
     let params = RawPathParams::from_request_parts(parts, state).await.map_err(|error| Problem::bad_request(error.body_text()))?;
     let found = params.iter().find(|(name, _)| *name == wanted).map(|(_, value)| value.to_owned());
     found.ok_or_else(|| Problem::new(ErrorCode::Internal, format!("this route has no {{{wanted}}}")))
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Name {
-    type Rejection = Problem;
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+    type Rejection = Box<Problem>;
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Box<Problem>> {
         let name = path_param(parts, state, "name").await?;
         check_name(if parts.uri.path().starts_with("/v1/modules") { "module" } else { "group" }, &name)?;
         Ok(Self(name))
@@ -72,8 +72,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Name {
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Id {
-    type Rejection = Problem;
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+    type Rejection = Box<Problem>;
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Box<Problem>> {
         let id = path_param(parts, state, "id").await?;
         id.parse().map(Self).map_err(|_| Problem::bad_request(format!("{id:?} is not a session id: a number")))
     }
@@ -84,13 +84,13 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
 pub struct Params<T>(pub T);
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Params<T> {
-    type Rejection = Problem;
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+    type Rejection = Box<Problem>;
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Box<Problem>> {
         parse_query(&parts.uri).map(Self)
     }
 }
 
-fn parse_query<T: DeserializeOwned>(uri: &Uri) -> Result<T, Problem> {
+fn parse_query<T: DeserializeOwned>(uri: &Uri) -> Result<T, Box<Problem>> {
     match axum::extract::Query::<T>::try_from_uri(uri) {
         Ok(query) => Ok(query.0),
         Err(error) => Err(Problem::bad_request(format!("the query string does not fit: {}", root_cause(&error)))),
@@ -105,14 +105,14 @@ fn root_cause(error: &dyn std::error::Error) -> String {
     cause.to_string()
 }
 
-fn number(headers: &HeaderMap, name: &'static str) -> Result<Option<u64>, Problem> {
+fn number(headers: &HeaderMap, name: &'static str) -> Result<Option<u64>, Box<Problem>> {
     let Some(value) = headers.get(name) else { return Ok(None) };
     let number = value.to_str().ok().and_then(|text| text.trim().parse().ok());
     number.map(Some).ok_or_else(|| Problem::bad_request(format!("the header {name} is {value:?}, not a number")))
 }
 
 /// The header `Statehouse-Session`: id and secret.
-pub fn session(headers: &HeaderMap) -> Result<Option<(u64, [u8; 16])>, Problem> {
+pub fn session(headers: &HeaderMap) -> Result<Option<(u64, [u8; 16])>, Box<Problem>> {
     let Some(value) = headers.get(SESSION) else { return Ok(None) };
     let parsed = value.to_str().ok().and_then(parse_session);
     // The secret is not repeated: answers end up in logs.
@@ -128,12 +128,12 @@ pub fn parse_session(text: &str) -> Option<(u64, [u8; 16])> {
 }
 
 /// The header `Statehouse-Sequence`.
-pub fn sequence(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
+pub fn sequence(headers: &HeaderMap) -> Result<Option<u64>, Box<Problem>> {
     number(headers, SEQUENCE)
 }
 
 /// The header `Statehouse-Timeout-Ms`.
-pub fn timeout_ms(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
+pub fn timeout_ms(headers: &HeaderMap) -> Result<Option<u64>, Box<Problem>> {
     match number(headers, TIMEOUT)? {
         Some(0) => Err(Problem::bad_request("the header statehouse-timeout-ms is 0: give it at least 1, or leave it out")),
         other => Ok(other),
@@ -143,7 +143,7 @@ pub fn timeout_ms(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
 /// Reads a body of at most `limit` bytes. Not more than the limit is ever held; a longer body is
 /// refused at its declared length or at the byte that is too many. A body that came in one piece, as
 /// commands do, is not copied.
-pub async fn read_body(headers: &HeaderMap, mut body: Body, limit: u64, setting: &str) -> Result<Bytes, Problem> {
+pub async fn read_body(headers: &HeaderMap, mut body: Body, limit: u64, setting: &str) -> Result<Bytes, Box<Problem>> {
     if body.size_hint().lower() > limit {
         // Who asked first (`Expect: 100-continue`) has not sent anything yet.
         if !headers.contains_key(header::EXPECT) {
@@ -194,7 +194,7 @@ async fn drain(mut body: Body) {
 }
 
 /// Reads a JSON body.
-pub async fn read_json<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T, Problem> {
+pub async fn read_json<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T, Box<Problem>> {
     let bytes = read_body(headers, body, JSON_BYTES_MAX, "").await?;
     serde_json::from_slice(&bytes).map_err(|error| Problem::bad_request(format!("the body is not the JSON that is expected here: {error}")))
 }

@@ -24,9 +24,11 @@ use crate::api::request;
 Examples:
   statehouse apply c1 '{\"Add\":5}'
   echo -n '{\"Add\":5}' | statehouse apply c1 -
-  s=$(statehouse session open c1)                                    a retry that cannot count twice:
-  statehouse apply c1 '{\"Add\":5}' --session \"$s\" --sequence 1         the same line again
-  statehouse apply c1 '{\"Add\":5}' --session \"$s\" --sequence 1         answers the same reply")]
+
+A retry that cannot count twice: the second line answers the reply of the first.
+  s=$(statehouse session open c1)
+  statehouse apply c1 '{\"Add\":5}' --session \"$s\" --sequence 1
+  statehouse apply c1 '{\"Add\":5}' --session \"$s\" --sequence 1")]
 pub(super) struct Apply {
     /// The group
     group: String,

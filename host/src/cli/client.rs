@@ -223,7 +223,7 @@ impl Client {
                 Ok(response) => {
                     let problem = read_problem(response).await;
                     if last || problem.code != ErrorCode::Unavailable.as_str() {
-                        return Err(problem.into());
+                        return Err((*problem).into());
                     }
                     misses.push(format!("{server}: {}", problem.detail));
                 }
@@ -256,7 +256,7 @@ fn unclear(call: &Call, what: String) -> Failure {
     }
 }
 
-async fn read_problem(response: Response<Incoming>) -> Problem {
+async fn read_problem(response: Response<Incoming>) -> Box<Problem> {
     let status = response.status();
     let is_problem = response.headers().get(header::CONTENT_TYPE).is_some_and(|value| value == problem::CONTENT_TYPE);
     let body = match tokio::time::timeout(CONNECT_TIME_MAX, response.into_body().collect()).await {
@@ -269,7 +269,7 @@ async fn read_problem(response: Response<Incoming>) -> Problem {
     }
 }
 
-fn not_a_statehouse(status: StatusCode) -> Problem {
+fn not_a_statehouse(status: StatusCode) -> Box<Problem> {
     let mut problem = Problem::new(ErrorCode::Internal, format!("the server answered {status} without saying why"));
     problem.remedy = "check that --server names a statehouse and no other program or proxy".into();
     problem
@@ -291,11 +291,11 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 /// `http://HOST:PORT` without a slash at the end.
 pub fn base_url(server: &str) -> Result<String, Failure> {
-    let server = server.trim().trim_end_matches('/');
+    let server = server.trim();
     if server.starts_with("https://") {
         return Err(Failure::usage(format!("{server}: this version does not speak TLS"), "name the server with http://"));
     }
-    let url = if server.starts_with("http://") { server.to_owned() } else { format!("http://{server}") };
+    let url = format!("http://{}", server.strip_prefix("http://").unwrap_or(server).trim_end_matches('/'));
     match url.parse::<hyper::Uri>() {
         Ok(uri) if uri.host().is_some_and(|host| !host.is_empty()) && uri.path() == "/" && uri.query().is_none() => Ok(url),
         _ => Err(Failure::usage(format!("{server:?} is not a server's address"), "write http://HOST:PORT")),

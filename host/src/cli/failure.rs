@@ -108,12 +108,12 @@ mod tests {
 
     #[test]
     fn a_problem_becomes_two_lines_and_an_exit_code() {
-        let failure = Failure::from(Problem::new(ErrorCode::GroupNotFound, "no group \"c9\""));
+        let failure = Failure::from(*Problem::new(ErrorCode::GroupNotFound, "no group \"c9\""));
         assert_eq!(failure.to_string(), "error: no group \"c9\" (group_not_found)\n  try: `statehouse group ls` lists the groups");
         assert_eq!(failure.code(), 1);
-        let unknown = Failure::from(Problem::new(ErrorCode::OutcomeUnknown, "the leader is gone"));
+        let unknown = Failure::from(*Problem::new(ErrorCode::OutcomeUnknown, "the leader is gone"));
         assert_eq!(unknown.code(), 4);
-        let trapped = Problem { reason: Some("out_of_fuel".into()), ..Problem::new(ErrorCode::Trapped, "it looped") };
+        let trapped = Problem { reason: Some("out_of_fuel".into()), ..*Problem::new(ErrorCode::Trapped, "it looped") };
         assert!(Failure::from(trapped).to_string().starts_with("error: it looped (trapped, out_of_fuel)\n"));
     }
 }

@@ -43,14 +43,14 @@ use crate::config::ServeConfig;
 
 const AFTER_HELP: &str = "\
 Try it:
-  statehouse local --nodes 3                                three nodes on this machine
-  statehouse module push counter.wasm --name counter        your state machine, as WebAssembly
-  statehouse group create c1 --module counter               replicated from here on
-  statehouse apply c1 '{\"Add\":5}'                           a command
-  statehouse query c1 '\"Get\"'                               a query
+  statehouse local --nodes 3                           three nodes on this machine
+  statehouse module push counter.wasm --name counter   your state machine, as WebAssembly
+  statehouse group create c1 --module counter          replicated from here on
+  statehouse apply c1 '{\"Add\":5}'                      a command
+  statehouse query c1 '\"Get\"'                          a query
 
-Every flag is also an environment variable (--data-dir is STATEHOUSE_DATA_DIR) and a key of the TOML file
-that --config names (data-dir). Flags win over variables, variables over the file.
+Every flag is also an environment variable (--data-dir is STATEHOUSE_DATA_DIR) and a key of the
+TOML file that --config names (data-dir). Flags win over variables, variables over the file.
 
 Exit codes: 0 ok, 1 refused, 2 usage, 3 no server reached, 4 the outcome is unknown.";
 
@@ -83,7 +83,7 @@ enum Verb {
 /// What every client verb takes.
 #[derive(Args, Clone, Debug)]
 pub struct ClientArgs {
-    /// The server's address; of several, separated by commas, the next is tried when one does not answer
+    /// The server; of several, separated by commas, the next is tried when one does not answer
     #[arg(long, value_name = "URL,…", default_value = "http://127.0.0.1:7070", global = true, display_order = 800)]
     server: String,
 

@@ -160,7 +160,7 @@ fn check(form: Output, file: &Path) -> Result<(), Failure> {
     let exports = [("timer", info.has_timer), ("session_end", info.has_session_end), ("migrate", info.has_migrate), ("adapter_*", info.has_adapter)];
     let exports: Vec<&str> = exports.iter().filter(|(_, has)| *has).map(|(name, _)| *name).collect();
     let test = match &info.self_test {
-        module::SelfTest::Passed { snapshot_bytes, init_fuel } => format!("passed: init takes {init_fuel} fuel, the empty snapshot {snapshot_bytes} bytes"),
+        module::SelfTest::Passed { snapshot_bytes, init_fuel, .. } => format!("passed: init takes {init_fuel} fuel, the empty snapshot {snapshot_bytes} bytes"),
         module::SelfTest::ParamsNeeded(text) => format!("not run: init needs params ({text})"),
         module::SelfTest::NotRun => "not run".to_owned(),
     };

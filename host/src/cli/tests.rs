@@ -1,0 +1,122 @@
+//! The command line: what it accepts, what it says of itself.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+use super::*;
+
+fn parse(args: &[&str]) -> Result<Cli, clap::Error> {
+    let matches = command(None).unwrap().try_get_matches_from(std::iter::once("statehouse").chain(args.iter().copied()))?;
+    Cli::from_arg_matches(&matches)
+}
+
+#[test]
+fn the_definition_holds_together() {
+    command(None).unwrap().debug_assert();
+}
+
+/// The examples in the help texts are what people type first.
+#[test]
+fn every_verb_of_the_help_parses() {
+    for line in [
+        "serve",
+        "serve --node-id 1 --data-dir DIR --http 127.0.0.1:7070 --peer 127.0.0.1:7170 --initial-cluster 1=127.0.0.1:7170,2=127.0.0.1:7270",
+        "local --nodes 3",
+        "local --nodes 5 --data-dir d --http-base 8070 --peer-base 8170",
+        "module push counter.wasm --name counter",
+        "module push --bundled kv",
+        "module ls",
+        "module show counter -o json",
+        "module rm counter",
+        "module check counter.wasm",
+        "group create c1 --module counter --param start=100 --param name=x",
+        "group ls --server http://127.0.0.1:7071",
+        "group status c1",
+        "group digest c1",
+        "group snapshot c1",
+        "group rm c1",
+        "apply c1 {\"Add\":5}",
+        "apply c1 -5",
+        "apply c1 -",
+        "apply c1 x --session 7:000102030405060708090a0b0c0d0e0f --sequence 1",
+        "query c1 \"Get\" --consistency lease",
+        "watch c1 --from 3",
+        "session open c1 --timeout-ms 5000",
+        "session touch c1 7:000102030405060708090a0b0c0d0e0f",
+        "session close c1 7:000102030405060708090a0b0c0d0e0f",
+        "bench apply c1 --connections 64 --duration-s 10 --warmup-s 0 --command x",
+        "bench query c1 --consistency local",
+        "completions bash",
+        "--config /dev/null group ls",
+    ] {
+        let args: Vec<&str> = line.split(' ').collect();
+        parse(&args).unwrap_or_else(|error| panic!("{line}\n{error}"));
+    }
+}
+
+#[test]
+fn what_makes_no_sense_is_a_usage_error() {
+    for line in [
+        "frobnicate",
+        "module push",
+        "module push a.wasm --bundled kv",
+        "apply c1 x --sequence 1",
+        "apply c1 x --session 7",
+        "query c1 x --consistency quick",
+        "local --nodes 0",
+        "serve --snapshots-kept 0",
+        "group create c1",
+        "group create c1 --module m --param =3",
+        "bench apply c1 --connections 0",
+    ] {
+        let args: Vec<&str> = line.split(' ').collect();
+        let error = parse(&args).expect_err(line);
+        assert_eq!(error.exit_code(), 2, "{line}");
+    }
+}
+
+/// Every flag of every verb reads its variable, so that no verb has a second set of names.
+#[test]
+fn every_flag_of_every_verb_has_its_variable() {
+    fn check(command: &clap::Command) {
+        for arg in command.get_arguments() {
+            if let Some(flag) = arg.get_long().filter(|flag| !["help", "version"].contains(flag)) {
+                assert_eq!(arg.get_env().unwrap_or_default().to_str().unwrap(), config::variable(flag), "{} --{flag}", command.get_name());
+            }
+        }
+        command.get_subcommands().for_each(check);
+    }
+    check(&command(None).unwrap());
+}
+
+#[test]
+fn the_file_serves_client_verbs_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("statehouse.toml");
+    std::fs::write(&path, "server = [\"http://a:1\", \"http://b:2\"]\noutput = \"json\"\nheartbeat-ms = 50\n").unwrap();
+    let file = ConfigFile::read(&path).unwrap();
+    let matches = command(Some(&file)).unwrap().try_get_matches_from(["statehouse", "group", "ls"]).unwrap();
+    let Verb::Group(verbs) = Cli::from_arg_matches(&matches).unwrap().verb else { panic!("another verb") };
+    assert!(format!("{verbs:?}").contains("http://a:1,http://b:2"), "{verbs:?}");
+    let matches = command(Some(&file)).unwrap().try_get_matches_from(["statehouse", "serve", "--heartbeat-ms", "60"]).unwrap();
+    let Verb::Serve(serve) = Cli::from_arg_matches(&matches).unwrap().verb else { panic!("another verb") };
+    assert_eq!(serve.heartbeat_ms, 60);
+}
+
+/// The help is part of the product: it changes on purpose, and here is where one sees it. `UPDATE_HELP=1` writes it anew.
+#[test]
+fn the_help_of_the_main_verbs_is_this() {
+    let mut texts = String::new();
+    for path in [&[][..], &["local"], &["group", "create"], &["apply"], &["module", "push"], &["session", "open"]] {
+        let mut command = command(None).unwrap().term_width(100);
+        let name = path.join(" ");
+        let args = std::iter::once("statehouse").chain(path.iter().copied()).chain(["--help"]);
+        let help = command.try_get_matches_from_mut(args).expect_err("help is an early end").to_string();
+        texts.push_str(&format!("$ statehouse {name} --help\n{help}\n"));
+    }
+    let texts: String = texts.lines().map(|line| format!("{}\n", line.trim_end())).collect();
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/src/cli/help.txt");
+    if std::env::var_os("UPDATE_HELP").is_some() {
+        std::fs::write(golden, &texts).unwrap();
+    }
+    let expected = std::fs::read_to_string(golden).unwrap_or_default();
+    assert!(texts == expected, "the help changed; UPDATE_HELP=1 writes {golden} anew. Now it is:\n{texts}");
+}

@@ -10,6 +10,7 @@ use std::time::Duration;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::encoding::EncodeMetric;
+use prometheus_client::encoding::MetricEncoder;
 use prometheus_client::encoding::text;
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
@@ -33,6 +34,21 @@ enum Value {
     Counter(u64),
     Gauge(f64),
     Histogram(Box<Histogram>),
+}
+
+impl Value {
+    fn encode(&self, metric: MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
+        match self {
+            Self::Counter(value) => ConstCounter::new(*value).encode(metric),
+            Self::Gauge(value) => ConstGauge::new(*value).encode(metric),
+            Self::Histogram(value) => value.encode(metric),
+        }
+    }
+}
+
+/// Label values may be anything; the encoder writes them as they are.
+fn escape(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
 #[derive(Debug)]
@@ -71,7 +87,7 @@ impl Page {
     }
 
     fn add(&mut self, name: &'static str, help: &'static str, labels: &[(&str, &str)], value: Value) -> &mut Self {
-        let labels = labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let labels = labels.iter().map(|(name, value)| ((*name).to_owned(), escape(value))).collect();
         self.families.entry(name).or_insert_with(|| Family { help, values: Vec::new() }).values.push((labels, value));
         self
     }
@@ -97,15 +113,15 @@ impl Collector for Page {
                 Some((_, Value::Histogram(_))) => MetricType::Histogram,
                 _ => MetricType::Gauge,
             };
-            // The encoder ends a help text with a full stop itself.
-            let mut metric = encoder.encode_descriptor(name, family.help.trim_end_matches('.'), None, kind)?;
+            let mut metric = encoder.encode_descriptor(name, family.help, None, kind)?;
+            if let [(labels, value)] = family.values.as_slice()
+                && labels.is_empty()
+            {
+                value.encode(metric)?;
+                continue;
+            }
             for (labels, value) in &family.values {
-                let metric = metric.encode_family(labels)?;
-                match value {
-                    Value::Counter(value) => ConstCounter::new(*value).encode(metric)?,
-                    Value::Gauge(value) => ConstGauge::new(*value).encode(metric)?,
-                    Value::Histogram(value) => value.encode(metric)?,
-                }
+                value.encode(metric.encode_family(labels)?)?;
             }
         }
         Ok(())
@@ -246,7 +262,7 @@ mod tests {
         let mut page = Page::new();
         page.counter("statehouse_x", "An x.", &[("group", "a\"b")], 3).gauge("statehouse_y", "A y", &[], 1.5).counter("statehouse_x", "An x.", &[("group", "c")], 4);
         let expected = "# HELP statehouse_x An x.\n# TYPE statehouse_x counter\nstatehouse_x_total{group=\"a\\\"b\"} 3\nstatehouse_x_total{group=\"c\"} 4\n\
-                        # HELP statehouse_y A y.\n# TYPE statehouse_y gauge\nstatehouse_y 1.5\n";
+                        # HELP statehouse_y A y\n# TYPE statehouse_y gauge\nstatehouse_y 1.5\n";
         assert_eq!(page.text(), expected);
         assert_eq!(join_pages(&["a 1\n# EOF\n".into(), "b 2\n".into()]), "a 1\nb 2\n# EOF\n");
     }
@@ -261,7 +277,7 @@ mod tests {
         assert!(page.contains("statehouse_http_requests_total{kind=\"apply\",status=\"2xx\"} 1\n"), "{page}");
         assert!(page.contains("statehouse_http_requests_total{kind=\"sessions\",status=\"4xx\"} 1\n"));
         assert!(page.contains("statehouse_http_request_duration_seconds_bucket{le=\"0.0005\",kind=\"apply\"} 1\n"));
-        assert!(page.contains("statehouse_http_connections 1\n"));
+        assert!(page.contains("statehouse_http_connections 1.0\n"));
         assert!(!page.contains("secret"));
     }
 

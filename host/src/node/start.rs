@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::io::Write;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -54,8 +55,13 @@ pub enum StartError {
     #[error(transparent)]
     Identity(#[from] IdentityError),
     /// Another process uses the directory.
-    #[error("data directory {} is used by another process", .0.display())]
-    Locked(PathBuf),
+    #[error("data directory {} is used by another process, {holder}", path.display())]
+    Locked {
+        /// The directory.
+        path: PathBuf,
+        /// The process's id, as far as it is known.
+        holder: String,
+    },
     /// The peer address cannot be listened on.
     #[error("cannot listen on --peer {address}: {source}")]
     Listen {
@@ -84,7 +90,7 @@ impl StartError {
             }
             Self::DataDir { path, .. } => format!("see that {} exists and can be written, or give another --data-dir", path.display()),
             Self::Identity(error) => error.remedy(),
-            Self::Locked(_) => "stop that process, or give another --data-dir".to_string(),
+            Self::Locked { .. } => "stop that process, or give another --data-dir".to_string(),
             Self::Listen { .. } => "stop what listens there, or give another --peer".to_string(),
             Self::Log(_) => "the message names file and offset; docs/operations.md says what can be done".to_string(),
             Self::Modules(_) => "Linux on x86-64 or aarch64 is needed".to_string(),
@@ -115,16 +121,24 @@ fn cluster_id(config: &ServeConfig) -> [u8; 16] {
     digest.first_chunk().copied().unwrap_or_default()
 }
 
-/// Takes the directory for this process alone.
+/// Takes the directory for this process alone. The file says which process holds it: who wants to end it need
+/// not search.
 fn lock(data_dir: &Path) -> Result<File, StartError> {
     let fail = |source| StartError::DataDir { path: data_dir.to_owned(), source };
     std::fs::create_dir_all(data_dir).map_err(fail)?;
-    let file = File::options().create(true).write(true).truncate(false).open(data_dir.join("LOCK")).map_err(fail)?;
+    let path = data_dir.join("LOCK");
+    let mut file = File::options().create(true).write(true).truncate(false).open(&path).map_err(fail)?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(StartError::Locked(data_dir.to_owned())),
-        Err(std::fs::TryLockError::Error(source)) => Err(fail(source)),
+        Ok(()) => {}
+        Err(std::fs::TryLockError::WouldBlock) => {
+            let holder = std::fs::read_to_string(&path).unwrap_or_default();
+            return Err(StartError::Locked { path: data_dir.to_owned(), holder: holder.trim().to_owned() });
+        }
+        Err(std::fs::TryLockError::Error(source)) => return Err(fail(source)),
     }
+    // A full disk is no reason not to start.
+    let _for_people = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+    Ok(file)
 }
 
 fn settle_identity(config: &ServeConfig, disk: &dyn Disk) -> Result<[u8; 16], StartError> {

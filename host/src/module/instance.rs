@@ -1,1 +1,749 @@
-//! stub
+//! One instance of a module in a store of its own: guest calls, the imports, and what ends a call.
+//!
+//! Invariants:
+//! - An import touches guest memory only after its pointer and length were checked.
+//! - Work that an import does for the guest costs fuel like the guest's own.
+//! - How a call ends is decided by the guest's code, its input and the limits; all that is the host's
+//!   doing ends as [`Stop::Fault`].
+
+#![allow(unsafe_code)]
+
+use std::fmt;
+use std::io::Read;
+use std::io::Write;
+use std::sync::Arc;
+
+use wasmtime::Caller;
+use wasmtime::Extern;
+use wasmtime::Global;
+use wasmtime::Linker;
+use wasmtime::Memory;
+use wasmtime::ResourceLimiter;
+use wasmtime::Store;
+use wasmtime::TypedFunc;
+use wasmtime::Val;
+use wasmtime::WasmBacktrace;
+
+use super::Context;
+use super::Effects;
+use super::Fault;
+use super::Limits;
+use super::LogLevel;
+use super::Module;
+use super::TimerChange;
+use super::Trap;
+use super::TrapCode;
+use super::gate::MARKER;
+use super::memory::Image;
+use super::memory::Mapping;
+use super::memory::with_image;
+use super::rewrite::START;
+use super::rewrite::STACK_BYTES_MAX;
+use super::rewrite::global_name;
+use super::stack;
+
+/// What the guest is being asked; decides which imports it may call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Call {
+    Start,
+    Init,
+    Apply,
+    Timer,
+    SessionEnd,
+    Query,
+    Snapshot,
+    Restore,
+    Migrate,
+}
+
+impl Call {
+    /// The export's name.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Call::Start => "start",
+            Call::Init => "init",
+            Call::Apply => "apply",
+            Call::Timer => "timer",
+            Call::SessionEnd => "session_end",
+            Call::Query => "query",
+            Call::Snapshot => "snapshot",
+            Call::Restore => "restore",
+            Call::Migrate => "migrate",
+        }
+    }
+
+    fn has_effects(self) -> bool {
+        matches!(self, Call::Init | Call::Apply | Call::Timer | Call::SessionEnd)
+    }
+}
+
+/// What the guest answered.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    Reply(Vec<u8>),
+    Rejected(String),
+}
+
+/// What ended a call before the guest answered.
+#[derive(Debug)]
+pub(super) enum Stop {
+    Trap(Trap),
+    Fault(Fault),
+    /// The snapshot stream failed.
+    Stream(std::io::Error),
+}
+
+impl fmt::Display for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Stop::Trap(trap) => trap.fmt(f),
+            Stop::Fault(fault) => fault.fmt(f),
+            Stop::Stream(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for Stop {}
+
+impl From<Fault> for Stop {
+    fn from(fault: Fault) -> Self {
+        Stop::Fault(fault)
+    }
+}
+
+fn trap(code: TrapCode, message: impl Into<String>) -> Stop {
+    Stop::Trap(Trap { code, message: message.into() })
+}
+
+/// Saved mutable globals and memory size: with the image, all of a state.
+#[derive(Clone, Debug)]
+pub(super) struct Registers {
+    pub(super) globals: Vec<Val>,
+    pub(super) memory_bytes: usize,
+}
+
+/// Log lines kept of one call, and bytes of one line; the rest is dropped, as the ABI allows.
+const LOG_LINES_MAX: usize = 256;
+const LOG_LINE_BYTES_MAX: usize = 4096;
+
+/// Fuel of an import call beside its bytes: about what the crossing takes.
+const IMPORT_FUEL: u64 = 50;
+
+/// The stream a snapshot is written to or read from, for the length of one call.
+enum Stream {
+    None,
+    Out(*mut (dyn Write + Send)),
+    In(*mut (dyn Read + Send)),
+}
+
+// SAFETY: the pointers are to `Send` streams and are used only by the thread that runs the call, between
+// `Instance::stream_call`'s beginning and its end, while its caller's exclusive borrow lives.
+unsafe impl Send for Stream {}
+
+/// What the store holds for the imports.
+pub(super) struct HostState {
+    memory: Option<Memory>,
+    limits: Arc<Limits>,
+    call: Call,
+    effects: Effects,
+    events_bytes: u64,
+    stream: Stream,
+    streamed: u64,
+    /// The guest asked for memory over the limit in this call and did not get it.
+    growth_refused: bool,
+    /// The limit let the growth under way pass, so its failure is this host's.
+    growth_allowed: bool,
+}
+
+impl ResourceLimiter for HostState {
+    fn memory_growing(&mut self, _: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+        let most = self.limits.memory_bytes().min(maximum.unwrap_or(usize::MAX));
+        self.growth_allowed = desired <= most;
+        self.growth_refused |= !self.growth_allowed;
+        Ok(self.growth_allowed)
+    }
+
+    fn memory_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
+        if std::mem::take(&mut self.growth_allowed) {
+            return Err(Stop::Fault(Fault::because("cannot grow linear memory", error)).into());
+        }
+        self.growth_refused = true;
+        Ok(())
+    }
+
+    fn table_growing(&mut self, _: usize, _: usize, _: Option<usize>) -> wasmtime::Result<bool> {
+        // Called for the tables at instantiation; the gate has counted them and refuses `table.grow`.
+        Ok(true)
+    }
+}
+
+/// Takes fuel for what an import does; ends the call when there is not enough.
+fn charge(caller: &mut Caller<'_, HostState>, bytes: u64) -> wasmtime::Result<()> {
+    let left = caller.get_fuel()?;
+    match left.checked_sub(bytes.saturating_add(IMPORT_FUEL)) {
+        Some(left) => caller.set_fuel(left),
+        None => {
+            caller.set_fuel(0)?;
+            Err(wasmtime::Trap::OutOfFuel.into())
+        }
+    }
+}
+
+/// The guest's bytes at `pointer`, and the host's state.
+fn bytes_at<'a>(caller: &'a mut Caller<'_, HostState>, import: &str, pointer: i32, length: i32) -> Result<(&'a mut [u8], &'a mut HostState), Stop> {
+    let memory = caller.data().memory.ok_or_else(|| Fault::new("an import was called before the instance was ready"))?;
+    let (memory, state) = memory.data_and_store_mut(caller);
+    let size = memory.len();
+    let (start, length) = (pointer.cast_unsigned() as usize, length.cast_unsigned() as usize);
+    match memory.get_mut(start..start.saturating_add(length)) {
+        Some(bytes) => Ok((bytes, state)),
+        None => Err(trap(TrapCode::BadPointer, format!("{import} was given {length} bytes at {start}, memory has {size}"))),
+    }
+}
+
+fn forbidden(import: &str, call: Call) -> Stop {
+    trap(TrapCode::ForbiddenCall, format!("{import} must not be called in {}", call.name()))
+}
+
+/// Defines the ABI's imports.
+pub(super) fn define_imports(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
+    const MODULE: &str = "statehouse";
+    linker.func_wrap(MODULE, "emit", |mut caller: Caller<'_, HostState>, pointer: i32, length: i32| -> wasmtime::Result<()> {
+        charge(&mut caller, u64::from(length.cast_unsigned()))?;
+        let (bytes, state) = bytes_at(&mut caller, "emit", pointer, length)?;
+        Ok(state.emit(bytes.to_vec())?)
+    })?;
+    linker.func_wrap(MODULE, "set_timer", |mut caller: Caller<'_, HostState>, id: i64, at_ms: i64| -> wasmtime::Result<()> {
+        charge(&mut caller, 0)?;
+        Ok(caller.data_mut().change_timer("set_timer", id, Some(at_ms.cast_unsigned()))?)
+    })?;
+    linker.func_wrap(MODULE, "clear_timer", |mut caller: Caller<'_, HostState>, id: i64| -> wasmtime::Result<()> {
+        charge(&mut caller, 0)?;
+        Ok(caller.data_mut().change_timer("clear_timer", id, None)?)
+    })?;
+    linker.func_wrap(MODULE, "log", |mut caller: Caller<'_, HostState>, level: i32, pointer: i32, length: i32| -> wasmtime::Result<()> {
+        charge(&mut caller, u64::from(length.cast_unsigned()))?;
+        let (bytes, state) = bytes_at(&mut caller, "log", pointer, length)?;
+        state.log(level, bytes);
+        Ok(())
+    })?;
+    linker.func_wrap(MODULE, "fail", |mut caller: Caller<'_, HostState>, pointer: i32, length: i32| -> wasmtime::Result<()> {
+        charge(&mut caller, u64::from(length.cast_unsigned()))?;
+        let (bytes, _) = bytes_at(&mut caller, "fail", pointer, length)?;
+        Err(trap(TrapCode::Panic, text(bytes, 16 << 10)).into())
+    })?;
+    linker.func_wrap(MODULE, "write", |mut caller: Caller<'_, HostState>, pointer: i32, length: i32| -> wasmtime::Result<()> {
+        charge(&mut caller, u64::from(length.cast_unsigned()))?;
+        let (bytes, state) = bytes_at(&mut caller, "write", pointer, length)?;
+        Ok(state.write(bytes)?)
+    })?;
+    linker.func_wrap(MODULE, "read", |mut caller: Caller<'_, HostState>, pointer: i32, length: i32| -> wasmtime::Result<i32> {
+        let (bytes, state) = bytes_at(&mut caller, "read", pointer, length)?;
+        let read = state.read(bytes)?;
+        charge(&mut caller, u64::from(read))?;
+        Ok(read.cast_signed())
+    })?;
+    Ok(())
+}
+
+/// A guest's text, cut to `most` bytes; what is not UTF-8 is replaced.
+fn text(bytes: &[u8], most: usize) -> String {
+    let cut = bytes.get(..most).unwrap_or(bytes);
+    String::from_utf8_lossy(cut).into_owned()
+}
+
+impl HostState {
+    fn begin(&mut self, call: Call) {
+        self.call = call;
+        self.effects.clear();
+        self.events_bytes = 0;
+        self.streamed = 0;
+        self.growth_refused = false;
+    }
+
+    fn emit(&mut self, event: Vec<u8>) -> Result<(), Stop> {
+        let limits = &self.limits;
+        if !self.call.has_effects() {
+            return Err(forbidden("emit", self.call));
+        }
+        if self.effects.events.len() >= limits.events_max as usize {
+            return Err(trap(TrapCode::TooManyEvents, format!("more than {} events in one call (events_max)", limits.events_max)));
+        }
+        if event.len() as u64 > u64::from(limits.event_bytes_max) {
+            let message = format!("an event of {} bytes, over the limit of {} (event_bytes_max)", event.len(), limits.event_bytes_max);
+            return Err(trap(TrapCode::EventTooLarge, message));
+        }
+        self.events_bytes += event.len() as u64;
+        if self.events_bytes > u64::from(limits.events_bytes_max) {
+            let message = format!("events of more than {} bytes in one call (events_bytes_max)", limits.events_bytes_max);
+            return Err(trap(TrapCode::EventTooLarge, message));
+        }
+        self.effects.events.push(event);
+        Ok(())
+    }
+
+    fn change_timer(&mut self, import: &str, id: i64, at_ms: Option<u64>) -> Result<(), Stop> {
+        if !self.call.has_effects() {
+            return Err(forbidden(import, self.call));
+        }
+        if self.effects.timers.len() >= self.limits.timers_max as usize {
+            let message = format!("more than {} timer changes in one call (timers_max)", self.limits.timers_max);
+            return Err(trap(TrapCode::TooManyTimers, message));
+        }
+        self.effects.timers.push(TimerChange { id: id.cast_unsigned(), at_ms });
+        Ok(())
+    }
+
+    fn log(&mut self, level: i32, bytes: &[u8]) {
+        if self.effects.logs.len() < LOG_LINES_MAX {
+            let level = match level {
+                1 => LogLevel::Error,
+                2 => LogLevel::Warn,
+                3 => LogLevel::Info,
+                _ => LogLevel::Debug,
+            };
+            self.effects.logs.push((level, text(bytes, LOG_LINE_BYTES_MAX)));
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Stop> {
+        let Stream::Out(out) = self.stream else {
+            return Err(forbidden("write", self.call));
+        };
+        self.streamed = self.streamed.saturating_add(bytes.len() as u64);
+        if self.streamed > self.limits.snapshot_bytes_max {
+            let message = format!("a snapshot of more than {} bytes (snapshot_bytes_max)", self.limits.snapshot_bytes_max);
+            return Err(trap(TrapCode::SnapshotTooLarge, message));
+        }
+        // SAFETY: `stream_call` set the pointer from an exclusive borrow that lives until it returns, and
+        // takes it away before that; only this thread runs the call.
+        unsafe { &mut *out }.write_all(bytes).map_err(Stop::Stream)
+    }
+
+    fn read(&mut self, bytes: &mut [u8]) -> Result<u32, Stop> {
+        let Stream::In(input) = self.stream else {
+            return Err(forbidden("read", self.call));
+        };
+        // As much as asked for unless the stream ends: how a reader cuts its pieces must not show.
+        let mut read = 0;
+        while let Some(rest) = bytes.get_mut(read..).filter(|rest| !rest.is_empty()) {
+            // SAFETY: as in `write`.
+            match unsafe { &mut *input }.read(rest) {
+                Ok(0) => break,
+                Ok(count) => read += count.min(rest.len()),
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(Stop::Stream(error)),
+            }
+        }
+        Ok(u32::try_from(read).unwrap_or(u32::MAX))
+    }
+}
+
+type Answering = TypedFunc<(i32, i32), i64>;
+type Bare = TypedFunc<(), i64>;
+
+/// A module's instance, its memory and its functions.
+pub(super) struct Instance {
+    store: Store<HostState>,
+    memory: Memory,
+    mapping: Arc<Mapping>,
+    globals: Vec<Global>,
+    alloc: TypedFunc<i32, i32>,
+    init: Answering,
+    apply: Answering,
+    query: Answering,
+    timer: Option<Answering>,
+    session_end: Option<Answering>,
+    migrate: Option<Answering>,
+    snapshot: Bare,
+    restore: Bare,
+    start: Option<TypedFunc<(), ()>>,
+    marker: TypedFunc<(), ()>,
+}
+
+/// Bytes of the call header of ABI 1.
+const HEADER_BYTES: usize = 48;
+
+impl Instance {
+    /// An instance whose memory shows `image` under the module's initial data.
+    fn new(module: &Module, limits: &Arc<Limits>, image: &Arc<Image>) -> Result<Instance, Stop> {
+        let state = HostState {
+            memory: None,
+            limits: limits.clone(),
+            call: Call::Start,
+            effects: Effects::default(),
+            events_bytes: 0,
+            stream: Stream::None,
+            streamed: 0,
+            growth_refused: false,
+            growth_allowed: false,
+        };
+        let mut store = Store::new(module.engine().wasmtime(), state);
+        store.limiter(|state| state);
+        let cannot = |error: wasmtime::Error| Fault::because("cannot make an instance", format!("{error:#}"));
+        // Placing the initial data takes fuel; the gate bounds the data, and no entry pays for it.
+        store.set_fuel(u64::MAX).map_err(cannot)?;
+        // Laying down the initial data takes fuel by wasmtime's accounting; the file's size bounds it.
+        store.set_fuel(u64::MAX).map_err(cannot)?;
+        let (instance, mapping) = with_image(image.clone(), || module.pre().instantiate(&mut store));
+        let instance = instance.map_err(|error| match error.downcast_ref::<wasmtime::Trap>() {
+            Some(wasmtime::Trap::MemoryOutOfBounds) => trap(TrapCode::OutOfBounds, "a data segment does not fit the initial memory"),
+            Some(wasmtime::Trap::TableOutOfBounds) => trap(TrapCode::TableOutOfBounds, "an element segment does not fit its table"),
+            _ => cannot(error).into(),
+        })?;
+        let mapping = mapping.ok_or_else(|| Fault::new("an instance was made without its memory"))?;
+        let memory = instance.get_memory(&mut store, "memory").ok_or_else(|| Fault::new("the instance has no memory"))?;
+        store.data_mut().memory = Some(memory);
+        let mut globals = Vec::with_capacity(module.saved_globals());
+        for number in 0..module.saved_globals() {
+            let global = instance.get_export(&mut store, &global_name(number)).and_then(Extern::into_global);
+            globals.push(global.ok_or_else(|| Fault::new("the instance lacks a saved global"))?);
+        }
+        let info = module.info();
+        let mut answering = |name: &str| instance.get_typed_func::<(i32, i32), i64>(&mut store, name).map_err(cannot);
+        let init = answering("init")?;
+        let apply = answering("apply")?;
+        let query = answering("query")?;
+        let timer = info.has_timer.then(|| answering("timer")).transpose()?;
+        let session_end = info.has_session_end.then(|| answering("session_end")).transpose()?;
+        let migrate = info.has_migrate.then(|| answering("migrate")).transpose()?;
+        let snapshot = instance.get_typed_func(&mut store, "snapshot").map_err(cannot)?;
+        let restore = instance.get_typed_func(&mut store, "restore").map_err(cannot)?;
+        let alloc = instance.get_typed_func(&mut store, "alloc").map_err(cannot)?;
+        let marker = instance.get_typed_func(&mut store, MARKER).map_err(cannot)?;
+        let start = if module.has_start() { Some(instance.get_typed_func(&mut store, START).map_err(cannot)?) } else { None };
+        Ok(Instance {
+            store,
+            memory,
+            mapping,
+            globals,
+            alloc,
+            init,
+            apply,
+            query,
+            timer,
+            session_end,
+            migrate,
+            snapshot,
+            restore,
+            start,
+            marker,
+        })
+    }
+
+    /// A new state: the start function and the marker have run. Returns the fuel left of `fuel`.
+    pub(super) fn fresh(module: &Module, limits: &Arc<Limits>, image: &Arc<Image>, fuel: u64) -> Result<(Instance, u64), Stop> {
+        let mut instance = Instance::new(module, limits, image)?;
+        instance.begin(Call::Start, fuel)?;
+        let result = stack::on_guest_stack(|| {
+            if let Some(start) = instance.start.clone() {
+                start.call(&mut instance.store, ())?;
+            }
+            instance.marker.call(&mut instance.store, ())
+        });
+        match result.map_err(no_stack)? {
+            Ok(()) => {
+                let left = instance.fuel_left();
+                Ok((instance, left))
+            }
+            Err(error) => Err(instance.stop(error)),
+        }
+    }
+
+    /// An instance that continues the state in `image` and `registers`.
+    pub(super) fn over(module: &Module, limits: &Arc<Limits>, image: &Arc<Image>, registers: &Registers) -> Result<Instance, Fault> {
+        let mut instance = Instance::new(module, limits, image).map_err(|stop| Fault::because("cannot make an instance again", stop))?;
+        if !instance.reset(registers)? {
+            return Err(Fault::new("a new instance is larger than the state it should continue"));
+        }
+        Ok(instance)
+    }
+
+    /// Goes back to the image and `registers`, dropping everything written since. False if that needs a
+    /// new instance, because memory has grown and cannot shrink.
+    pub(super) fn reset(&mut self, registers: &Registers) -> Result<bool, Fault> {
+        let size = self.memory.data_size(&self.store);
+        if size > registers.memory_bytes {
+            return Ok(false);
+        }
+        self.store.data_mut().begin(Call::Start);
+        if size < registers.memory_bytes {
+            let pages = (registers.memory_bytes - size) >> 16;
+            self.memory.grow(&mut self.store, pages as u64).map_err(|error| Fault::because("cannot grow linear memory", error))?;
+        }
+        for (global, value) in self.globals.iter().zip(&registers.globals) {
+            global.set(&mut self.store, *value).map_err(|error| Fault::because("cannot set a global", error))?;
+        }
+        // SAFETY: this instance is borrowed exclusively and no guest code runs, so nobody holds a
+        // reference into its memory.
+        unsafe { self.mapping.forget_all() }.map_err(|error| Fault::because("cannot drop written pages", error))?;
+        Ok(true)
+    }
+
+    /// Drops the private pages of `ranges`; they must be in the image by now.
+    pub(super) fn forget(&mut self, ranges: &[std::ops::Range<usize>]) -> Result<(), Fault> {
+        for range in ranges {
+            // SAFETY: as in `reset`.
+            unsafe { self.mapping.forget(range.clone()) }.map_err(|error| Fault::because("cannot drop written pages", error))?;
+        }
+        Ok(())
+    }
+
+    /// Linear memory as it is.
+    pub(super) fn memory(&self) -> &[u8] {
+        self.memory.data(&self.store)
+    }
+
+    /// Globals and memory size as they are.
+    pub(super) fn registers(&mut self) -> Registers {
+        let globals = self.globals.iter().map(|global| global.get(&mut self.store)).collect();
+        Registers { globals, memory_bytes: self.memory.data_size(&self.store) }
+    }
+
+    fn begin(&mut self, call: Call, fuel: u64) -> Result<(), Fault> {
+        self.store.data_mut().begin(call);
+        self.store.set_fuel(fuel).map_err(|error| Fault::because("cannot set fuel", error))
+    }
+
+    fn fuel_left(&self) -> u64 {
+        self.store.get_fuel().unwrap_or(0)
+    }
+
+    /// Whether the module has this call.
+    pub(super) fn has(&self, call: Call) -> bool {
+        match call {
+            Call::Timer => self.timer.is_some(),
+            Call::SessionEnd => self.session_end.is_some(),
+            Call::Migrate => self.migrate.is_some(),
+            _ => true,
+        }
+    }
+
+    /// Calls an export that takes a header and a payload. `effects` gets what the call did.
+    pub(super) fn call(&mut self, call: Call, context: &Context, payload: &[u8], fuel: u64, effects: &mut Effects) -> Result<Answer, Stop> {
+        let function = match call {
+            Call::Init => Some(&self.init),
+            Call::Apply => Some(&self.apply),
+            Call::Query => Some(&self.query),
+            Call::Timer => self.timer.as_ref(),
+            Call::SessionEnd => self.session_end.as_ref(),
+            Call::Migrate => self.migrate.as_ref(),
+            Call::Start | Call::Snapshot | Call::Restore => None,
+        };
+        let Some(function) = function.cloned() else {
+            return Err(Fault::new(format!("the module has no {}", call.name())).into());
+        };
+        self.begin(call, fuel)?;
+        let answer = stack::on_guest_stack(|| self.enter(&function, context, payload)).map_err(no_stack)?;
+        let answer = match answer {
+            Ok(answer) => Ok(answer),
+            Err(error) => Err(self.stop(error)),
+        };
+        self.take_effects(fuel, effects, answer.is_err());
+        answer
+    }
+
+    /// Swaps the call's effects out, so that the room both sides have is used again.
+    fn take_effects(&mut self, fuel: u64, effects: &mut Effects, stopped: bool) {
+        let used = fuel.saturating_sub(self.fuel_left());
+        let own = &mut self.store.data_mut().effects;
+        std::mem::swap(own, effects);
+        own.clear();
+        effects.fuel_used = used;
+        if stopped {
+            effects.events.clear();
+            effects.timers.clear();
+        }
+    }
+
+    fn enter(&mut self, function: &Answering, context: &Context, payload: &[u8]) -> wasmtime::Result<Answer> {
+        let length = HEADER_BYTES + payload.len();
+        let argument = i32::try_from(length).map_err(|_| trap(TrapCode::MemoryLimit, format!("an input of {length} bytes")))?;
+        let pointer = self.alloc.call(&mut self.store, argument)?;
+        if pointer == 0 {
+            return Err(trap(TrapCode::MemoryLimit, format!("alloc has no room for {length} bytes of input")).into());
+        }
+        let start = pointer.cast_unsigned() as usize;
+        let room = self.memory.data_mut(&mut self.store).get_mut(start..start.saturating_add(length));
+        let Some((header, rest)) = room.and_then(|room| room.split_at_mut_checked(HEADER_BYTES)) else {
+            return Err(trap(TrapCode::BadResult, format!("alloc answered {start}, where {length} bytes do not lie in memory")).into());
+        };
+        header.copy_from_slice(&header_bytes(context));
+        rest.copy_from_slice(payload);
+        let result = function.call(&mut self.store, (pointer, argument))?;
+        Ok(self.answer(result)?)
+    }
+
+    /// Reads the bytes a result points at.
+    fn answer(&self, result: i64) -> Result<Answer, Stop> {
+        let result = result.cast_unsigned();
+        let start = (result >> 32) as usize;
+        let rejected = result & (1 << 31) != 0;
+        let length = (result & 0x7fff_ffff) as usize;
+        let limits = &self.store.data().limits;
+        if length as u64 > u64::from(limits.reply_bytes_max) {
+            let message = format!("a reply of {length} bytes, over the limit of {} (reply_bytes_max)", limits.reply_bytes_max);
+            return Err(trap(TrapCode::ReplyTooLarge, message));
+        }
+        let memory = self.memory();
+        let bytes = if length == 0 { Some([].as_slice()) } else { memory.get(start..start.saturating_add(length)) };
+        let Some(bytes) = bytes else {
+            return Err(trap(TrapCode::BadResult, format!("a result of {length} bytes at {start}, memory has {}", memory.len())));
+        };
+        if !rejected {
+            return Ok(Answer::Reply(bytes.to_vec()));
+        }
+        match std::str::from_utf8(bytes) {
+            Ok(text) => Ok(Answer::Rejected(text.to_string())),
+            Err(_) => Err(trap(TrapCode::BadResult, "a rejection whose text is not UTF-8")),
+        }
+    }
+
+    /// Calls `snapshot` with its bytes going to `out`; returns the answer and how many bytes went.
+    pub(super) fn write_snapshot(&mut self, fuel: u64, out: &mut (dyn Write + Send)) -> Result<(Answer, u64), Stop> {
+        // SAFETY: the same pointer type, its borrow's length apart, which `stream_call` does not outlive.
+        let out = unsafe { std::mem::transmute::<*mut (dyn Write + Send + '_), *mut (dyn Write + Send + 'static)>(out) };
+        let function = self.snapshot.clone();
+        let answer = self.stream_call(Call::Snapshot, fuel, Stream::Out(out), |instance| {
+            let result = function.call(&mut instance.store, ())?;
+            Ok(instance.answer(result)?)
+        })?;
+        Ok((answer, self.store.data().streamed))
+    }
+
+    /// Calls `restore`, or `migrate` with `context`, with the stream's bytes coming from `input`.
+    pub(super) fn read_snapshot(&mut self, migrate: Option<&Context>, fuel: u64, input: &mut (dyn Read + Send)) -> Result<Answer, Stop> {
+        // SAFETY: as in `write_snapshot`.
+        let input = unsafe { std::mem::transmute::<*mut (dyn Read + Send + '_), *mut (dyn Read + Send + 'static)>(input) };
+        let function = self.restore.clone();
+        let migrate = migrate.zip(self.migrate.clone());
+        let call = if migrate.is_some() { Call::Migrate } else { Call::Restore };
+        self.stream_call(call, fuel, Stream::In(input), |instance| match migrate {
+            Some((context, migrate)) => instance.enter(&migrate, context, &[]),
+            None => {
+                let result = function.call(&mut instance.store, ())?;
+                Ok(instance.answer(result)?)
+            }
+        })
+    }
+
+    fn stream_call(
+        &mut self,
+        call: Call,
+        fuel: u64,
+        stream: Stream,
+        run: impl FnOnce(&mut Instance) -> wasmtime::Result<Answer> + Send,
+    ) -> Result<Answer, Stop> {
+        /// Takes the stream away on every way out, a panic of the stream included.
+        struct Streaming<'a>(&'a mut Instance);
+        impl Drop for Streaming<'_> {
+            fn drop(&mut self) {
+                self.0.store.data_mut().stream = Stream::None;
+            }
+        }
+        self.begin(call, fuel)?;
+        self.store.data_mut().stream = stream;
+        let streaming = Streaming(self);
+        let result = stack::on_guest_stack(|| run(&mut *streaming.0)).map_err(no_stack)?;
+        drop(streaming);
+        result.map_err(|error| self.stop(error))
+    }
+
+    /// What an error out of guest code is: the guest's doing or this host's.
+    fn stop(&mut self, error: wasmtime::Error) -> Stop {
+        let place = place(&error);
+        let fault_text = format!("{error:#}");
+        let code = match error.downcast::<Stop>() {
+            Ok(stop) => return stop,
+            Err(error) => error.downcast_ref::<wasmtime::Trap>().copied(),
+        };
+        let refused = self.store.data().growth_refused;
+        let (code, what) = match code {
+            Some(wasmtime::Trap::OutOfFuel) => (TrapCode::OutOfFuel, "the call's fuel ran out"),
+            Some(wasmtime::Trap::UnreachableCodeReached) if self.depth() > STACK_BYTES_MAX => {
+                (TrapCode::StackOverflow, "calls are nested too deep")
+            }
+            Some(wasmtime::Trap::UnreachableCodeReached) if refused => {
+                (TrapCode::MemoryLimit, "the guest gave up after memory over the limit was refused (memory_bytes_max)")
+            }
+            Some(wasmtime::Trap::UnreachableCodeReached) => (TrapCode::Unreachable, "the guest gave up without a text"),
+            // A page that lies within memory and yet cannot be had is this host's trouble.
+            Some(wasmtime::Trap::MemoryOutOfBounds) if !fault_lies_outside(&fault_text) => {
+                return Fault::because("a page of linear memory could not be had", fault_text).into();
+            }
+            Some(wasmtime::Trap::MemoryOutOfBounds) => (TrapCode::OutOfBounds, "access outside linear memory"),
+            Some(wasmtime::Trap::TableOutOfBounds) => (TrapCode::TableOutOfBounds, "table index out of range"),
+            Some(wasmtime::Trap::IndirectCallToNull) => (TrapCode::IndirectCallToNull, "indirect call through an empty slot"),
+            Some(wasmtime::Trap::BadSignature) => (TrapCode::BadSignature, "indirect call of a function of another type"),
+            Some(wasmtime::Trap::IntegerOverflow) => (TrapCode::IntegerOverflow, "integer overflow"),
+            Some(wasmtime::Trap::IntegerDivisionByZero) => (TrapCode::IntegerDivideByZero, "integer division by zero"),
+            Some(wasmtime::Trap::BadConversionToInteger) => (TrapCode::BadConversionToInteger, "a float that does not fit an integer"),
+            // The host's own stack ended before the guest's logical one, or wasmtime has a trap this
+            // version knows nothing of: nothing says that other replicas would see the same.
+            _ => return Fault::because("guest code stopped for a reason that is not the guest's", fault_text).into(),
+        };
+        let message = if place.is_empty() { what.to_string() } else { format!("{what}, {place}") };
+        trap(code, message)
+    }
+
+    /// Logical bytes of stack that were in use.
+    fn depth(&mut self) -> u32 {
+        let depth = self.globals.last().map(|global| global.get(&mut self.store));
+        depth.and_then(|value| value.i32()).map_or(0, i32::cast_unsigned)
+    }
+}
+
+fn no_stack(error: std::io::Error) -> Fault {
+    Fault::because("cannot start a thread with the stack that guest code needs", error)
+}
+
+/// The functions a trap came from, innermost first, as far as the module names them.
+fn place(error: &wasmtime::Error) -> String {
+    let Some(backtrace) = error.downcast_ref::<WasmBacktrace>() else { return String::new() };
+    let mut names = backtrace.frames().iter().take(3).map(|frame| match frame.func_name() {
+        Some(name) => name.chars().take(120).collect(),
+        None => format!("function {}", frame.func_index()),
+    });
+    let Some(first) = names.next() else { return String::new() };
+    names.fold(format!("in {first}"), |text, name| format!("{text}, called by {name}"))
+}
+
+/// Whether wasmtime's report of a memory fault names an address outside memory. A report without an
+/// address comes from an explicit check (of `memory.copy` and the like), which is always the guest's.
+fn fault_lies_outside(report: &str) -> bool {
+    let number = |after: &str| {
+        let (_, rest) = report.split_once(after)?;
+        let digits = rest.split(|c: char| !c.is_ascii_hexdigit()).next()?;
+        u64::from_str_radix(digits, 16).ok()
+    };
+    match (number("memory fault at wasm address 0x"), number("in linear memory of size 0x")) {
+        (Some(address), Some(size)) => address >= size,
+        _ => true,
+    }
+}
+
+/// The call header of ABI 1.
+fn header_bytes(context: &Context) -> [u8; HEADER_BYTES] {
+    let mut header = [0; HEADER_BYTES];
+    let (seed_low, seed_high) = expand_seed(context.seed);
+    let size_and_flags = HEADER_BYTES as u64;
+    let fields = [size_and_flags, context.index, context.time_ms, seed_low, seed_high, context.session];
+    for (place, field) in header.as_chunks_mut::<8>().0.iter_mut().zip(fields) {
+        *place = field.to_le_bytes();
+    }
+    header
+}
+
+/// 128 bits from 64 by two steps of SplitMix64 (Steele, Lea, Flood 2014): part of the ABI, as replays
+/// must see the same bits.
+pub(super) fn expand_seed(seed: u64) -> (u64, u64) {
+    let step = |state: u64| {
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    };
+    const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+    let first = seed.wrapping_add(GOLDEN);
+    (step(first), step(first.wrapping_add(GOLDEN)))
+}

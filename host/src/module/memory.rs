@@ -1,1 +1,315 @@
-//! stub
+//! Linear memory that the host owns: the committed image of a machine and the private mappings over it.
+//!
+//! Invariants:
+//! - An [`Image`] is a sparse memory file as large as the memory limit. Only a checkpoint writes to it.
+//! - A [`Mapping`] shows an image privately: what guest code writes stays in this mapping's own pages,
+//!   until `forget` drops them and the image shows through again.
+//! - Bytes from the memory's size up to the end of the reservation and its guard are never accessible,
+//!   so compiled code needs no bounds checks.
+//! - A mapping lives as long as the wasmtime memory made from it (both hold the same `Arc`).
+
+#![allow(unsafe_code)]
+
+use std::cell::RefCell;
+use std::ffi::c_void;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
+
+use rustix::fs::MemfdFlags;
+use rustix::fs::SeekFrom;
+use rustix::mm::Advice;
+use rustix::mm::MapFlags;
+use rustix::mm::MprotectFlags;
+use rustix::mm::ProtFlags;
+use wasmtime::LinearMemory;
+use wasmtime::MemoryCreator;
+use wasmtime::MemoryType;
+
+/// The committed bytes of a memory, as a file that lives in memory only.
+#[derive(Debug)]
+pub(super) struct Image {
+    file: File,
+    capacity: usize,
+}
+
+impl Image {
+    /// An image of zeros, `capacity` bytes, taking room only for what is written.
+    pub(super) fn new(capacity: usize) -> io::Result<Image> {
+        let file = File::from(rustix::fs::memfd_create(c"statehouse-memory", MemfdFlags::CLOEXEC)?);
+        rustix::fs::ftruncate(&file, capacity as u64)?;
+        Ok(Image { file, capacity })
+    }
+
+    /// Writes `bytes` at `offset`.
+    pub(super) fn write_at(&self, offset: usize, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(bytes, offset as u64)
+    }
+
+    /// Fills `bytes` from `offset`.
+    pub(super) fn read_at(&self, offset: usize, bytes: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(bytes, offset as u64)
+    }
+
+    /// The next range at or after `from` and before `end` that may hold other bytes than zeros.
+    pub(super) fn next_data(&self, from: usize, end: usize) -> io::Result<Option<Range<usize>>> {
+        if from >= end {
+            return Ok(None);
+        }
+        let start = match rustix::fs::seek(&self.file, SeekFrom::Data(from as u64)) {
+            Ok(start) => start as usize,
+            Err(rustix::io::Errno::NXIO) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        if start >= end {
+            return Ok(None);
+        }
+        let hole = rustix::fs::seek(&self.file, SeekFrom::Hole(start as u64))? as usize;
+        Ok(Some(start..hole.min(end)))
+    }
+
+    /// Copies a range of `source` that holds data to the same place here.
+    fn copy_from(&self, source: &Image, range: Range<usize>, buffer: &mut [u8]) -> io::Result<()> {
+        let mut at = range.start;
+        while let Some(data) = source.next_data(at, range.end)? {
+            at = data.start;
+            while at < data.end {
+                let length = buffer.len().min(data.end - at);
+                let Some(part) = buffer.get_mut(..length) else { break };
+                source.read_at(at, part)?;
+                self.write_at(at, part)?;
+                at += length;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A copy of an image as it was at one moment, made piece by piece while the image moves on.
+///
+/// Whoever comes first copies a chunk: the thread that wants the copy, or the checkpoint that is about
+/// to overwrite the chunk. So neither waits for more than one chunk.
+#[derive(Debug)]
+pub(super) struct ImageCopy {
+    source: Arc<Image>,
+    target: Arc<Image>,
+    /// Bytes of the image that count: the memory's size at that moment.
+    bytes: usize,
+    /// Which chunks are copied.
+    copied: Mutex<Vec<bool>>,
+}
+
+/// A chunk takes some ten microseconds to copy, which is the longest a checkpoint waits for the lock.
+const CHUNK_BYTES: usize = 256 << 10;
+
+impl ImageCopy {
+    /// A copy of the first `bytes` of `source` as they are now.
+    pub(super) fn begin(source: &Arc<Image>, bytes: usize) -> io::Result<ImageCopy> {
+        Ok(ImageCopy {
+            source: source.clone(),
+            target: Arc::new(Image::new(source.capacity)?),
+            bytes,
+            copied: Mutex::new(vec![false; bytes.div_ceil(CHUNK_BYTES)]),
+        })
+    }
+
+    fn copy_chunk(&self, number: usize, buffer: &mut [u8]) -> io::Result<()> {
+        let mut copied = self.copied.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(done @ false) = copied.get_mut(number) {
+            let start = number * CHUNK_BYTES;
+            self.target.copy_from(&self.source, start..(start + CHUNK_BYTES).min(self.bytes), buffer)?;
+            *done = true;
+        }
+        Ok(())
+    }
+
+    /// Must be called before `ranges` of the source are overwritten.
+    pub(super) fn preserve(&self, ranges: &[Range<usize>], buffer: &mut [u8]) -> io::Result<()> {
+        for range in ranges {
+            for number in range.start / CHUNK_BYTES..range.end.min(self.bytes).div_ceil(CHUNK_BYTES) {
+                self.copy_chunk(number, buffer)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies what is left and returns the copy, which nothing writes to from then on.
+    pub(super) fn finish(&self) -> io::Result<Arc<Image>> {
+        let mut buffer = vec![0; CHUNK_BYTES];
+        for number in 0..self.bytes.div_ceil(CHUNK_BYTES) {
+            self.copy_chunk(number, &mut buffer)?;
+        }
+        Ok(self.target.clone())
+    }
+}
+
+/// Address space that shows an image privately.
+#[derive(Debug)]
+pub(super) struct Mapping {
+    base: NonNull<u8>,
+    /// Everything that was reserved: room for the largest memory, and the guard.
+    reserved: usize,
+    /// Bytes of the image behind it, the most the memory can grow to.
+    capacity: usize,
+    /// Bytes accessible now.
+    size: AtomicUsize,
+    /// Keeps the file open, though the kernel would keep the mapping without it.
+    _image: Arc<Image>,
+}
+
+// SAFETY: the pointer is to address space that this value owns alone, and no method gives out a
+// reference into it; wasmtime synchronises what is reached through `as_ptr` by its store.
+unsafe impl Send for Mapping {}
+// SAFETY: as for `Send`; the methods that change the mapping are atomic system calls.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    fn new(image: Arc<Image>, reserved: usize, size: usize) -> io::Result<Mapping> {
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: a new mapping at an address of the kernel's choice takes nothing from anyone.
+        let base = unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), reserved, ProtFlags::empty(), flags)? };
+        let capacity = image.capacity.min(reserved);
+        let base = NonNull::new(base.cast::<u8>()).ok_or_else(|| io::Error::other("mmap gave address 0"))?;
+        // From here on dropping unmaps it.
+        let mapping = Mapping { base, reserved, capacity, size: AtomicUsize::new(0), _image: image.clone() };
+        if capacity > 0 {
+            // SAFETY: the fixed address range lies within the reservation made above, which nothing
+            // else uses yet, so only our own empty pages are replaced.
+            unsafe {
+                rustix::mm::mmap(base.as_ptr().cast(), capacity, ProtFlags::empty(), flags | MapFlags::FIXED, &image.file, 0)?;
+            }
+        }
+        mapping.grow(size)?;
+        Ok(mapping)
+    }
+
+    fn address(&self, offset: usize) -> *mut c_void {
+        self.base.as_ptr().wrapping_add(offset).cast()
+    }
+
+    fn grow(&self, size: usize) -> io::Result<()> {
+        let before = self.size.load(Ordering::Acquire);
+        if size > self.capacity {
+            return Err(io::Error::other("memory grows past the image behind it"));
+        }
+        if size > before {
+            // SAFETY: the range lies within this mapping; making more of it accessible invalidates
+            // no reference, as none can exist to inaccessible pages.
+            unsafe { rustix::mm::mprotect(self.address(before), size - before, MprotectFlags::READ | MprotectFlags::WRITE)? };
+            self.size.store(size, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Drops the private pages of `range`, whole pages: it shows the image again.
+    ///
+    /// # Safety
+    ///
+    /// No reference into the memory may be alive: its bytes change.
+    pub(super) unsafe fn forget(&self, range: Range<usize>) -> io::Result<()> {
+        let end = range.end.min(self.capacity);
+        if range.start < end {
+            // SAFETY: the range lies within this mapping, and by this function's contract nobody holds
+            // a reference to its bytes.
+            unsafe { rustix::mm::madvise(self.address(range.start), end - range.start, Advice::LinuxDontNeed)? };
+        }
+        Ok(())
+    }
+
+    /// Drops all private pages.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Mapping::forget`].
+    pub(super) unsafe fn forget_all(&self) -> io::Result<()> {
+        // SAFETY: passed on to the caller.
+        unsafe { self.forget(0..self.capacity) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the reservation is this value's own, made in `new`, and wasmtime's memory, which
+        // holds an `Arc` of this value, is gone. A failure would leave address space behind, no more.
+        let _ = unsafe { rustix::mm::munmap(self.address(0), self.reserved) };
+    }
+}
+
+/// What wasmtime owns of a memory.
+struct HostMemory(Arc<Mapping>);
+
+// SAFETY: `as_ptr` is stable for the value's life, `byte_size` bytes from it are accessible, growth never
+// moves it (the whole reservation is made up front), and everything behind it up to the end of
+// the guard stays inaccessible. Bytes are changed outside of wasmtime only through `Mapping::forget`.
+unsafe impl LinearMemory for HostMemory {
+    fn byte_size(&self) -> usize {
+        self.0.size.load(Ordering::Acquire)
+    }
+
+    fn byte_capacity(&self) -> usize {
+        self.0.capacity
+    }
+
+    fn grow_to(&mut self, new_size: usize) -> wasmtime::Result<()> {
+        Ok(self.0.grow(new_size)?)
+    }
+
+    fn as_ptr(&self) -> *mut u8 {
+        self.0.base.as_ptr()
+    }
+}
+
+/// What passes between [`with_image`] and the creator that wasmtime calls on the same thread.
+enum Handover {
+    Empty,
+    Asked(Arc<Image>),
+    Made(Arc<Mapping>),
+}
+
+thread_local! {
+    static HANDOVER: RefCell<Handover> = const { RefCell::new(Handover::Empty) };
+}
+
+/// Runs `instantiate`, which must make exactly one memory; the memory shows `image` and its mapping is
+/// returned beside the result.
+pub(super) fn with_image<R>(image: Arc<Image>, instantiate: impl FnOnce() -> R) -> (R, Option<Arc<Mapping>>) {
+    HANDOVER.with(|handover| handover.replace(Handover::Asked(image)));
+    let result = instantiate();
+    match HANDOVER.with(|handover| handover.replace(Handover::Empty)) {
+        Handover::Made(mapping) => (result, Some(mapping)),
+        Handover::Empty | Handover::Asked(_) => (result, None),
+    }
+}
+
+/// Makes the memory of every instance over the image that [`with_image`] named.
+pub(super) struct Creator;
+
+// SAFETY: the memory is zero-filled or shows a machine's image, has the reservation and guard wasmtime
+// asks for, and is not touched by anyone but wasmtime while guest code runs.
+unsafe impl MemoryCreator for Creator {
+    fn new_memory(
+        &self,
+        _: MemoryType,
+        minimum: usize,
+        _: Option<usize>,
+        reserved_size_in_bytes: Option<usize>,
+        guard_size_in_bytes: usize,
+    ) -> Result<Box<dyn LinearMemory>, String> {
+        let reserved = reserved_size_in_bytes.unwrap_or(0) + guard_size_in_bytes;
+        let asked = HANDOVER.with(|handover| handover.replace(Handover::Empty));
+        let Handover::Asked(image) = asked else {
+            return Err("an instance may have one memory, made for one image".to_string());
+        };
+        let mapping = Mapping::new(image, reserved, minimum).map_err(|error| format!("cannot map linear memory: {error}"))?;
+        let mapping = Arc::new(mapping);
+        HANDOVER.with(|handover| handover.replace(Handover::Made(mapping.clone())));
+        Ok(Box::new(HostMemory(mapping)))
+    }
+}

@@ -1,1 +1,438 @@
-//! stub
+//! Rewrites a module before it is compiled, so that its mutable globals can be saved and its recursion
+//! is bounded by itself and not by the host's stack.
+//!
+//! What the compiled module has beyond the file, all under [`RESERVED_PREFIX`]:
+//! - `statehouse:g0`, `g1`, ...: every mutable global, and last the depth, a hidden `i32` global that
+//!   holds the logical bytes of the frames now on the stack, 0 between calls;
+//! - `statehouse:start`: the start function, which the host calls itself, once in a machine's life:
+//!   instances made over an existing image must not run it.
+//!
+//! Functions that can be on the stack more than once (those in a cycle of the call graph, indirect calls
+//! reaching whatever has the type and whose reference is taken) add their weight to the depth when they
+//! begin and trap when it passes [`STACK_BYTES_MAX`]; the others can add up to no more than what
+//! [`recursive`] allows without counting. All this is a function of the file alone.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+
+use wasm_encoder::Encode;
+use wasm_encoder::RawSection;
+use wasmparser::BinaryReaderError;
+use wasmparser::FunctionBody;
+use wasmparser::Operator;
+use wasmparser::Parser;
+use wasmparser::Payload;
+use wasmparser::ValType;
+
+use super::gate::Analysis;
+
+/// Exports of this prefix are the host's own.
+pub(super) const RESERVED_PREFIX: &str = "statehouse:";
+
+/// The start function's new name.
+pub(super) const START: &str = "statehouse:start";
+
+/// Logical bytes of stack that a call may use. The host's stack is many times larger (`stack.rs`), as the
+/// compiler's frames may be larger than a function's weight.
+pub(super) const STACK_BYTES_MAX: u32 = 1 << 20;
+
+/// Name of the `number`th saved global.
+pub(super) fn global_name(number: usize) -> String {
+    format!("{RESERVED_PREFIX}g{number}")
+}
+
+/// Logical bytes of a frame: return address and saved registers, a slot for each local and operand, and a
+/// share of the code, as the compiler may keep values across it that the source does not name.
+pub(super) fn frame_weight(locals: u64, operands: u64, body_bytes: u64, wide: bool) -> u32 {
+    let slot = if wide { 16 } else { 8 };
+    let weight = 64 + (locals + operands) * slot + body_bytes / 4;
+    u32::try_from(weight).unwrap_or(u32::MAX).min(STACK_BYTES_MAX)
+}
+
+/// Which defined functions must count their frames.
+fn recursive(analysis: &Analysis) -> BTreeSet<u32> {
+    let graph = CallGraph::new(analysis);
+    let components = graph.components();
+    let mut counted = BTreeSet::new();
+    // The longest way through functions that do not count, per component. Components come callees first.
+    let mut longest: BTreeMap<usize, u64> = BTreeMap::new();
+    let mut component_of = vec![0; graph.edges.len()];
+    for (number, component) in components.iter().enumerate() {
+        for node in component {
+            if let Some(place) = component_of.get_mut(*node) {
+                *place = number;
+            }
+        }
+    }
+    let mut most = 0;
+    for (number, component) in components.iter().enumerate() {
+        let cyclic = component.len() > 1 || component.iter().any(|node| graph.calls(*node).contains(node));
+        let mut below = 0;
+        let mut own = 0;
+        for node in component {
+            for callee in graph.calls(*node) {
+                let other = component_of.get(*callee).copied().unwrap_or(number);
+                below = below.max(longest.get(&other).copied().unwrap_or(0));
+            }
+            if let Some(function) = analysis.functions.get(*node) {
+                if cyclic {
+                    counted.insert(u32::try_from(*node).unwrap_or(u32::MAX));
+                } else {
+                    own = u64::from(function.weight);
+                }
+            }
+        }
+        longest.insert(number, below + own);
+        most = most.max(below + own);
+    }
+    if most > u64::from(STACK_BYTES_MAX) {
+        // So deep without recursion: then everything that calls anything counts.
+        counted = analysis
+            .functions
+            .iter()
+            .enumerate()
+            .filter(|(_, function)| !function.calls.is_empty() || !function.indirect.is_empty())
+            .map(|(number, _)| u32::try_from(number).unwrap_or(u32::MAX))
+            .collect();
+    }
+    counted
+}
+
+/// Nodes are the defined functions, then one node for each distinct function type: an indirect call
+/// goes to its type's node, which goes on to all functions it may reach.
+struct CallGraph {
+    edges: Vec<Vec<usize>>,
+}
+
+impl CallGraph {
+    fn new(analysis: &Analysis) -> CallGraph {
+        let functions = analysis.functions.len();
+        // Equal types count as one, whatever their index: indirect calls compare them by structure.
+        let mut distinct = Vec::new();
+        let mut node_of_type = Vec::new();
+        for ty in &analysis.types {
+            let number = distinct.iter().position(|known| known == &ty).unwrap_or_else(|| {
+                distinct.push(ty);
+                distinct.len() - 1
+            });
+            node_of_type.push(functions + number);
+        }
+        let mut edges = vec![Vec::new(); functions + distinct.len()];
+        for (function, list) in analysis.functions.iter().zip(&mut edges) {
+            list.extend(function.calls.iter().map(|callee| *callee as usize));
+            list.extend(function.indirect.iter().filter_map(|ty| node_of_type.get(*ty as usize)));
+        }
+        for index in &analysis.referenced {
+            let Some(number) = index.checked_sub(analysis.imported_functions) else { continue };
+            let number = number as usize;
+            let Some(node) = analysis.functions.get(number).and_then(|function| node_of_type.get(function.type_index as usize)) else {
+                continue;
+            };
+            if let Some(list) = edges.get_mut(*node) {
+                list.push(number);
+            }
+        }
+        CallGraph { edges }
+    }
+
+    fn calls(&self, node: usize) -> &[usize] {
+        self.edges.get(node).map_or(&[], Vec::as_slice)
+    }
+
+    /// The strongly connected components, callees before callers: Tarjan's algorithm without recursion,
+    /// as a module may have a call chain longer than our own stack.
+    fn components(&self) -> Vec<Vec<usize>> {
+        let mut search = Search { order: vec![None; self.edges.len()], ..Search::default() };
+        for root in 0..self.edges.len() {
+            if search.order_of(root).is_none() {
+                search.visit(self, root);
+            }
+        }
+        search.components
+    }
+}
+
+#[derive(Default)]
+struct Search {
+    order: Vec<Option<usize>>,
+    low: BTreeMap<usize, usize>,
+    next: usize,
+    open: Vec<usize>,
+    is_open: BTreeSet<usize>,
+    components: Vec<Vec<usize>>,
+}
+
+impl Search {
+    fn order_of(&self, node: usize) -> Option<usize> {
+        self.order.get(node).copied().flatten()
+    }
+
+    fn enter(&mut self, node: usize) {
+        if let Some(place) = self.order.get_mut(node) {
+            *place = Some(self.next);
+        }
+        self.low.insert(node, self.next);
+        self.next += 1;
+        self.open.push(node);
+        self.is_open.insert(node);
+    }
+
+    fn lower(&mut self, node: usize, to: usize) {
+        if let Some(low) = self.low.get_mut(&node) {
+            *low = (*low).min(to);
+        }
+    }
+
+    fn visit(&mut self, graph: &CallGraph, root: usize) {
+        self.enter(root);
+        let mut way = vec![(root, 0)];
+        while let Some((node, next)) = way.pop() {
+            if let Some(callee) = graph.calls(node).get(next).copied() {
+                way.push((node, next + 1));
+                match self.order_of(callee) {
+                    None => {
+                        self.enter(callee);
+                        way.push((callee, 0));
+                    }
+                    Some(order) if self.is_open.contains(&callee) => self.lower(node, order),
+                    Some(_) => {}
+                }
+                continue;
+            }
+            let low = self.low.get(&node).copied().unwrap_or(0);
+            if Some(low) == self.order_of(node) {
+                self.close(node);
+            }
+            if let Some((caller, _)) = way.last() {
+                self.lower(*caller, low);
+            }
+        }
+    }
+
+    fn close(&mut self, node: usize) {
+        let mut component = Vec::new();
+        while let Some(member) = self.open.pop() {
+            self.is_open.remove(&member);
+            component.push(member);
+            if member == node {
+                break;
+            }
+        }
+        self.components.push(component);
+    }
+}
+
+/// The module to compile in place of `wasm`, which [`inspect`](super::gate::inspect) has let in.
+pub(super) fn rewrite(wasm: &[u8], analysis: &Analysis) -> Result<Vec<u8>, BinaryReaderError> {
+    let counted = recursive(analysis);
+    let mut rewriter = Rewriter { wasm, analysis, counted, depth: analysis.globals, out: wasm_encoder::Module::new(), result_types: Vec::new() };
+    rewriter.run()?;
+    Ok(rewriter.out.finish())
+}
+
+const TYPE_SECTION: u8 = 1;
+const GLOBAL_SECTION: u8 = 6;
+const EXPORT_SECTION: u8 = 7;
+const CODE_SECTION: u8 = 10;
+
+struct Rewriter<'a> {
+    wasm: &'a [u8],
+    analysis: &'a Analysis,
+    counted: BTreeSet<u32>,
+    /// Index of the depth global.
+    depth: u32,
+    out: wasm_encoder::Module,
+    /// Result lists of more than one value that counted functions have, in the order of the types
+    /// `() -> results` that are added for them after the module's own.
+    result_types: Vec<&'a [ValType]>,
+}
+
+impl<'a> Rewriter<'a> {
+    fn run(&mut self) -> Result<(), BinaryReaderError> {
+        let mut globals_written = false;
+        let mut bodies = Vec::new();
+        let payloads = Parser::new(0).parse_all(self.wasm).collect::<Result<Vec<_>, _>>()?;
+        for payload in &payloads {
+            if let Payload::CodeSectionEntry(body) = payload {
+                bodies.push(body.clone());
+            }
+        }
+        for payload in payloads {
+            // The export section always is there, so the depth global finds its place before it.
+            if let Payload::ExportSection(_) = &payload
+                && !globals_written
+            {
+                self.globals(&[0])?;
+                globals_written = true;
+            }
+            let Some((id, range)) = payload.as_section() else { continue };
+            let data = self.wasm.get(range).unwrap_or(&[]);
+            match payload {
+                Payload::TypeSection(_) => self.types(data)?,
+                Payload::GlobalSection(_) => {
+                    self.globals(data)?;
+                    globals_written = true;
+                }
+                Payload::ExportSection(_) => self.exports(data)?,
+                Payload::StartSection { .. } => {}
+                Payload::CodeSectionStart { .. } => self.code(&bodies)?,
+                // Names make traps readable; debug sections and hints would speak of code that moved.
+                Payload::CustomSection(custom) if custom.name() != "name" => {}
+                _ => {
+                    self.out.section(&RawSection { id, data });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes section `id` with `data` as it was, and `count` more entries.
+    fn extended(&mut self, id: u8, data: &[u8], count: u32, entries: &[u8]) -> Result<(), BinaryReaderError> {
+        let mut reader = wasmparser::BinaryReader::new(data, 0);
+        let before = reader.read_var_u32()?;
+        let rest = reader.read_bytes(reader.bytes_remaining())?;
+        let mut section = Vec::with_capacity(data.len() + entries.len() + 5);
+        (before + count).encode(&mut section);
+        section.extend_from_slice(rest);
+        section.extend_from_slice(entries);
+        self.out.section(&RawSection { id, data: &section });
+        Ok(())
+    }
+
+    fn types(&mut self, data: &[u8]) -> Result<(), BinaryReaderError> {
+        for number in &self.counted {
+            let results = self.results(*number);
+            if results.len() > 1 && !self.result_types.contains(&results) {
+                self.result_types.push(results);
+            }
+        }
+        let mut entries = Vec::new();
+        for results in &self.result_types {
+            entries.push(0x60);
+            entries.push(0);
+            results.len().encode(&mut entries);
+            entries.extend(results.iter().map(|ty| type_byte(*ty)));
+        }
+        let count = u32::try_from(self.result_types.len()).unwrap_or(u32::MAX);
+        self.extended(TYPE_SECTION, data, count, &entries)
+    }
+
+    fn results(&self, number: u32) -> &'a [ValType] {
+        let function = self.analysis.functions.get(number as usize);
+        let ty = function.and_then(|function| self.analysis.types.get(function.type_index as usize));
+        ty.map_or(&[], |(_, results)| results)
+    }
+
+    /// `(global (mut i32) (i32.const 0))` after the module's own.
+    fn globals(&mut self, data: &[u8]) -> Result<(), BinaryReaderError> {
+        self.extended(GLOBAL_SECTION, data, 1, &[0x7f, 0x01, 0x41, 0x00, 0x0b])
+    }
+
+    fn exports(&mut self, data: &[u8]) -> Result<(), BinaryReaderError> {
+        let mut entries = Vec::new();
+        let saved = self.analysis.mutable_globals.iter().copied().chain([self.depth]);
+        let mut count = 0;
+        for (number, index) in saved.enumerate() {
+            global_name(number).as_str().encode(&mut entries);
+            entries.push(3);
+            index.encode(&mut entries);
+            count += 1;
+        }
+        if let Some(start) = self.analysis.start {
+            START.encode(&mut entries);
+            entries.push(0);
+            start.encode(&mut entries);
+            count += 1;
+        }
+        self.extended(EXPORT_SECTION, data, count, &entries)
+    }
+
+    fn code(&mut self, bodies: &[FunctionBody<'_>]) -> Result<(), BinaryReaderError> {
+        let mut section = Vec::with_capacity(self.wasm.len());
+        bodies.len().encode(&mut section);
+        for (number, body) in bodies.iter().enumerate() {
+            let number = u32::try_from(number).unwrap_or(u32::MAX);
+            let own = self.wasm.get(body.range()).unwrap_or(&[]);
+            if self.counted.contains(&number) {
+                self.counting(number, body)?.encode(&mut section);
+            } else {
+                own.encode(&mut section);
+            }
+        }
+        self.out.section(&RawSection { id: CODE_SECTION, data: &section });
+        Ok(())
+    }
+
+    /// The body of a function that counts its frame: its own code becomes a block, so that each way out
+    /// of it, `return` too, comes past the code that takes the weight off again.
+    fn counting(&self, number: u32, body: &FunctionBody<'_>) -> Result<Vec<u8>, BinaryReaderError> {
+        let weight = self.analysis.functions.get(number as usize).map_or(0, |function| function.weight).cast_signed();
+        let mut operators = body.get_operators_reader()?;
+        let code_start = operators.original_position();
+        let mut out = self.wasm.get(body.range().start..code_start).unwrap_or(&[]).to_vec();
+        // depth += weight; if depth > max (unsigned) unreachable
+        self.add_to_depth(weight, &mut out);
+        out.push(0x23);
+        self.depth.encode(&mut out);
+        out.push(0x41);
+        STACK_BYTES_MAX.cast_signed().encode(&mut out);
+        out.extend([0x4b, 0x04, 0x40, 0x00, 0x0b]);
+        out.push(0x02);
+        self.block_type(self.results(number), &mut out);
+        let mut copied = code_start;
+        let mut nesting = 0_u32;
+        while !operators.eof() {
+            let at = operators.original_position();
+            match operators.read()? {
+                Operator::Block { .. } | Operator::Loop { .. } | Operator::If { .. } => nesting += 1,
+                Operator::End => nesting = nesting.saturating_sub(1),
+                Operator::Return => {
+                    out.extend_from_slice(self.wasm.get(copied..at).unwrap_or(&[]));
+                    out.push(0x0c);
+                    nesting.encode(&mut out);
+                    copied = operators.original_position();
+                }
+                _ => {}
+            }
+        }
+        // The function's own `end` is now the block's.
+        out.extend_from_slice(self.wasm.get(copied..body.range().end).unwrap_or(&[]));
+        self.add_to_depth(-weight, &mut out);
+        out.push(0x0b);
+        Ok(out)
+    }
+
+    fn add_to_depth(&self, weight: i32, out: &mut Vec<u8>) {
+        out.push(0x23);
+        self.depth.encode(out);
+        out.push(0x41);
+        weight.encode(out);
+        out.push(0x6a);
+        out.push(0x24);
+        self.depth.encode(out);
+    }
+
+    fn block_type(&self, results: &[ValType], out: &mut Vec<u8>) {
+        match results {
+            [] => out.push(0x40),
+            [one] => out.push(type_byte(*one)),
+            several => {
+                let number = self.result_types.iter().position(|known| known == &several).unwrap_or(0);
+                let index = self.analysis.types.len() + number;
+                i64::try_from(index).unwrap_or(i64::MAX).encode(out);
+            }
+        }
+    }
+}
+
+/// The one-byte form of the types that the gate lets in.
+fn type_byte(ty: ValType) -> u8 {
+    match ty {
+        ValType::I32 => 0x7f,
+        ValType::I64 => 0x7e,
+        ValType::F32 => 0x7d,
+        ValType::F64 => 0x7c,
+        ValType::V128 => 0x7b,
+        ValType::Ref(_) => 0x70,
+    }
+}

@@ -3,6 +3,10 @@
 
 use std::cell::Cell;
 
+/// Most that compiled guest code may use of a thread's stack: many times the logical limit, so that the
+/// logical limit is always met first.
+pub(super) const WASM_STACK_BYTES: usize = 64 << 20;
+
 /// Stack size that threads which call into machines should have.
 pub const GUEST_STACK_BYTES: usize = 72 << 20;
 

@@ -1,0 +1,256 @@
+//! What happens to a machine's state.
+
+use super::*;
+
+#[test]
+fn a_counter_counts_and_is_asked() {
+    let mut machine = new_machine();
+    assert_eq!(number(&apply(&mut machine, 1, &[ADD, 5])), 5);
+    assert_eq!(number(&apply(&mut machine, 2, &[ADD, 7])), 12);
+    assert_eq!(number(&machine.query(&at(2), &[ASK]).unwrap()), 12);
+    assert_eq!(number(&apply(&mut machine, 3, &[ADD, 1])), 13);
+    assert_eq!(number(&machine.query(&at(3), &[ASK]).unwrap()), 13);
+}
+
+#[test]
+fn a_snapshot_carries_the_state_to_another_machine() {
+    let mut machine = new_machine();
+    apply(&mut machine, 1, &[ADD, 200]);
+    let bytes = snapshot(&mut machine);
+    assert_eq!(bytes, 200_u64.to_le_bytes());
+    let mut restored = Machine::restore(&MODULE, &limits(), &mut bytes.as_slice()).unwrap();
+    assert_eq!(number(&restored.query(&at(1), &[ASK]).unwrap()), 200);
+}
+
+#[test]
+fn an_entry_that_traps_after_writing_everywhere_leaves_no_trace() {
+    let mut machine = new_machine();
+    let mut twin = new_machine();
+    let trapping = [WRITE_AND_TRAP, FAIL, OUT_OF_BOUNDS, DIVIDE, GROW_AND_TRAP, LOOP, RECURSE, RECURSE_WIDE];
+    let mut index = 0;
+    // Entry 1, entries in the middle, and right after checkpoints (the list of 4096 is full at 4096).
+    for count in [0, 1, 10, 4085, 1, 1000] {
+        for _ in 0..count {
+            index += 1;
+            apply(&mut machine, index, &[ADD, 3]);
+            apply(&mut twin, index, &[ADD, 3]);
+        }
+        for op in trapping {
+            index += 1;
+            let mut effects = Effects::default();
+            let outcome = machine.apply(&at(index), &[op, 9], &mut effects).unwrap();
+            assert!(matches!(outcome, Outcome::Trapped(_)), "{op}: {outcome:?}");
+            assert!(effects.events.is_empty() && effects.timers.is_empty());
+            assert_eq!(machine.memory_bytes(), twin.memory_bytes());
+        }
+        assert_eq!(machine.image_digest().unwrap(), twin.image_digest().unwrap(), "after {index}");
+    }
+    assert_eq!(snapshot(&mut machine), snapshot(&mut twin));
+    assert_eq!(number(&apply(&mut machine, 9999, &[ADD, 1])), 5097 * 3 + 1);
+}
+
+#[test]
+fn growth_in_a_trapped_entry_is_undone_with_it() {
+    let mut machine = new_machine();
+    apply(&mut machine, 1, &[FILL_PAGES, 60]);
+    let (size, digest) = (machine.memory_bytes(), machine.image_digest().unwrap());
+    assert_eq!(size, 40 << 16);
+    assert_eq!(code(&apply(&mut machine, 2, &[GROW_AND_TRAP])), TrapCode::Unreachable);
+    assert_eq!((machine.memory_bytes(), machine.image_digest().unwrap()), (size, digest));
+}
+
+#[test]
+fn growth_that_was_applied_survives_the_roll_back_of_a_later_entry() {
+    let mut machine = new_machine();
+    apply(&mut machine, 1, &[ADD, 1]);
+    // Grown after the last checkpoint: only the redo list knows of it.
+    assert_eq!(number(&apply(&mut machine, 2, &[GROW, 4])), 3);
+    assert_eq!(code(&apply(&mut machine, 3, &[GROW_AND_TRAP])), TrapCode::Unreachable);
+    assert_eq!(machine.memory_bytes(), 7 << 16);
+    assert_eq!(number(&apply(&mut machine, 4, &[GROW, 0])), 7);
+}
+
+#[test]
+fn growth_over_the_limit_fails_and_under_it_does_not() {
+    let mut machine = new_machine();
+    assert_eq!(number(&apply(&mut machine, 1, &[GROW, 62])), u64::MAX, "62 + 3 pages, 64 are allowed");
+    assert_eq!(number(&apply(&mut machine, 2, &[GROW, 61])), 3);
+    assert_eq!(number(&apply(&mut machine, 3, &[GROW, 1])), u64::MAX);
+    assert_eq!(machine.memory_bytes(), 4 << 20);
+    // A guest that gives up after memory was refused is told so, and not that it gave up.
+    assert_eq!(code(&apply(&mut machine, 4, &[GROW_AND_TRAP])), TrapCode::MemoryLimit);
+}
+
+#[test]
+fn an_endless_loop_takes_the_same_fuel_each_time() {
+    let mut machine = new_machine();
+    let mut run = |index| {
+        let mut effects = Effects::default();
+        let outcome = machine.apply(&at(index), &[LOOP], &mut effects).unwrap();
+        (outcome, effects.fuel_used)
+    };
+    let first = run(1);
+    assert_eq!(code(&first.0), TrapCode::OutOfFuel);
+    assert_eq!(first, run(2));
+}
+
+#[test]
+fn deep_recursion_ends_at_the_same_depth_each_time_however_wide_its_frames_are() {
+    for op in [RECURSE, RECURSE_WIDE] {
+        let mut first = None;
+        for _ in 0..2 {
+            let mut machine = new_machine();
+            apply(&mut machine, 1, &[ADD, 1]);
+            let mut effects = Effects::default();
+            let outcome = machine.apply(&at(2), &[op], &mut effects).unwrap();
+            assert_eq!(code(&outcome), TrapCode::StackOverflow, "{outcome:?}");
+            // Fuel counts the calls, so equal fuel is equal depth.
+            assert_eq!(*first.get_or_insert(effects.fuel_used), effects.fuel_used);
+            assert!(effects.fuel_used > 10_000, "a thousand calls deep at least: {}", effects.fuel_used);
+            // The next call starts from an empty stack.
+            assert_eq!(number(&apply(&mut machine, 3, &[ADD, 1])), 2);
+        }
+    }
+}
+
+#[test]
+fn queries_that_write_grow_or_trap_change_nothing() {
+    let mut machine = new_machine();
+    let mut twin = new_machine();
+    for index in 1..200 {
+        apply(&mut machine, index, &[ADD, 1]);
+        apply(&mut twin, index, &[ADD, 1]);
+        match index % 5 {
+            0 => assert_eq!(number(&machine.query(&at(index), &[ASK_AND_WRITE]).unwrap()), 99999),
+            1 => assert_eq!(code(&machine.query(&at(index), &[ASK_AND_TRAP]).unwrap()), TrapCode::Unreachable),
+            2 => assert_eq!(code(&machine.query(&at(index), &[ASK_AND_EMIT]).unwrap()), TrapCode::ForbiddenCall),
+            _ => {}
+        }
+        // Nor does one show in an answer after the next entry.
+        if index % 7 == 0 {
+            apply(&mut machine, index, &[ADD, 0]);
+            apply(&mut twin, index, &[ADD, 0]);
+            assert_eq!(number(&machine.query(&at(index), &[ASK]).unwrap()), index);
+        }
+    }
+    assert_eq!(machine.memory_bytes(), twin.memory_bytes());
+    assert_eq!(machine.image_digest().unwrap(), twin.image_digest().unwrap());
+}
+
+#[test]
+fn a_query_after_a_trapping_one_sees_the_state_and_not_its_ruins() {
+    let mut machine = new_machine();
+    apply(&mut machine, 1, &[ADD, 8]);
+    assert_eq!(code(&machine.query(&at(1), &[ASK_AND_TRAP]).unwrap()), TrapCode::Unreachable);
+    assert_eq!(number(&machine.query(&at(1), &[ASK]).unwrap()), 8);
+}
+
+#[test]
+fn a_frozen_state_does_not_move_while_the_machine_does() {
+    let mut machine = new_machine();
+    apply(&mut machine, 1, &[ADD, 1]);
+    let first = machine.freeze().unwrap();
+    apply(&mut machine, 2, &[ADD, 10]);
+    machine.query(&at(2), &[ASK]).unwrap(); // A checkpoint that overwrites what the first has not copied.
+    let second = machine.freeze().unwrap();
+    let dropped = machine.freeze().unwrap();
+    for index in 3..5000 {
+        apply(&mut machine, index, &[ADD, 1]);
+    }
+    drop(dropped);
+    apply(&mut machine, 5000, &[FILL_PAGES, 90]);
+    machine.image_digest().unwrap();
+    let bytes = |frozen: Frozen| {
+        // On another thread, as hosts do.
+        std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            frozen.snapshot(&mut bytes).unwrap();
+            bytes
+        })
+    };
+    let (second, first) = (bytes(second), bytes(first));
+    assert_eq!(first.join().unwrap(), 1_u64.to_le_bytes());
+    assert_eq!(second.join().unwrap(), 11_u64.to_le_bytes());
+    assert_eq!(snapshot(&mut machine), (11 + 4997_u64).to_le_bytes());
+}
+
+#[test]
+fn a_cut_or_too_long_snapshot_is_refused_and_a_failing_reader_is_no_trap() {
+    let mut machine = new_machine();
+    apply(&mut machine, 1, &[ADD, 1]);
+    let mut bytes = snapshot(&mut machine);
+    let restore = |bytes: &[u8]| Machine::restore(&MODULE, &limits(), &mut &*bytes).map(|_| ());
+    assert!(matches!(restore(&bytes[..5]), Err(RestoreError::Rejected(text)) if text == "out of cheese"));
+    bytes.push(0);
+    assert!(matches!(restore(&bytes), Err(RestoreError::Rejected(text)) if text.contains("1 bytes were left unread")));
+
+    struct Broken;
+    impl std::io::Read for Broken {
+        fn read(&mut self, _: &mut [u8]) -> std::io::Result<usize> {
+            Err(std::io::Error::other("the disk is gone"))
+        }
+    }
+    assert!(matches!(Machine::restore(&MODULE, &limits(), &mut Broken), Err(RestoreError::Unreadable(_))));
+}
+
+#[test]
+fn a_writer_that_fails_ends_the_snapshot_and_not_the_machine() {
+    struct Full;
+    impl std::io::Write for Full {
+        fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+            Err(std::io::Error::other("no space"))
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut machine = new_machine();
+    assert!(matches!(machine.freeze().unwrap().snapshot(&mut Full), Err(SnapshotError::Unwritable(_))));
+    assert_eq!(number(&apply(&mut machine, 1, &[ADD, 1])), 1);
+}
+
+#[test]
+fn queries_between_entries_leave_two_machines_with_equal_images() {
+    let mut busy = new_machine();
+    let mut quiet = new_machine();
+    for index in 1..500_u64 {
+        let command = [[ADD, FILL_PAGES, GROW, WRITE_AND_TRAP, EMIT, REJECT][index as usize % 6], (index % 11) as u8];
+        let (mut left, mut right) = (Effects::default(), Effects::default());
+        let outcome = busy.apply(&at(index), &command, &mut left).unwrap();
+        assert_eq!(outcome, quiet.apply(&at(index), &command, &mut right).unwrap());
+        assert_eq!(left, right, "fuel too");
+        for _ in 0..index % 3 {
+            busy.query(&at(index), &[ASK_AND_WRITE]).unwrap();
+        }
+        if index % 50 == 0 {
+            snapshot(&mut busy);
+        }
+    }
+    assert_eq!(busy.image_digest().unwrap(), quiet.image_digest().unwrap());
+}
+
+#[test]
+fn all_ways_to_find_dirty_pages_give_the_same_memory() {
+    use crate::module::pages::Way;
+    let mut digests = Vec::new();
+    for way in [Way::Scan, Way::Pagemap, Way::Compare] {
+        let mut machine = new_machine();
+        machine.set_way(way);
+        for index in 1..100 {
+            apply(&mut machine, index, &[FILL_PAGES, index as u8]);
+            apply(&mut machine, index, &[ADD, 1]);
+            apply(&mut machine, index, &[WRITE_AND_TRAP, 5]);
+            assert_eq!(number(&machine.query(&at(index), &[ASK_AND_WRITE]).unwrap()), 99999);
+            apply(&mut machine, index, &[ADD, 0]);
+            assert_eq!(number(&machine.query(&at(index), &[ASK]).unwrap()), index);
+        }
+        digests.push(machine.image_digest().unwrap());
+    }
+    assert!(digests.iter().all(|digest| *digest == digests[0]));
+}
+
+#[test]
+fn after_init_is_rejected_there_is_no_machine() {
+    let result = Machine::init(&MODULE, &limits(), &Context::default(), b"X", &mut Effects::default());
+    assert!(matches!(result.map(|_| ()), Err(InitError::Rejected(text)) if text == "out of cheese"));
+}

@@ -18,7 +18,8 @@ const TARGET: &str = "wasm32-unknown-unknown";
 const ADD_TARGET: &str = "rustup target add wasm32-unknown-unknown";
 
 /// The bundled modules' profile, whatever the workspace's says: they are run much more often than they are built.
-const PROFILE: [&str; 6] = ["opt-level=3", "lto=\"fat\"", "codegen-units=1", "panic=\"abort\"", "strip=true", "debug=false"];
+const PROFILE: [&str; 6] =
+    ["opt-level=3", "lto=\"fat\"", "codegen-units=1", "panic=\"abort\"", "strip=true", "debug=false"];
 
 fn main() -> ExitCode {
     match build() {
@@ -35,7 +36,9 @@ fn main() -> ExitCode {
 fn build() -> Result<(), String> {
     let out = PathBuf::from(variable("OUT_DIR")?);
     let workspace = PathBuf::from(variable("CARGO_MANIFEST_DIR")?).join("..");
-    let workspace = workspace.canonicalize().map_err(|error| format!("cannot find the workspace {}: {error}", workspace.display()))?;
+    let workspace = workspace
+        .canonicalize()
+        .map_err(|error| format!("cannot find the workspace {}: {error}", workspace.display()))?;
     for watched in ["examples", "guest-sdk", "Cargo.toml", "Cargo.lock", "host/build.rs"] {
         println!("cargo::rerun-if-changed={}", workspace.join(watched).display());
     }
@@ -72,7 +75,9 @@ fn ensure_target() -> Result<(), String> {
         Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
         Err(error) => format!("rustup cannot be started: {error}"),
     };
-    Err(format!("the bundled modules need the {TARGET} target of this toolchain, and adding it failed:\n{why}\nType: {ADD_TARGET}"))
+    Err(format!(
+        "the bundled modules need the {TARGET} target of this toolchain, and adding it failed:\n{why}\nType: {ADD_TARGET}"
+    ))
 }
 
 fn has_target() -> Result<bool, String> {
@@ -85,7 +90,10 @@ fn has_target() -> Result<bool, String> {
 
 fn compile(workspace: &Path, target_dir: &Path) -> Result<(), String> {
     let mut cargo = Command::new(variable("CARGO")?);
-    cargo.current_dir(workspace).args(["build", "--release", "--lib", "--target", TARGET, "--target-dir"]).arg(target_dir);
+    cargo
+        .current_dir(workspace)
+        .args(["build", "--release", "--lib", "--target", TARGET, "--target-dir"])
+        .arg(target_dir);
     for setting in PROFILE {
         cargo.arg("--config").arg(format!("profile.release.{setting}"));
     }
@@ -98,9 +106,12 @@ fn compile(workspace: &Path, target_dir: &Path) -> Result<(), String> {
         }
     }
     // Panic texts carry file names: without the paths of this machine, the same source is the same module everywhere.
-    let home = env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")));
+    let home = env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")));
     let remap = |from: &Path, to: &str| format!("--remap-path-prefix={}={to}", from.display());
-    let flags: Vec<String> = home.iter().map(|home| remap(home, "cargo")).chain([remap(workspace, "statehouse")]).collect();
+    let flags: Vec<String> =
+        home.iter().map(|home| remap(home, "cargo")).chain([remap(workspace, "statehouse")]).collect();
     cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
     let output = cargo.output().map_err(|error| format!("cargo cannot be started: {error}"))?;
     if output.status.success() {
@@ -113,6 +124,21 @@ fn compile(workspace: &Path, target_dir: &Path) -> Result<(), String> {
 /// bound how much runs at once, are shared.
 fn is_of_outer_build(name: &str) -> bool {
     let shared = ["CARGO_HOME", "CARGO_MAKEFLAGS", "CARGO_NET_", "CARGO_HTTP_", "CARGO_REGISTR", "CARGO_TERM_"];
-    let outer = ["CARGO_", "RUSTFLAGS", "RUSTC", "RUSTDOC", "CLIPPY_", "TARGET", "HOST", "OUT_DIR", "PROFILE", "OPT_LEVEL", "DEBUG", "NUM_JOBS", "LLVM_PROFILE_FILE", "__CARGO"];
+    let outer = [
+        "CARGO_",
+        "RUSTFLAGS",
+        "RUSTC",
+        "RUSTDOC",
+        "CLIPPY_",
+        "TARGET",
+        "HOST",
+        "OUT_DIR",
+        "PROFILE",
+        "OPT_LEVEL",
+        "DEBUG",
+        "NUM_JOBS",
+        "LLVM_PROFILE_FILE",
+        "__CARGO",
+    ];
     outer.iter().any(|prefix| name.starts_with(prefix)) && !shared.iter().any(|prefix| name.starts_with(prefix))
 }

@@ -158,7 +158,8 @@ pub enum LogFormat {
 impl Default for ServeConfig {
     /// The defaults of the command line, without a look at environment or file.
     fn default() -> Self {
-        let matches = Self::augment_args(Command::new("serve").no_binary_name(true)).get_matches_from(Vec::<OsString>::new());
+        let matches =
+            Self::augment_args(Command::new("serve").no_binary_name(true)).get_matches_from(Vec::<OsString>::new());
         match Self::from_arg_matches(&matches) {
             Ok(config) => config,
             Err(error) => error.exit(),
@@ -178,13 +179,20 @@ impl ServeConfig {
         }
         if self.election_timeout_ms < self.heartbeat_ms.saturating_mul(2) {
             return refuse(
-                format!("--election-timeout-ms {} is less than twice --heartbeat-ms {}", self.election_timeout_ms, self.heartbeat_ms),
+                format!(
+                    "--election-timeout-ms {} is less than twice --heartbeat-ms {}",
+                    self.election_timeout_ms, self.heartbeat_ms
+                ),
                 "five times the heartbeat keeps one lost message from costing the leader its office",
             );
         }
         if !self.initial_cluster.is_empty() && !self.initial_cluster.contains_key(&self.node_id) {
             return refuse(
-                format!("--initial-cluster names the nodes {}, but not this one, --node-id {}", list(self.initial_cluster.keys()), self.node_id),
+                format!(
+                    "--initial-cluster names the nodes {}, but not this one, --node-id {}",
+                    list(self.initial_cluster.keys()),
+                    self.node_id
+                ),
                 "give all nodes the same --initial-cluster, with every node in it",
             );
         }
@@ -202,14 +210,19 @@ impl ServeConfig {
         }
         if self.command_bytes_max == 0 || self.command_bytes_max > self.log_segment_bytes / 4 {
             return refuse(
-                format!("--command-bytes-max {} is not between 1 and a quarter of --log-segment-bytes {}", self.command_bytes_max, self.log_segment_bytes),
+                format!(
+                    "--command-bytes-max {} is not between 1 and a quarter of --log-segment-bytes {}",
+                    self.command_bytes_max, self.log_segment_bytes
+                ),
                 "a command must fit into a log segment with room to spare: make it smaller or the segments larger",
             );
         }
         for (flag, address) in [("--http", self.http), ("--peer", self.peer)] {
             if !address.ip().is_loopback() && !self.insecure {
                 return refuse(
-                    format!("{flag} {address} is reachable from other machines, and this version has neither TLS nor passwords"),
+                    format!(
+                        "{flag} {address} is reachable from other machines, and this version has neither TLS nor passwords"
+                    ),
                     "bind a loopback address, or say --insecure if the network itself is closed",
                 );
             }
@@ -232,9 +245,17 @@ fn parse_cluster(text: &str) -> Result<BTreeMap<u64, String>, String> {
     let mut nodes: BTreeMap<u64, String> = BTreeMap::new();
     for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
         let (id, address) = part.split_once('=').ok_or_else(|| format!("`{part}` is not ID=HOST:PORT"))?;
-        let id: u64 = id.trim().parse().ok().filter(|id| *id > 0).ok_or_else(|| format!("`{id}` in `{part}` is not a node id from 1"))?;
+        let id: u64 = id
+            .trim()
+            .parse()
+            .ok()
+            .filter(|id| *id > 0)
+            .ok_or_else(|| format!("`{id}` in `{part}` is not a node id from 1"))?;
         let address = address.trim();
-        let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).and_then(|(_, port)| port.parse::<u16>().ok());
+        let port = address
+            .rsplit_once(':')
+            .filter(|(host, _)| !host.is_empty())
+            .and_then(|(_, port)| port.parse::<u16>().ok());
         if port.is_none() {
             return Err(format!("`{address}` in `{part}` is not HOST:PORT"));
         }
@@ -260,7 +281,8 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
         "g" | "gib" => 30,
         other => return Err(format!("`{other}` is no unit; write bytes, or a number with KiB, MiB or GiB")),
     };
-    let number: u64 = number.parse().map_err(|_| format!("`{text}` is no size; write bytes, or a number with KiB, MiB or GiB"))?;
+    let number: u64 =
+        number.parse().map_err(|_| format!("`{text}` is no size; write bytes, or a number with KiB, MiB or GiB"))?;
     number.checked_mul(1 << shift).ok_or_else(|| format!("`{text}` is more than 64 bits hold"))
 }
 
@@ -328,9 +350,14 @@ impl ConfigError {
             Self::Unreadable { .. } => "check the path given to --config or STATEHOUSE_CONFIG".into(),
             Self::NotToml { .. } => "write one `name = value` a line".into(),
             Self::UnknownKey { nearest: Some(nearest), .. } => format!("did you mean `{nearest}`?"),
-            Self::UnknownKey { nearest: None, .. } => "`statehouse serve --help` lists the settings; the keys are the flags without the dashes in front".into(),
+            Self::UnknownKey { nearest: None, .. } => {
+                "`statehouse serve --help` lists the settings; the keys are the flags without the dashes in front"
+                    .into()
+            }
             Self::Twice { .. } => "keep one of the two lines".into(),
-            Self::BadKind { .. } => "write a string, a number, true or false, a list of these, or a table of strings".into(),
+            Self::BadKind { .. } => {
+                "write a string, a number, true or false, a list of these, or a table of strings".into()
+            }
             Self::Refused { remedy, .. } => remedy.clone(),
         }
     }
@@ -347,25 +374,34 @@ pub struct ConfigFile {
 impl ConfigFile {
     /// Reads the file at `path`.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable { path: path.into(), source })?;
+        let text =
+            std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable { path: path.into(), source })?;
         Self::parse(path, &text)
     }
 
     fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
-        let table: toml::Table =
-            text.parse().map_err(|error: toml::de::Error| ConfigError::NotToml { path: path.into(), detail: error.to_string().trim().to_owned() })?;
+        let table: toml::Table = text.parse().map_err(|error: toml::de::Error| ConfigError::NotToml {
+            path: path.into(),
+            detail: error.to_string().trim().to_owned(),
+        })?;
         let mut values = BTreeMap::new();
         for (key, value) in table {
             let given = match value {
-                toml::Value::Array(items) => {
-                    items.into_iter().map(scalar).collect::<Result<Vec<_>, _>>().map_err(|kind| ConfigError::BadKind { path: path.into(), key: key.clone(), kind })?
-                }
+                toml::Value::Array(items) => items
+                    .into_iter()
+                    .map(scalar)
+                    .collect::<Result<Vec<_>, _>>()
+                    .map_err(|kind| ConfigError::BadKind { path: path.into(), key: key.clone(), kind })?,
                 toml::Value::Table(pairs) => pairs
                     .into_iter()
                     .map(|(name, value)| scalar(value).map(|value| format!("{name}={value}")))
                     .collect::<Result<Vec<_>, _>>()
                     .map_err(|kind| ConfigError::BadKind { path: path.into(), key: key.clone(), kind })?,
-                other => vec![scalar(other).map_err(|kind| ConfigError::BadKind { path: path.into(), key: key.clone(), kind })?],
+                other => vec![scalar(other).map_err(|kind| ConfigError::BadKind {
+                    path: path.into(),
+                    key: key.clone(),
+                    kind,
+                })?],
             };
             let name = key.replace('_', "-");
             if values.insert(name, (key.clone(), given)).is_some() {
@@ -444,7 +480,10 @@ fn collect_flags(command: &Command, known: &mut BTreeSet<String>) {
 fn with_sources(command: Command, file: Option<&ConfigFile>) -> Command {
     let command = command.mut_args(|arg| {
         let Some(flag) = arg.get_long().map(str::to_owned) else { return arg };
-        if matches!(arg.get_action(), clap::ArgAction::Help | clap::ArgAction::HelpLong | clap::ArgAction::HelpShort | clap::ArgAction::Version) {
+        if matches!(
+            arg.get_action(),
+            clap::ArgAction::Help | clap::ArgAction::HelpLong | clap::ArgAction::HelpShort | clap::ArgAction::Version
+        ) {
             return arg;
         }
         let list = matches!(arg.get_action(), clap::ArgAction::Append);
@@ -458,7 +497,8 @@ fn with_sources(command: Command, file: Option<&ConfigFile>) -> Command {
 
 /// The known name that is fewest edits away from `name`, if it is at all like it.
 fn nearest(name: &str, known: &BTreeSet<String>) -> Option<String> {
-    let (distance, best) = known.iter().filter(|other| *other != "config").map(|other| (edits(name, other), other)).min()?;
+    let (distance, best) =
+        known.iter().filter(|other| *other != "config").map(|other| (edits(name, other), other)).min()?;
     (distance <= 1 + name.len() / 3).then(|| best.clone())
 }
 
@@ -490,7 +530,10 @@ mod tests {
     /// The environment is the process's, so the test that sets variables does so in a command of its own
     /// with a flag no other test has.
     fn parse(args: &[&str], file: Option<&str>) -> Result<ServeConfig, String> {
-        let file = file.map(|text| ConfigFile::parse(Path::new("node.toml"), text)).transpose().map_err(|e| format!("{e}; {}", e.remedy()))?;
+        let file = file
+            .map(|text| ConfigFile::parse(Path::new("node.toml"), text))
+            .transpose()
+            .map_err(|e| format!("{e}; {}", e.remedy()))?;
         let command = prepare(ServeConfig::augment_args(Command::new("serve").no_binary_name(true)), file.as_ref())
             .map_err(|e| format!("{e}; {}", e.remedy()))?;
         let matches = command.try_get_matches_from(args).map_err(|e| e.to_string())?;
@@ -525,7 +568,10 @@ mod tests {
         let command = prepare(command, Some(&file)).unwrap();
         assert_eq!(command.clone().get_matches_from(Vec::<&str>::new()).get_one::<String>("x").unwrap(), "file");
         let command = command.mut_arg("x", |arg| arg.env("PATH"));
-        assert_eq!(command.clone().get_matches_from(Vec::<&str>::new()).get_one::<String>("x").unwrap(), &std::env::var("PATH").unwrap());
+        assert_eq!(
+            command.clone().get_matches_from(Vec::<&str>::new()).get_one::<String>("x").unwrap(),
+            &std::env::var("PATH").unwrap()
+        );
         assert_eq!(command.get_matches_from(["--x", "flag"]).get_one::<String>("x").unwrap(), "flag");
     }
 
@@ -542,14 +588,21 @@ mod tests {
     #[test]
     fn the_cluster_may_be_text_list_or_table() {
         let expected = BTreeMap::from([(1, "a:1".to_owned()), (2, "b:2".to_owned())]);
-        for file in ["initial-cluster = \"1=a:1,2=b:2\"", "initial-cluster = [\"1=a:1\", \"2=b:2\"]", "[initial-cluster]\n1 = \"a:1\"\n2 = \"b:2\""] {
+        for file in [
+            "initial-cluster = \"1=a:1,2=b:2\"",
+            "initial-cluster = [\"1=a:1\", \"2=b:2\"]",
+            "[initial-cluster]\n1 = \"a:1\"\n2 = \"b:2\"",
+        ] {
             assert_eq!(parse(&[], Some(file)).unwrap().initial_cluster, expected, "{file}");
         }
     }
 
     #[test]
     fn an_unknown_key_is_named_with_the_nearest_valid_one() {
-        assert_eq!(parse(&[], Some("hearbeat-ms = 3")).unwrap_err(), "node.toml has the key `hearbeat-ms`, which is no setting; did you mean `heartbeat-ms`?");
+        assert_eq!(
+            parse(&[], Some("hearbeat-ms = 3")).unwrap_err(),
+            "node.toml has the key `hearbeat-ms`, which is no setting; did you mean `heartbeat-ms`?"
+        );
         assert!(parse(&[], Some("colour = 3")).unwrap_err().contains("--help"));
         assert!(parse(&[], Some("heartbeat-ms = 3\nheartbeat_ms = 4")).unwrap_err().contains("twice"));
         assert!(parse(&[], Some("heartbeat-ms = ")).unwrap_err().contains("not TOML"));

@@ -57,12 +57,20 @@ fn answer(applied: Applied) -> Response {
         (status = "default", body = Problem, content_type = "application/problem+json"),
     )
 )]
-pub(super) async fn apply(State(context): State<Shared>, Name(group): Name, headers: HeaderMap, body: Body) -> Result<Response, Box<Problem>> {
+pub(super) async fn apply(
+    State(context): State<Shared>,
+    Name(group): Name,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Box<Problem>> {
     let session = request::session(&headers)?;
     let sequence = request::sequence(&headers)?;
     let timeout_ms = request::timeout_ms(&headers)?;
     if sequence.is_some() && session.is_none() {
-        return Err(Problem::new(ErrorCode::BadSequence, "the header statehouse-sequence comes without statehouse-session"));
+        return Err(Problem::new(
+            ErrorCode::BadSequence,
+            "the header statehouse-sequence comes without statehouse-session",
+        ));
     }
     let command = read_body(&headers, body, context.options.command_bytes_max, "command-bytes-max").await?;
     let applied = context.service.apply(ApplyRequest { group, session, sequence, command, timeout_ms }).await?;
@@ -106,7 +114,10 @@ pub(super) async fn query(
     let session = request::session(&headers)?.map(|(id, _)| id);
     let patience = patience(&headers, &context.options)?;
     let query: Bytes = read_body(&headers, body, context.options.command_bytes_max, "command-bytes-max").await?;
-    let answered = tokio::time::timeout(patience, context.service.query(group, params.consistency, query, session)).await;
-    let applied = answered.map_err(|_| Problem::new(ErrorCode::Timeout, format!("the query had no answer within {} ms", patience.as_millis())))??;
+    let answered =
+        tokio::time::timeout(patience, context.service.query(group, params.consistency, query, session)).await;
+    let applied = answered.map_err(|_| {
+        Problem::new(ErrorCode::Timeout, format!("the query had no answer within {} ms", patience.as_millis()))
+    })??;
     Ok(answer(applied))
 }

@@ -45,7 +45,9 @@ impl Place {
     /// The place after the event with this id.
     fn after(id: &str) -> Option<Self> {
         match id.trim().split_once('.') {
-            Some((index, number)) => Some(Self { index: index.parse().ok()?, number: number.parse::<u64>().ok()?.checked_add(1)? }),
+            Some((index, number)) => {
+                Some(Self { index: index.parse().ok()?, number: number.parse::<u64>().ok()?.checked_add(1)? })
+            }
             None => Some(Self { index: id.trim().parse().ok()?, number: 0 }),
         }
     }
@@ -80,18 +82,26 @@ pub(super) async fn subscribe(
     headers: HeaderMap,
 ) -> Result<Response, Box<Problem>> {
     let place = match (headers.get("last-event-id"), params.from) {
-        (Some(id), _) => id.to_str().ok().and_then(Place::after).ok_or_else(|| Problem::bad_request(format!("Last-Event-ID is {id:?}, not INDEX.NUMBER")))?,
+        (Some(id), _) => id
+            .to_str()
+            .ok()
+            .and_then(Place::after)
+            .ok_or_else(|| Problem::bad_request(format!("Last-Event-ID is {id:?}, not INDEX.NUMBER")))?,
         (None, Some(index)) => Place { index, number: 0 },
         // The subscriber is told at once where it stands, so that one that loses the connection before
         // the first event comes back to the same place.
-        (None, None) => Place { index: context.service.group_get(group.clone()).await?.applied.saturating_add(1), number: 0 },
+        (None, None) => {
+            Place { index: context.service.group_get(group.clone()).await?.applied.saturating_add(1), number: 0 }
+        }
     };
     let events = context.service.events(group, Some(place.index)).await?;
     let keep_alive = Duration::from_millis(context.options.keep_alive_ms);
     let state = Stream { events, place, stopping: context.stopping.clone(), keep_alive };
     let opening = Bytes::from(format!("id: {}\n\n", Id(place)));
-    let body = stream::iter([opening]).chain(stream::unfold(state, Stream::next)).map(Ok::<_, std::convert::Infallible>);
-    Ok(([(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-store")], Body::from_stream(body)).into_response())
+    let body =
+        stream::iter([opening]).chain(stream::unfold(state, Stream::next)).map(Ok::<_, std::convert::Infallible>);
+    Ok(([(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-store")], Body::from_stream(body))
+        .into_response())
 }
 
 /// How a place is written as an event id.

@@ -112,9 +112,18 @@ impl Fake {
     }
 
     fn module_view(state: &State, name: &str) -> ServiceResult<ModuleView> {
-        let wasm = state.modules.get(name).ok_or_else(|| error(ErrorCode::ModuleNotFound, format!("no module {name:?}")))?;
-        let groups = state.groups.iter().filter(|(_, group)| group.module == name).map(|(name, _)| name.clone()).collect();
-        Ok(ModuleView { name: name.into(), digest: format!("{:064x}", wasm.len()), size: wasm.len() as u64, created_ms: 1, exports: vec!["timer".into()], groups })
+        let wasm =
+            state.modules.get(name).ok_or_else(|| error(ErrorCode::ModuleNotFound, format!("no module {name:?}")))?;
+        let groups =
+            state.groups.iter().filter(|(_, group)| group.module == name).map(|(name, _)| name.clone()).collect();
+        Ok(ModuleView {
+            name: name.into(),
+            digest: format!("{:064x}", wasm.len()),
+            size: wasm.len() as u64,
+            created_ms: 1,
+            exports: vec!["timer".into()],
+            groups,
+        })
     }
 
     fn group_view(&self, name: &str, group: &Group) -> GroupView {
@@ -136,7 +145,12 @@ impl Fake {
             state: "leader".into(),
             sessions: group.sessions.len() as u64,
             timers: 0,
-            members: vec![MemberView { id: self.node, address: "127.0.0.1:7170".into(), role: "voter".into(), matched: Some(applied) }],
+            members: vec![MemberView {
+                id: self.node,
+                address: "127.0.0.1:7170".into(),
+                role: "voter".into(),
+                matched: Some(applied),
+            }],
         }
     }
 
@@ -147,7 +161,13 @@ impl Fake {
         }
     }
 
-    fn with_session<T>(&self, group: &str, id: u64, secret: [u8; 16], act: impl FnOnce(&mut Group) -> T) -> ServiceResult<T> {
+    fn with_session<T>(
+        &self,
+        group: &str,
+        id: u64,
+        secret: [u8; 16],
+        act: impl FnOnce(&mut Group) -> T,
+    ) -> ServiceResult<T> {
         self.with_group(group, |group| {
             if !group.sessions.contains_key(&id) {
                 return Err(error(ErrorCode::SessionNotFound, format!("no session {id}")));
@@ -166,13 +186,20 @@ impl Fake {
             return Err(ServiceError { reason: Some("why".into()), index: Some(9), ..error(code, "asked for") });
         }
         let act = |group: &mut Group| {
-            let kept = request.session.zip(request.sequence).and_then(|((id, _), sequence)| group.sessions.get(&id)?.get(&sequence).cloned());
+            let kept = request
+                .session
+                .zip(request.sequence)
+                .and_then(|((id, _), sequence)| group.sessions.get(&id)?.get(&sequence).cloned());
             if let Some(kept) = kept {
                 return kept;
             }
             group.applied += 1;
             group.sum += text.parse::<i64>().unwrap_or(0);
-            let reply = if text == "echo" || text.parse::<i64>().is_ok() { Bytes::from(group.sum.to_string()) } else { request.command.clone() };
+            let reply = if text == "echo" || text.parse::<i64>().is_ok() {
+                Bytes::from(group.sum.to_string())
+            } else {
+                request.command.clone()
+            };
             let applied = Applied { index: group.applied, reply };
             if let Some(((id, _), sequence)) = request.session.zip(request.sequence)
                 && let Some(replies) = group.sessions.get_mut(&id)
@@ -197,7 +224,10 @@ impl Service for Fake {
     fn module_add(&self, name: String, wasm: Bytes) -> BoxFuture<'_, ServiceResult<ModuleView>> {
         let mut state = self.state();
         if !wasm.starts_with(b"\0asm") {
-            return now(Err(ServiceError { reason: Some("not_wasm".into()), ..error(ErrorCode::ModuleRefused, "the file is no WebAssembly") }));
+            return now(Err(ServiceError {
+                reason: Some("not_wasm".into()),
+                ..error(ErrorCode::ModuleRefused, "the file is no WebAssembly")
+            }));
         }
         if state.modules.get(&name).is_some_and(|known| *known != wasm) {
             return now(Err(error(ErrorCode::AlreadyExists, format!("the module {name:?} has other bytes"))));
@@ -219,15 +249,33 @@ impl Service for Fake {
                 state.modules.remove(&name);
                 now(Ok(()))
             }
-            Ok(view) => now(Err(error(ErrorCode::ModuleInUse, format!("{name:?} is run by {}", view.groups.join(", "))))),
+            Ok(view) => {
+                now(Err(error(ErrorCode::ModuleInUse, format!("{name:?} is run by {}", view.groups.join(", ")))))
+            }
             Err(error) => now(Err(error)),
         }
     }
     fn module_check(&self, wasm: Bytes) -> BoxFuture<'_, ServiceResult<ModuleView>> {
-        let view = ModuleView { name: String::new(), digest: "00".repeat(32), size: wasm.len() as u64, created_ms: 0, exports: vec![], groups: vec![] };
-        now(if wasm.starts_with(b"\0asm") { Ok(view) } else { Err(error(ErrorCode::ModuleRefused, "the file is no WebAssembly")) })
+        let view = ModuleView {
+            name: String::new(),
+            digest: "00".repeat(32),
+            size: wasm.len() as u64,
+            created_ms: 0,
+            exports: vec![],
+            groups: vec![],
+        };
+        now(if wasm.starts_with(b"\0asm") {
+            Ok(view)
+        } else {
+            Err(error(ErrorCode::ModuleRefused, "the file is no WebAssembly"))
+        })
     }
-    fn group_create(&self, name: String, module: String, params: serde_json::Value) -> BoxFuture<'_, ServiceResult<GroupView>> {
+    fn group_create(
+        &self,
+        name: String,
+        module: String,
+        params: serde_json::Value,
+    ) -> BoxFuture<'_, ServiceResult<GroupView>> {
         let mut state = self.state();
         if !state.modules.contains_key(&module) {
             return now(Err(error(ErrorCode::ModuleNotFound, format!("no module {module:?}"))));
@@ -251,7 +299,9 @@ impl Service for Fake {
         now(removed.map(drop).ok_or_else(|| error(ErrorCode::GroupNotFound, format!("no group {name:?}"))))
     }
     fn group_digest(&self, name: String) -> BoxFuture<'_, ServiceResult<DigestView>> {
-        now(self.with_group(&name, |group| Ok(DigestView { node: self.node, applied: group.applied, digest: format!("{:064x}", group.sum) })))
+        now(self.with_group(&name, |group| {
+            Ok(DigestView { node: self.node, applied: group.applied, digest: format!("{:064x}", group.sum) })
+        }))
     }
     fn group_snapshot(&self, name: String) -> BoxFuture<'_, ServiceResult<u64>> {
         now(self.with_group(&name, |group| Ok(group.applied)))
@@ -266,7 +316,13 @@ impl Service for Fake {
         }
         now(self.apply_now(request))
     }
-    fn query(&self, group: String, consistency: Consistency, query: Bytes, session: Option<u64>) -> BoxFuture<'_, ServiceResult<Applied>> {
+    fn query(
+        &self,
+        group: String,
+        consistency: Consistency,
+        query: Bytes,
+        session: Option<u64>,
+    ) -> BoxFuture<'_, ServiceResult<Applied>> {
         if query == "never" {
             return std::future::pending().boxed();
         }
@@ -303,7 +359,8 @@ impl Service for Fake {
     }
     fn node(&self) -> BoxFuture<'_, NodeView> {
         let ready = self.state().ready;
-        let reasons = if ready { vec![] } else { vec!["group c1 has no leader".into(), "the catalog catches up".into()] };
+        let reasons =
+            if ready { vec![] } else { vec!["group c1 has no leader".into(), "the catalog catches up".into()] };
         now(NodeView { node: self.node, cluster: "c0ffee".into(), ready, reasons, uptime_s: 5 })
     }
     fn metrics(&self) -> BoxFuture<'_, String> {

@@ -33,7 +33,11 @@ use super::schema::Snapshot;
         (status = "default", body = Problem, content_type = "application/problem+json"),
     )
 )]
-pub(super) async fn create(State(context): State<Shared>, headers: HeaderMap, body: Body) -> Result<Response, Box<Problem>> {
+pub(super) async fn create(
+    State(context): State<Shared>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Box<Problem>> {
     let NewGroup { name, module, params } = read_json(&headers, body).await?;
     check_name("group", &name)?;
     check_name("module", &module)?;

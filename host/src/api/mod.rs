@@ -128,7 +128,11 @@ fn router(context: Shared) -> Router {
 fn json<T: Serialize>(status: StatusCode, value: &T) -> Response {
     match serde_json::to_vec(value) {
         Ok(body) => (status, [(header::CONTENT_TYPE, "application/json")], body).into_response(),
-        Err(error) => problem::Problem::new(crate::service::ErrorCode::Internal, format!("the answer cannot be written as JSON: {error}")).into_response(),
+        Err(error) => problem::Problem::new(
+            crate::service::ErrorCode::Internal,
+            format!("the answer cannot be written as JSON: {error}"),
+        )
+        .into_response(),
     }
 }
 

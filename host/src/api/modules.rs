@@ -44,7 +44,12 @@ pub(super) struct NoParams {}
         (status = "default", body = Problem, content_type = "application/problem+json"),
     )
 )]
-pub(super) async fn add(State(context): State<Shared>, Params(params): Params<AddParams>, headers: HeaderMap, body: Body) -> Result<Response, Box<Problem>> {
+pub(super) async fn add(
+    State(context): State<Shared>,
+    Params(params): Params<AddParams>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Box<Problem>> {
     check_name("module", &params.name)?;
     if params.name == "check" {
         return Err(Problem::bad_request("a module cannot be named \"check\": /v1/modules/check is a path of the API"));
@@ -64,7 +69,12 @@ pub(super) async fn add(State(context): State<Shared>, Params(params): Params<Ad
         (status = "default", body = Problem, content_type = "application/problem+json"),
     )
 )]
-pub(super) async fn check(State(context): State<Shared>, _: Params<NoParams>, headers: HeaderMap, body: Body) -> Result<Response, Box<Problem>> {
+pub(super) async fn check(
+    State(context): State<Shared>,
+    _: Params<NoParams>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Box<Problem>> {
     let wasm = read_body(&headers, body, context.options.module_bytes_max, "module-bytes-max").await?;
     let module = context.service.module_check(wasm).await?;
     Ok(json(StatusCode::OK, &Module::from(module)))

@@ -72,14 +72,25 @@ impl Problem {
 
     /// The body is over `limit` bytes.
     pub fn too_large(limit: u64, setting: &str) -> Box<Self> {
-        let mut problem = Self::new(ErrorCode::TooLarge, format!("the body is larger than this node's limit of {limit} bytes"));
-        problem.remedy = if setting.is_empty() { "send less".to_owned() } else { format!("send less, or start the nodes with a larger --{setting}") };
+        let mut problem =
+            Self::new(ErrorCode::TooLarge, format!("the body is larger than this node's limit of {limit} bytes"));
+        problem.remedy = if setting.is_empty() {
+            "send less".to_owned()
+        } else {
+            format!("send less, or start the nodes with a larger --{setting}")
+        };
         problem
     }
 
     /// No route has this path.
     pub fn no_route(path: &str) -> Box<Self> {
-        Self::build("route_not_found", 404, "No such path", format!("there is nothing at {path}"), "/openapi.json lists the paths")
+        Self::build(
+            "route_not_found",
+            404,
+            "No such path",
+            format!("there is nothing at {path}"),
+            "/openapi.json lists the paths",
+        )
     }
 
     /// The route does not take this method.

@@ -43,8 +43,10 @@ pub fn check_name(what: &str, name: &str) -> Result<(), Box<Problem>> {
     if first && all && name.len() <= 63 {
         return Ok(());
     }
-    let mut problem = Problem::bad_request(format!("{:?} is not a {what} name", name.chars().take(80).collect::<String>()));
-    problem.remedy = "a name is 1 to 63 characters of a-z, 0-9, '.', '_' and '-', and starts with a letter or digit".into();
+    let mut problem =
+        Problem::bad_request(format!("{:?} is not a {what} name", name.chars().take(80).collect::<String>()));
+    problem.remedy =
+        "a name is 1 to 63 characters of a-z, 0-9, '.', '_' and '-', and starts with a letter or digit".into();
     Err(problem)
 }
 
@@ -57,7 +59,9 @@ pub struct Name(pub String);
 pub struct Id(pub u64);
 
 async fn path_param<S: Send + Sync>(parts: &mut Parts, state: &S, wanted: &str) -> Result<String, Box<Problem>> {
-    let params = RawPathParams::from_request_parts(parts, state).await.map_err(|error| Problem::bad_request(error.body_text()))?;
+    let params = RawPathParams::from_request_parts(parts, state)
+        .await
+        .map_err(|error| Problem::bad_request(error.body_text()))?;
     let found = params.iter().find(|(name, _)| *name == wanted).map(|(_, value)| value.to_owned());
     found.ok_or_else(|| Problem::new(ErrorCode::Internal, format!("this route has no {{{wanted}}}")))
 }
@@ -116,7 +120,9 @@ pub fn session(headers: &HeaderMap) -> Result<Option<(u64, [u8; 16])>, Box<Probl
     let Some(value) = headers.get(SESSION) else { return Ok(None) };
     let parsed = value.to_str().ok().and_then(parse_session);
     // The secret is not repeated: answers end up in logs.
-    parsed.map(Some).ok_or_else(|| Problem::bad_request("the header statehouse-session is not ID:SECRET, a number and 32 hexadecimal digits"))
+    parsed.map(Some).ok_or_else(|| {
+        Problem::bad_request("the header statehouse-session is not ID:SECRET, a number and 32 hexadecimal digits")
+    })
 }
 
 /// Reads `ID:SECRET`.
@@ -135,7 +141,9 @@ pub fn sequence(headers: &HeaderMap) -> Result<Option<u64>, Box<Problem>> {
 /// The header `Statehouse-Timeout-Ms`.
 pub fn timeout_ms(headers: &HeaderMap) -> Result<Option<u64>, Box<Problem>> {
     match number(headers, TIMEOUT)? {
-        Some(0) => Err(Problem::bad_request("the header statehouse-timeout-ms is 0: give it at least 1, or leave it out")),
+        Some(0) => {
+            Err(Problem::bad_request("the header statehouse-timeout-ms is 0: give it at least 1, or leave it out"))
+        }
         other => Ok(other),
     }
 }
@@ -157,8 +165,15 @@ pub async fn read_body(headers: &HeaderMap, mut body: Body, limit: u64, setting:
         let frame = match tokio::time::timeout(BODY_PAUSE_MAX, body.frame()).await {
             Ok(None) => break,
             Ok(Some(Ok(frame))) => frame,
-            Ok(Some(Err(error))) => return Err(Problem::bad_request(format!("the body broke off: {}", root_cause(&error)))),
-            Err(_) => return Err(Problem::new(ErrorCode::Timeout, format!("no byte of the body came for {} s", BODY_PAUSE_MAX.as_secs()))),
+            Ok(Some(Err(error))) => {
+                return Err(Problem::bad_request(format!("the body broke off: {}", root_cause(&error))));
+            }
+            Err(_) => {
+                return Err(Problem::new(
+                    ErrorCode::Timeout,
+                    format!("no byte of the body came for {} s", BODY_PAUSE_MAX.as_secs()),
+                ));
+            }
         };
         let Ok(data) = frame.into_data() else { continue };
         let length = first.len() as u64 + rest.len() as u64 + data.len() as u64;
@@ -196,5 +211,6 @@ async fn drain(mut body: Body) {
 /// Reads a JSON body.
 pub async fn read_json<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T, Box<Problem>> {
     let bytes = read_body(headers, body, JSON_BYTES_MAX, "").await?;
-    serde_json::from_slice(&bytes).map_err(|error| Problem::bad_request(format!("the body is not the JSON that is expected here: {error}")))
+    serde_json::from_slice(&bytes)
+        .map_err(|error| Problem::bad_request(format!("the body is not the JSON that is expected here: {error}")))
 }

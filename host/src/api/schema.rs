@@ -125,7 +125,25 @@ impl From<GroupView> for Group {
             members,
         } = view;
         let members = members.into_iter().map(Member::from).collect();
-        Self { name, id, module, digest, params, node, term, leader, commit, applied, snapshot, last, purged, state, sessions, timers, members }
+        Self {
+            name,
+            id,
+            module,
+            digest,
+            params,
+            node,
+            term,
+            leader,
+            commit,
+            applied,
+            snapshot,
+            last,
+            purged,
+            state,
+            sessions,
+            timers,
+            members,
+        }
     }
 }
 

@@ -74,7 +74,9 @@ pub fn serve(listener: TcpListener, service: Arc<dyn Service>, options: ApiOptio
 
 async fn accept(listener: TcpListener, context: Arc<Context>) {
     let router = router(context.clone());
-    let room = Arc::new(Semaphore::new(usize::try_from(context.options.connections_max).unwrap_or(Semaphore::MAX_PERMITS).min(Semaphore::MAX_PERMITS)));
+    let room = Arc::new(Semaphore::new(
+        usize::try_from(context.options.connections_max).unwrap_or(Semaphore::MAX_PERMITS).min(Semaphore::MAX_PERMITS),
+    ));
     let mut stopping = context.stopping.clone();
     let mut connections = JoinSet::new();
     loop {
@@ -120,7 +122,10 @@ async fn serve_connection(stream: TcpStream, router: Router, context: Arc<Contex
     let _counted = context.metrics.connection();
     let router = TowerToHyperService::new(router);
     let service = service_fn(|request| answer(&router, &context, request));
-    let connection = http1::Builder::new().timer(TokioTimer::new()).header_read_timeout(header_timeout).serve_connection(TokioIo::new(stream), service);
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(header_timeout)
+        .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -134,7 +139,11 @@ async fn serve_connection(stream: TcpStream, router: Router, context: Arc<Contex
     }
 }
 
-async fn answer(router: &TowerToHyperService<Router>, context: &Context, request: Request<Incoming>) -> Result<Response, Infallible> {
+async fn answer(
+    router: &TowerToHyperService<Router>,
+    context: &Context,
+    request: Request<Incoming>,
+) -> Result<Response, Infallible> {
     let started = Instant::now();
     let (method, uri) = (request.method().clone(), request.uri().clone());
     let class = RequestClass::of(uri.path());

@@ -26,7 +26,12 @@ use super::schema::Session;
         (status = "default", body = Problem, content_type = "application/problem+json"),
     )
 )]
-pub(super) async fn open(State(context): State<Shared>, Name(group): Name, headers: HeaderMap, body: Body) -> Result<Response, Box<Problem>> {
+pub(super) async fn open(
+    State(context): State<Shared>,
+    Name(group): Name,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Box<Problem>> {
     let NewSession { timeout_ms } = read_json(&headers, body).await?;
     let session = context.service.session_open(group, timeout_ms).await?;
     Ok(json(StatusCode::CREATED, &Session::from(session)))
@@ -36,8 +41,12 @@ pub(super) async fn open(State(context): State<Shared>, Name(group): Name, heade
 fn secret(headers: &HeaderMap, id: u64) -> Result<[u8; 16], Box<Problem>> {
     match request::session(headers)? {
         Some((in_header, secret)) if in_header == id => Ok(secret),
-        Some((in_header, _)) => Err(Problem::bad_request(format!("the path names session {id}, the header statehouse-session {in_header}"))),
-        None => Err(Problem::bad_request("the header statehouse-session is missing: ID:SECRET, as opening the session answered")),
+        Some((in_header, _)) => {
+            Err(Problem::bad_request(format!("the path names session {id}, the header statehouse-session {in_header}")))
+        }
+        None => Err(Problem::bad_request(
+            "the header statehouse-session is missing: ID:SECRET, as opening the session answered",
+        )),
     }
 }
 
@@ -52,7 +61,12 @@ fn secret(headers: &HeaderMap, id: u64) -> Result<[u8; 16], Box<Problem>> {
         (status = "default", body = Problem, content_type = "application/problem+json"),
     )
 )]
-pub(super) async fn touch(State(context): State<Shared>, Name(group): Name, Id(id): Id, headers: HeaderMap) -> Result<Response, Box<Problem>> {
+pub(super) async fn touch(
+    State(context): State<Shared>,
+    Name(group): Name,
+    Id(id): Id,
+    headers: HeaderMap,
+) -> Result<Response, Box<Problem>> {
     context.service.session_touch(group, id, secret(&headers, id)?).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
@@ -68,7 +82,12 @@ pub(super) async fn touch(State(context): State<Shared>, Name(group): Name, Id(i
         (status = "default", body = Problem, content_type = "application/problem+json"),
     )
 )]
-pub(super) async fn close(State(context): State<Shared>, Name(group): Name, Id(id): Id, headers: HeaderMap) -> Result<Response, Box<Problem>> {
+pub(super) async fn close(
+    State(context): State<Shared>,
+    Name(group): Name,
+    Id(id): Id,
+    headers: HeaderMap,
+) -> Result<Response, Box<Problem>> {
     context.service.session_close(group, id, secret(&headers, id)?).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }

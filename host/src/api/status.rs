@@ -48,7 +48,10 @@ pub(super) struct ReadyParams {
     (status = 200, description = "it is", body = String, content_type = "text/plain"),
     (status = 503, description = "it is not yet, and why", body = Problem, content_type = "application/problem+json"),
 ))]
-pub(super) async fn readyz(State(context): State<Shared>, Params(params): Params<ReadyParams>) -> Result<Response, Box<Problem>> {
+pub(super) async fn readyz(
+    State(context): State<Shared>,
+    Params(params): Params<ReadyParams>,
+) -> Result<Response, Box<Problem>> {
     let node = context.service.node().await;
     let stopping = *context.stopping.borrow();
     let status = if node.ready && !stopping { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };

@@ -70,7 +70,11 @@ impl Api {
     }
 
     async fn start_with(change: impl FnOnce(&mut ApiOptions)) -> Self {
-        let mut options = ApiOptions { command_bytes_max: 100, module_bytes_max: 100_000, ..ApiOptions::from(&ServeConfig::default()) };
+        let mut options = ApiOptions {
+            command_bytes_max: 100,
+            module_bytes_max: 100_000,
+            ..ApiOptions::from(&ServeConfig::default())
+        };
         change(&mut options);
         let fake = Arc::new(Fake::new(4));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -91,11 +95,18 @@ impl Api {
         assert_eq!(self.call("POST", "/v1/groups", &[], r#"{"name":"c1","module":"counter"}"#).await.status, 201);
     }
 
-    async fn open(&self, method: &str, path: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Response<Incoming> {
+    async fn open(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> Response<Incoming> {
         let stream = TcpStream::connect(self.address).await.unwrap();
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection);
-        let mut request = Request::builder().method(Method::from_bytes(method.as_bytes()).unwrap()).uri(path).header("host", "test");
+        let mut request =
+            Request::builder().method(Method::from_bytes(method.as_bytes()).unwrap()).uri(path).header("host", "test");
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
@@ -133,7 +144,10 @@ async fn every_error_arrives_as_a_problem_with_its_code_status_reason_and_index(
         let reply = api.post("/v1/groups/c1/apply", &format!("fail {}", code.as_str())).await;
         let problem = reply.problem();
         assert_eq!((problem.code.as_str(), problem.status), (code.as_str(), code.status()));
-        assert_eq!((problem.reason.as_deref(), problem.index, problem.instance.as_str()), (Some("why"), Some(9), "/v1/groups/c1/apply"));
+        assert_eq!(
+            (problem.reason.as_deref(), problem.index, problem.instance.as_str()),
+            (Some("why"), Some(9), "/v1/groups/c1/apply")
+        );
         assert_eq!((problem.remedy.as_str(), reply.header("statehouse-index")), (code.remedy(), "9"));
     }
 }
@@ -143,14 +157,24 @@ async fn the_life_of_a_module_and_its_group() {
     let api = Api::start().await;
     let added = api.call("POST", "/v1/modules?name=counter", &[], "\0asm").await;
     assert_eq!((added.status, added.json()["size"].as_u64()), (201, Some(4)));
-    assert_eq!(api.call("POST", "/v1/modules?name=counter", &[], "\0asm").await.status, 201, "the same bytes again are a success");
+    assert_eq!(
+        api.call("POST", "/v1/modules?name=counter", &[], "\0asm").await.status,
+        201,
+        "the same bytes again are a success"
+    );
     assert_eq!(api.call("POST", "/v1/modules?name=counter", &[], "\0asm2").await.problem().code, "already_exists");
-    assert_eq!(api.call("POST", "/v1/modules?name=no", &[], "text").await.problem().reason.as_deref(), Some("not_wasm"));
+    assert_eq!(
+        api.call("POST", "/v1/modules?name=no", &[], "text").await.problem().reason.as_deref(),
+        Some("not_wasm")
+    );
     assert_eq!(api.call("POST", "/v1/modules/check", &[], "\0asm").await.status, 200);
     assert_eq!(api.call("POST", "/v1/modules/check", &[], "text").await.problem().code, "module_refused");
     assert_eq!(api.post("/v1/groups", r#"{"name":"c1","module":"nope"}"#).await.problem().code, "module_not_found");
     let group = api.post("/v1/groups", r#"{"name":"c1","module":"counter","params":{"start":3}}"#).await;
-    assert_eq!((group.status, group.json()["params"]["start"].as_u64(), group.json()["leader"].as_u64()), (201, Some(3), Some(4)));
+    assert_eq!(
+        (group.status, group.json()["params"]["start"].as_u64(), group.json()["leader"].as_u64()),
+        (201, Some(3), Some(4))
+    );
     assert_eq!(api.post("/v1/groups", r#"{"name":"c1","module":"counter"}"#).await.problem().code, "already_exists");
     assert_eq!(api.get("/v1/groups").await.json()["groups"][0]["name"], "c1");
     assert_eq!(api.get("/v1/groups/c1").await.json()["state"], "leader");
@@ -175,7 +199,10 @@ async fn replies_are_bytes_and_say_their_index() {
     assert_eq!((reply.text().as_str(), reply.header("statehouse-index")), ("5 Local None", "3"));
     assert_eq!(api.post("/v1/groups/c1/query", "").await.text(), "5 Linearizable None");
     let session = format!("7:{}", "00".repeat(16));
-    assert_eq!(api.call("POST", "/v1/groups/c1/query", &[("Statehouse-Session", &session)], "").await.text(), "5 Linearizable Some(7)");
+    assert_eq!(
+        api.call("POST", "/v1/groups/c1/query", &[("Statehouse-Session", &session)], "").await.text(),
+        "5 Linearizable Some(7)"
+    );
     let late = api.call("POST", "/v1/groups/c1/query", &[("Statehouse-Timeout-Ms", "1")], "never").await.problem();
     assert_eq!((late.code.as_str(), late.status), ("timeout", 504));
 }
@@ -196,10 +223,19 @@ async fn a_retry_in_a_session_is_answered_and_not_applied_again() {
     assert_eq!(api.call("POST", &touch, &[("Statehouse-Session", &session)], "").await.status, 204);
     assert_eq!(api.call("POST", &touch, &[("Statehouse-Session", &wrong)], "").await.problem().code, "wrong_secret");
     assert!(api.call("POST", &touch, &[], "").await.problem().detail.contains("statehouse-session is missing"));
-    assert!(api.call("POST", "/v1/groups/c1/sessions/999/touch", &[("Statehouse-Session", &session)], "").await.problem().detail.contains("999"));
+    assert!(
+        api.call("POST", "/v1/groups/c1/sessions/999/touch", &[("Statehouse-Session", &session)], "")
+            .await
+            .problem()
+            .detail
+            .contains("999")
+    );
     let close = format!("/v1/groups/c1/sessions/{id}");
     assert_eq!(api.call("DELETE", &close, &[("Statehouse-Session", &session)], "").await.status, 204);
-    assert_eq!(api.call("DELETE", &close, &[("Statehouse-Session", &session)], "").await.problem().code, "session_not_found");
+    assert_eq!(
+        api.call("DELETE", &close, &[("Statehouse-Session", &session)], "").await.problem().code,
+        "session_not_found"
+    );
 }
 
 #[tokio::test]
@@ -231,14 +267,17 @@ async fn bodies_over_the_limit_are_refused_declared_or_streamed_and_at_the_limit
         assert!(problem.detail.contains("100 bytes") && problem.remedy.contains("--command-bytes-max"), "{problem:?}");
     }
     // In pieces, their sum unknown before.
-    let head = "POST /v1/groups/c1/apply HTTP/1.1\r\nhost: t\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n";
+    let head =
+        "POST /v1/groups/c1/apply HTTP/1.1\r\nhost: t\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n";
     let chunk = format!("32\r\n{}\r\n", "y".repeat(50));
     let answer = api.raw(&format!("{head}{chunk}{chunk}0\r\n\r\n")).await;
     assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with(&"y".repeat(100)), "{answer}");
     let answer = api.raw(&format!("{head}{chunk}{chunk}{chunk}0\r\n\r\n")).await;
     assert!(answer.starts_with("HTTP/1.1 413") && answer.contains("too_large"), "{answer}");
     // Asked for first: nothing is sent, nothing is waited for.
-    let answer = api.raw("POST /v1/groups/c1/apply HTTP/1.1\r\nhost: t\r\nexpect: 100-continue\r\ncontent-length: 9999999\r\n\r\n").await;
+    let answer = api
+        .raw("POST /v1/groups/c1/apply HTTP/1.1\r\nhost: t\r\nexpect: 100-continue\r\ncontent-length: 9999999\r\n\r\n")
+        .await;
     assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
     let long = format!(r#"{{"name":"c2","module":"counter","params":{{"x":"{}"}}}}"#, "x".repeat(1 << 20));
     assert_eq!(api.post("/v1/groups", &long).await.problem().code, "too_large");
@@ -257,7 +296,14 @@ async fn what_the_libraries_refuse_is_a_problem_too() {
         ("POST", "/v1/groups/c1/query?consistncy=local", "", 400, "bad_request", "consistncy"),
         ("POST", "/v1/groups", "{", 400, "bad_request", "line 1"),
         ("POST", "/v1/groups", "{\"name\":\"a\"}", 400, "bad_request", "missing field `module`"),
-        ("POST", "/v1/groups", "{\"name\":\"a\",\"module\":\"b\",\"parms\":{}}", 400, "bad_request", "unknown field `parms`"),
+        (
+            "POST",
+            "/v1/groups",
+            "{\"name\":\"a\",\"module\":\"b\",\"parms\":{}}",
+            400,
+            "bad_request",
+            "unknown field `parms`",
+        ),
         ("POST", "/v1/groups", "{\"name\":\"a\",\"module\":\"b\",\"params\":3}", 400, "bad_request", "not an object"),
         ("POST", "/v1/groups/c1/sessions", "{}", 400, "bad_request", "timeout_ms"),
         ("POST", "/v1/groups/c1/sessions/x/touch", "", 400, "bad_request", "not a session id"),
@@ -280,18 +326,30 @@ async fn names_are_checked_wherever_they_come_in() {
             let problem = api.get(&format!("/v1/groups/{}", name.replace('é', "%C3%A9"))).await.problem();
             assert!(problem.detail.contains("not a group name"), "{name}: {}", problem.detail);
         }
-        let problem = api.call("POST", &format!("/v1/modules?name={}", name.replace('é', "%C3%A9")), &[], "\0asm").await.problem();
-        assert!(problem.detail.contains("not a module name") && problem.remedy.contains("63"), "{name}: {}", problem.detail);
+        let problem = api
+            .call("POST", &format!("/v1/modules?name={}", name.replace('é', "%C3%A9")), &[], "\0asm")
+            .await
+            .problem();
+        assert!(
+            problem.detail.contains("not a module name") && problem.remedy.contains("63"),
+            "{name}: {}",
+            problem.detail
+        );
     }
     for name in ["a", "0", "a.b_c-d", &long[..63]] {
         assert_eq!(api.call("POST", &format!("/v1/modules?name={name}"), &[], "\0asm").await.status, 201, "{name}");
     }
-    assert!(api.call("POST", "/v1/modules?name=check", &[], "\0asm").await.problem().detail.contains("/v1/modules/check"));
+    assert!(
+        api.call("POST", "/v1/modules?name=check", &[], "\0asm").await.problem().detail.contains("/v1/modules/check")
+    );
 }
 
 /// Reads the stream until its text ends with `end`.
 async fn read_until(response: Response<Incoming>, end: &str) -> (String, Incoming) {
-    assert_eq!((response.status().as_u16(), response.headers()["content-type"].to_str().unwrap()), (200, "text/event-stream"));
+    assert_eq!(
+        (response.status().as_u16(), response.headers()["content-type"].to_str().unwrap()),
+        (200, "text/event-stream")
+    );
     let mut body = response.into_body();
     let mut text = String::new();
     while !text.ends_with(end) {
@@ -309,7 +367,13 @@ fn event(index: u64, number: u32, data: &'static [u8]) -> EventItem {
 async fn events_come_in_order_and_a_subscriber_goes_on_where_it_was() {
     let api = Api::start_with(|options| options.keep_alive_ms = 20).await;
     api.make_group().await;
-    for item in [event(5, 0, b"a"), event(5, 1, b"b\nc"), EventItem::Gap { from: 6, next: 9 }, event(9, 0, &[0xff, 0]), event(10, 0, b"")] {
+    for item in [
+        event(5, 0, b"a"),
+        event(5, 1, b"b\nc"),
+        EventItem::Gap { from: 6, next: 9 },
+        event(9, 0, &[0xff, 0]),
+        event(10, 0, b""),
+    ] {
         api.fake.add_event("c1", item);
     }
     let all = "id: 5.0\ndata: a\n\nid: 5.1\ndata: b\ndata: c\n\nid: 9\nevent: gap\ndata: {\"from\":6,\"next\":9}\n\n\
@@ -317,15 +381,25 @@ async fn events_come_in_order_and_a_subscriber_goes_on_where_it_was() {
     // A comment follows when nothing happens: the connection is alive.
     let (text, _) = read_until(api.open("GET", "/v1/groups/c1/events?from=1", &[], "").await, ":\n\n").await;
     assert_eq!(text, format!("id: 1\n\n{all}:\n\n"));
-    let (text, _) = read_until(api.open("GET", "/v1/groups/c1/events?from=1", &[("Last-Event-ID", "5.0")], "").await, ":\n\n").await;
+    let (text, _) =
+        read_until(api.open("GET", "/v1/groups/c1/events?from=1", &[("Last-Event-ID", "5.0")], "").await, ":\n\n")
+            .await;
     assert!(text.starts_with("id: 5.0\n\nid: 5.1\n"), "{text}");
-    let (text, _) = read_until(api.open("GET", "/v1/groups/c1/events", &[("Last-Event-ID", "9")], "").await, ":\n\n").await;
+    let (text, _) =
+        read_until(api.open("GET", "/v1/groups/c1/events", &[("Last-Event-ID", "9")], "").await, ":\n\n").await;
     assert!(text.starts_with("id: 9\n\nid: 9.0\n"), "{text}");
     // Without a place: from the next entry on, and the subscriber is told which that is.
     let (text, _) = read_until(api.open("GET", "/v1/groups/c1/events", &[], "").await, ":\n\n").await;
     assert!(text.starts_with("id: 2\n\n"), "{text}");
     for bad in ["x", "5.", ".1", "5.18446744073709551615"] {
-        assert!(api.call("GET", "/v1/groups/c1/events", &[("Last-Event-ID", bad)], "").await.problem().detail.contains("Last-Event-ID"), "{bad}");
+        assert!(
+            api.call("GET", "/v1/groups/c1/events", &[("Last-Event-ID", bad)], "")
+                .await
+                .problem()
+                .detail
+                .contains("Last-Event-ID"),
+            "{bad}"
+        );
     }
     assert_eq!(api.get("/v1/groups/c9/events").await.problem().code, "group_not_found");
 }
@@ -345,7 +419,11 @@ async fn the_node_says_how_it_is() {
     assert_eq!((verbose.status, verbose.json()["reasons"].as_array().unwrap().len()), (503, 2));
     assert_eq!(api.get("/healthz").await.status, 200, "not ready is not dead");
     let metrics = api.get("/metrics").await.text();
-    assert!(metrics.contains("fake 1\n") && metrics.contains("statehouse_http_requests_total{kind=\"other\",status=\"2xx\"}"), "{metrics}");
+    assert!(
+        metrics.contains("fake 1\n")
+            && metrics.contains("statehouse_http_requests_total{kind=\"other\",status=\"2xx\"}"),
+        "{metrics}"
+    );
     assert_eq!(metrics.matches("# EOF").count(), 1);
 }
 
@@ -360,10 +438,17 @@ async fn the_openapi_document_has_every_route_and_no_other() {
         let concrete = path.replace("{name}", "a").replace("{id}", "1");
         let allow = api.call("PATCH", &concrete, &[], "").await;
         assert_eq!(allow.status, 405, "{path}");
-        let methods = allow.header("allow").split(',').filter(|method| *method != "HEAD").map(|method| format!("{} {path}", method.to_lowercase()));
+        let methods = allow
+            .header("allow")
+            .split(',')
+            .filter(|method| *method != "HEAD")
+            .map(|method| format!("{} {path}", method.to_lowercase()));
         served.extend(methods);
     }
-    let mut described: Vec<String> = paths.iter().flat_map(|(path, item)| item.as_object().unwrap().keys().map(move |method| format!("{method} {path}"))).collect();
+    let mut described: Vec<String> = paths
+        .iter()
+        .flat_map(|(path, item)| item.as_object().unwrap().keys().map(move |method| format!("{method} {path}")))
+        .collect();
     served.sort();
     described.sort();
     assert_eq!(served, described);

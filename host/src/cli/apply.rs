@@ -68,6 +68,8 @@ pub(super) async fn run(apply: Apply) -> Result<(), Failure> {
     let answer = apply.client.client()?.send(call).await?;
     match apply.client.output {
         Output::Table => output::reply(&answer.body),
-        Output::Json => output::json(&serde_json::json!({ "index": answer.index, "reply": output::bytes_as_json(&answer.body) })),
+        Output::Json => {
+            output::json(&serde_json::json!({ "index": answer.index, "reply": output::bytes_as_json(&answer.body) }))
+        }
     }
 }

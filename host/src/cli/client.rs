@@ -1,8 +1,8 @@
 //! The HTTP client of the verbs.
 //!
 //! What holds: a request is sent to a second server only if the first one cannot have acted on it (no
-//! connection, or it said that it is not available), or if sending it twice is harmless. Everything
-//! else that breaks after the request may have left is [`Failure::OutcomeUnknown`], never a success
+//! connection, or it said that it is not available), or if sending it twice is harmless. A request that
+//! changes something and breaks after it may have left is [`Failure::OutcomeUnknown`], never a success
 //! and never a plain failure.
 
 use std::convert::Infallible;
@@ -54,7 +54,9 @@ type Body = UnsyncBoxBody<Bytes, Infallible>;
 /// What may be done with a request whose fate is not known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Repeat {
-    /// Sending it twice does the same as once.
+    /// It changes nothing: send it again.
+    Reads,
+    /// It changes something, and twice does the same as once: send it again.
     Harmless,
     /// Sending it twice may act twice.
     Never,
@@ -83,12 +85,20 @@ impl std::fmt::Debug for Call {
 
 impl Call {
     fn new(method: Method, path: String, repeat: Repeat) -> Self {
-        Self { method, path, headers: HeaderMap::new(), body: Bytes::new(), repeat, time_max: ANSWER_TIME_MAX, progress: None }
+        Self {
+            method,
+            path,
+            headers: HeaderMap::new(),
+            body: Bytes::new(),
+            repeat,
+            time_max: ANSWER_TIME_MAX,
+            progress: None,
+        }
     }
 
     /// Asks for something.
     pub fn get(path: impl Into<String>) -> Self {
-        Self::new(Method::GET, path.into(), Repeat::Harmless)
+        Self::new(Method::GET, path.into(), Repeat::Reads)
     }
 
     /// Sends something.
@@ -139,7 +149,10 @@ impl Call {
         let mut request = Request::builder().method(self.method.clone()).uri(format!("{server}{}", self.path));
         if let Some(headers) = request.headers_mut() {
             *headers = self.headers.clone();
-            headers.insert(header::USER_AGENT, HeaderValue::from_static(concat!("statehouse/", env!("CARGO_PKG_VERSION"))));
+            headers.insert(
+                header::USER_AGENT,
+                HeaderValue::from_static(concat!("statehouse/", env!("CARGO_PKG_VERSION"))),
+            );
             if self.method == Method::POST {
                 headers.insert(header::CONTENT_LENGTH, HeaderValue::from(self.body.len()));
             }
@@ -160,7 +173,12 @@ pub struct Answer {
 impl Answer {
     /// The body as JSON.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, Failure> {
-        serde_json::from_slice(&self.body).map_err(|error| Failure::here(format!("the server's answer is not what this version expects: {error}"), "use the same version on both sides"))
+        serde_json::from_slice(&self.body).map_err(|error| {
+            Failure::here(
+                format!("the server's answer is not what this version expects: {error}"),
+                "use the same version on both sides",
+            )
+        })
     }
 }
 
@@ -191,14 +209,18 @@ impl Client {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(CONNECT_TIME_MAX));
-        let http = legacy::Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE_TIME_MAX).build(connector);
+        let http = legacy::Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_TIME_MAX)
+            .build(connector);
         Ok(Self { servers: Arc::new(servers), current: Arc::new(AtomicUsize::new(0)), http })
     }
 
     /// Sends the call and reads the whole answer.
     pub async fn send(&self, call: Call) -> Result<Answer, Failure> {
         let response = self.open(&call).await?;
-        let index = response.headers().get(INDEX).and_then(|value| value.to_str().ok()).and_then(|value| value.parse().ok());
+        let index =
+            response.headers().get(INDEX).and_then(|value| value.to_str().ok()).and_then(|value| value.parse().ok());
         match tokio::time::timeout(call.time_max, response.into_body().collect()).await {
             Ok(Ok(body)) => Ok(Answer { index, body: body.to_bytes() }),
             // The status said success: only its text is lost. Still, the caller asked for it.
@@ -210,11 +232,12 @@ impl Client {
     /// Sends the call; the answer's head is there, its body comes as it comes.
     pub async fn open(&self, call: &Call) -> Result<Response<Incoming>, Failure> {
         let mut misses: Vec<String> = Vec::new();
+        // Whether one of them may have acted.
+        let mut touched = false;
         let first = self.current.load(Ordering::Relaxed);
         for number in 0..self.servers.len() {
             let number = (first + number) % self.servers.len();
             let Some(server) = self.servers.get(number) else { break };
-            let last = misses.len() + 1 == self.servers.len();
             match self.ask(server, call).await {
                 Ok(response) if response.status().as_u16() < 400 => {
                     self.current.store(number, Ordering::Relaxed);
@@ -222,17 +245,36 @@ impl Client {
                 }
                 Ok(response) => {
                     let problem = read_problem(response).await;
-                    if last || problem.code != ErrorCode::Unavailable.as_str() {
+                    let unknown = problem.code == ErrorCode::OutcomeUnknown.as_str() && call.repeat == Repeat::Harmless;
+                    let next = unknown || problem.code == ErrorCode::Unavailable.as_str();
+                    let last = misses.len() + 1 == self.servers.len();
+                    // That this server did nothing says nothing of the one before.
+                    let settled = !touched || problem.status < 500;
+                    if settled && (last || !next) {
                         return Err((*problem).into());
                     }
+                    touched |= unknown;
                     misses.push(format!("{server}: {}", problem.detail));
+                    if !next {
+                        break;
+                    }
                 }
                 Err(Miss::Untouched(why)) => misses.push(format!("{server}: {why}")),
-                Err(Miss::Unclear(why)) if call.repeat == Repeat::Harmless => misses.push(format!("{server}: {why}")),
-                Err(Miss::Unclear(why)) => return Err(unclear(call, format!("{server}: {why}"))),
+                Err(Miss::Unclear(why)) => {
+                    touched |= call.repeat != Repeat::Reads;
+                    misses.push(format!("{server}: {why}"));
+                    if call.repeat == Repeat::Never {
+                        break;
+                    }
+                }
             }
         }
-        Err(Failure::Unreachable { what: format!("no server answers: {}", misses.join("; ")) })
+        let misses = misses.join("; ");
+        if touched {
+            Err(unclear(call, misses))
+        } else {
+            Err(Failure::Unreachable { what: format!("no server answers: {misses}") })
+        }
     }
 
     async fn ask(&self, server: &str, call: &Call) -> Result<Response<Incoming>, Miss> {
@@ -246,14 +288,17 @@ impl Client {
     }
 }
 
+/// The failure of a call that was sent and whose answer was not seen.
 fn unclear(call: &Call, what: String) -> Failure {
-    match call.repeat {
-        Repeat::Harmless => Failure::Unreachable { what },
+    let remedy = match call.repeat {
+        Repeat::Reads => return Failure::Unreachable { what },
+        Repeat::Harmless => "it may or may not have taken effect: run the same line again, twice does the same as once",
         Repeat::Never => {
-            let remedy = "it may or may not have taken effect: look first (a query, `statehouse group ls`), or send commands in a session with a sequence number";
-            Failure::OutcomeUnknown { what, remedy: remedy.into() }
+            "it may or may not have taken effect: look first (a query, `statehouse group ls`), or send commands in a \
+             session with a sequence number"
         }
-    }
+    };
+    Failure::OutcomeUnknown { what, remedy: remedy.into() }
 }
 
 async fn read_problem(response: Response<Incoming>) -> Box<Problem> {
@@ -293,11 +338,16 @@ fn chain(error: &dyn std::error::Error) -> String {
 pub fn base_url(server: &str) -> Result<String, Failure> {
     let server = server.trim();
     if server.starts_with("https://") {
-        return Err(Failure::usage(format!("{server}: this version does not speak TLS"), "name the server with http://"));
+        return Err(Failure::usage(
+            format!("{server}: this version does not speak TLS"),
+            "name the server with http://",
+        ));
     }
     let url = format!("http://{}", server.strip_prefix("http://").unwrap_or(server).trim_end_matches('/'));
     match url.parse::<hyper::Uri>() {
-        Ok(uri) if uri.host().is_some_and(|host| !host.is_empty()) && uri.path() == "/" && uri.query().is_none() => Ok(url),
+        Ok(uri) if uri.host().is_some_and(|host| !host.is_empty()) && uri.path() == "/" && uri.query().is_none() => {
+            Ok(url)
+        }
         _ => Err(Failure::usage(format!("{server:?} is not a server's address"), "write http://HOST:PORT")),
     }
 }
@@ -355,30 +405,70 @@ mod tests {
         assert_eq!(encode("a/b ?é"), "a%2Fb%20%3F%C3%A9");
     }
 
-    /// A server that takes the request and dies is the case that must not be read as "nothing happened".
-    #[tokio::test]
-    async fn a_command_whose_connection_breaks_is_of_unknown_outcome_and_goes_to_no_other_server() {
+    /// Two servers. The first takes one request and dies; the second answers one with `reply`, or is not there.
+    async fn send_to_two(call: Call, reply: Option<&str>) -> (Result<Answer, Failure>, bool) {
         use tokio::io::AsyncReadExt;
+        use tokio::io::AsyncWriteExt;
         let first = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let second = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let servers = [first.local_addr().unwrap().to_string(), second.local_addr().unwrap().to_string()];
-        let client = Client::new(&servers).unwrap();
-        let dies = async {
+        let dies = tokio::spawn(async move {
             let (mut stream, _) = first.accept().await.unwrap();
             assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0);
+        });
+        let answers = reply.map(|reply| {
+            let reply = reply.to_owned();
+            tokio::spawn(async move {
+                let (mut stream, _) = second.accept().await.unwrap();
+                assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0);
+                stream.write_all(reply.as_bytes()).await.unwrap();
+            })
+        });
+        let result = Client::new(&servers).unwrap().send(call).await;
+        dies.await.unwrap();
+        let asked = match answers {
+            Some(task) if task.is_finished() => true,
+            Some(task) => {
+                task.abort();
+                task.await.is_ok()
+            }
+            None => false,
         };
-        let (failure, ()) = tokio::join!(client.send(Call::post("/v1/groups/c/apply", "x", Repeat::Never)), dies);
-        assert_eq!(failure.unwrap_err().code(), 4);
-        assert!(tokio::time::timeout(Duration::ZERO, second.accept()).await.is_err(), "nobody asked the second server");
-        // The same, but harmless to repeat: the second server is asked.
-        drop(second);
-        let dies = async {
-            let (mut stream, _) = first.accept().await.unwrap();
-            assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0);
-        };
-        let (failure, ()) = tokio::join!(client.send(Call::get("/v1/groups")), dies);
-        let failure = failure.unwrap_err();
-        assert_eq!(failure.code(), 3);
-        assert!(failure.to_string().contains(&servers[1]), "{failure}");
+        (result, asked)
+    }
+
+    const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok";
+
+    /// What was sent to a server that died must not be read as "nothing happened".
+    #[tokio::test]
+    async fn a_command_whose_connection_breaks_is_of_unknown_outcome_and_goes_to_no_other_server() {
+        let (result, asked) = send_to_two(Call::post("/v1/groups/c/apply", "x", Repeat::Never), Some(OK)).await;
+        assert_eq!((result.unwrap_err().code(), asked), (4, false));
+    }
+
+    #[tokio::test]
+    async fn what_is_harmless_to_repeat_goes_to_the_next_server() {
+        let (result, _) = send_to_two(Call::post("/v1/modules", "x", Repeat::Harmless), Some(OK)).await;
+        assert_eq!(result.unwrap().body, "ok");
+        // Nobody else is there: reading failed, but the change may have been made.
+        let (result, _) = send_to_two(Call::get("/v1/groups"), None).await;
+        assert_eq!(result.unwrap_err().code(), 3);
+        let (result, _) = send_to_two(Call::post("/v1/modules", "x", Repeat::Harmless), None).await;
+        assert_eq!(result.unwrap_err().code(), 4);
+    }
+
+    /// "Nothing was done" from the second server is true of the second server only.
+    #[tokio::test]
+    async fn a_second_servers_refusal_does_not_settle_what_the_first_did() {
+        let body = serde_json::to_string(&Problem::new(ErrorCode::NoLeader, "no leader")).unwrap();
+        let reply = format!(
+            "HTTP/1.1 503 X\r\ncontent-type: {}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+            problem::CONTENT_TYPE,
+            body.len()
+        );
+        let (result, _) = send_to_two(Call::post("/v1/modules", "x", Repeat::Harmless), Some(&reply)).await;
+        assert_eq!(result.unwrap_err().code(), 4);
+        let (result, _) = send_to_two(Call::get("/v1/groups"), Some(&reply)).await;
+        assert_eq!(result.unwrap_err().code(), 1);
     }
 }

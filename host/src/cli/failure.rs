@@ -91,9 +91,14 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Refused { what, code: Some(code), remedy } => write!(f, "error: {what} ({code})\n  try: {remedy}"),
-            Self::Refused { what, code: None, remedy } | Self::Usage { what, remedy } => write!(f, "error: {what}\n  try: {remedy}"),
+            Self::Refused { what, code: None, remedy } | Self::Usage { what, remedy } => {
+                write!(f, "error: {what}\n  try: {remedy}")
+            }
             Self::Unreachable { what } => {
-                write!(f, "error: {what}\n  try: start a server with `statehouse serve`, or name one that runs with --server or STATEHOUSE_SERVER")
+                write!(
+                    f,
+                    "error: {what}\n  try: start a server with `statehouse serve`, or name one that runs with --server or STATEHOUSE_SERVER"
+                )
             }
             Self::OutcomeUnknown { what, remedy } => write!(f, "error: {what} (outcome_unknown)\n  try: {remedy}"),
         }
@@ -109,7 +114,10 @@ mod tests {
     #[test]
     fn a_problem_becomes_two_lines_and_an_exit_code() {
         let failure = Failure::from(*Problem::new(ErrorCode::GroupNotFound, "no group \"c9\""));
-        assert_eq!(failure.to_string(), "error: no group \"c9\" (group_not_found)\n  try: `statehouse group ls` lists the groups");
+        assert_eq!(
+            failure.to_string(),
+            "error: no group \"c9\" (group_not_found)\n  try: `statehouse group ls` lists the groups"
+        );
         assert_eq!(failure.code(), 1);
         let unknown = Failure::from(*Problem::new(ErrorCode::OutcomeUnknown, "the leader is gone"));
         assert_eq!(unknown.code(), 4);

@@ -93,9 +93,19 @@ pub(super) async fn run(verbs: GroupVerbs) -> Result<(), Failure> {
                 Output::Table => {
                     let row = |group: &Group| {
                         let leader = group.leader.map_or("-".to_owned(), |leader| leader.to_string());
-                        vec![group.name.clone(), group.module.clone(), group.state.clone(), leader, group.applied.to_string(), group.members.len().to_string()]
+                        vec![
+                            group.name.clone(),
+                            group.module.clone(),
+                            group.state.clone(),
+                            leader,
+                            group.applied.to_string(),
+                            group.members.len().to_string(),
+                        ]
                     };
-                    output::table(&["name", "module", "state", "leader", "applied", "members"], list.groups.iter().map(row).collect())
+                    output::table(
+                        &["name", "module", "state", "leader", "applied", "members"],
+                        list.groups.iter().map(row).collect(),
+                    )
                 }
             }
         }
@@ -108,10 +118,14 @@ pub(super) async fn run(verbs: GroupVerbs) -> Result<(), Failure> {
             Ok(())
         }
         GroupVerb::Digest { name } => {
-            let digest: Digest = client.send(Call::get(format!("/v1/groups/{}/digest", encode(&name)))).await?.json()?;
+            let digest: Digest =
+                client.send(Call::get(format!("/v1/groups/{}/digest", encode(&name)))).await?.json()?;
             match form {
                 Output::Json => output::json(&digest),
-                Output::Table => output::table(&["node", "applied", "digest"], vec![vec![digest.node.to_string(), digest.applied.to_string(), digest.digest]]),
+                Output::Table => output::table(
+                    &["node", "applied", "digest"],
+                    vec![vec![digest.node.to_string(), digest.applied.to_string(), digest.digest]],
+                ),
             }
         }
         GroupVerb::Snapshot { name } => {

@@ -135,7 +135,9 @@ fn no_signals(error: std::io::Error) -> Failure {
 }
 
 fn address(base: u16, id: u16) -> Result<SocketAddr, Failure> {
-    let port = base.checked_add(id - 1).ok_or_else(|| Failure::usage(format!("the ports from {base} on are over 65535"), "give a lower --http-base and --peer-base"))?;
+    let port = base.checked_add(id - 1).ok_or_else(|| {
+        Failure::usage(format!("the ports from {base} on are over 65535"), "give a lower --http-base and --peer-base")
+    })?;
     Ok(SocketAddr::from(([127, 0, 0, 1], port)))
 }
 
@@ -143,24 +145,43 @@ fn address(base: u16, id: u16) -> Result<SocketAddr, Failure> {
 fn prepare(local: &Local) -> Result<(), Failure> {
     let apart = local.http_base.abs_diff(local.peer_base);
     if apart < local.nodes {
-        return Err(Failure::usage(format!("--http-base {} and --peer-base {} are closer than --nodes {}", local.http_base, local.peer_base, local.nodes), "give them at least so many ports of room"));
+        return Err(Failure::usage(
+            format!(
+                "--http-base {} and --peer-base {} are closer than --nodes {}",
+                local.http_base, local.peer_base, local.nodes
+            ),
+            "give them at least so many ports of room",
+        ));
     }
-    let cannot = |what: &str, path: &Path, error: std::io::Error| Failure::here(format!("cannot {what} {}: {error}", path.display()), "give a --data-dir that can be written");
+    let cannot = |what: &str, path: &Path, error: std::io::Error| {
+        Failure::here(format!("cannot {what} {}: {error}", path.display()), "give a --data-dir that can be written")
+    };
     fs::create_dir_all(&local.data_dir).map_err(|error| cannot("create", &local.data_dir, error))?;
     let path = local.data_dir.join(MARK);
     let mark = Mark { nodes: local.nodes, peer_base: local.peer_base };
     match fs::read(&path) {
         Ok(text) => {
-            let before: Mark = serde_json::from_slice(&text).map_err(|error| Failure::here(format!("{} is damaged: {error}", path.display()), "remove this file"))?;
+            let before: Mark = serde_json::from_slice(&text).map_err(|error| {
+                Failure::here(format!("{} is damaged: {error}", path.display()), "remove this file")
+            })?;
             if before != mark {
                 return Err(Failure::usage(
-                    format!("{} holds a cluster of {} nodes with peer ports from {}", local.data_dir.display(), before.nodes, before.peer_base),
-                    format!("say --nodes {} --peer-base {}, or give another --data-dir", before.nodes, before.peer_base),
+                    format!(
+                        "{} holds a cluster of {} nodes with peer ports from {}",
+                        local.data_dir.display(),
+                        before.nodes,
+                        before.peer_base
+                    ),
+                    format!(
+                        "say --nodes {} --peer-base {}, or give another --data-dir",
+                        before.nodes, before.peer_base
+                    ),
                 ));
             }
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            fs::write(&path, serde_json::to_vec(&mark).unwrap_or_default()).map_err(|error| cannot("write", &path, error))?;
+            fs::write(&path, serde_json::to_vec(&mark).unwrap_or_default())
+                .map_err(|error| cannot("write", &path, error))?;
         }
         Err(error) => return Err(cannot("read", &path, error)),
     }
@@ -175,16 +196,30 @@ fn prepare(local: &Local) -> Result<(), Failure> {
 
 fn start(local: &Local, id: u16, config: Option<&Path>) -> Result<Node, Failure> {
     let (http, peer) = (address(local.http_base, id)?, address(local.peer_base, id)?);
-    let peers = (1..=local.nodes).map(|id| Ok(format!("{id}={}", address(local.peer_base, id)?))).collect::<Result<Vec<_>, Failure>>()?;
-    let cannot = |what: String, error: std::io::Error| Failure::here(format!("cannot {what}: {error}"), "check --data-dir and the limits on open files and processes");
+    let peers = (1..=local.nodes)
+        .map(|id| Ok(format!("{id}={}", address(local.peer_base, id)?)))
+        .collect::<Result<Vec<_>, Failure>>()?;
+    let cannot = |what: String, error: std::io::Error| {
+        Failure::here(format!("cannot {what}: {error}"), "check --data-dir and the limits on open files and processes")
+    };
     let log = local.data_dir.join(format!("node-{id}.log"));
-    let file = OpenOptions::new().create(true).append(true).open(&log).map_err(|error| cannot(format!("open {}", log.display()), error))?;
+    let file = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&log)
+        .map_err(|error| cannot(format!("open {}", log.display()), error))?;
     let to_log = |file: &File| file.try_clone().map_err(|error| cannot(format!("open {}", log.display()), error));
     let program = std::env::current_exe().map_err(|error| cannot("find this program's own file".into(), error))?;
     let mut command = Command::new(program);
     command.arg("serve").arg("--exit-with-parent").arg("--node-id").arg(id.to_string());
     command.arg("--data-dir").arg(local.data_dir.join(format!("node-{id}")));
-    command.arg("--http").arg(http.to_string()).arg("--peer").arg(peer.to_string()).arg("--initial-cluster").arg(peers.join(","));
+    command
+        .arg("--http")
+        .arg(http.to_string())
+        .arg("--peer")
+        .arg(peer.to_string())
+        .arg("--initial-cluster")
+        .arg(peers.join(","));
     if let Some(config) = config {
         command.arg("--config").arg(config);
     }
@@ -203,7 +238,9 @@ async fn tend(local: &Local, cluster: &mut Cluster) -> Result<(), Failure> {
         match module::push(&client, name, bytes::Bytes::from_static(wasm)).await {
             Ok(_) => {}
             // Of an earlier version of this program: its groups run on.
-            Err(Failure::Refused { code: Some(code), what, .. }) if code == "already_exists" => output::note(format!("keeping the module {name} that is there: {what}")),
+            Err(Failure::Refused { code: Some(code), what, .. }) if code == "already_exists" => {
+                output::note(format!("keeping the module {name} that is there: {what}"))
+            }
             Err(failure) => return Err(failure),
         }
     }
@@ -213,11 +250,18 @@ async fn tend(local: &Local, cluster: &mut Cluster) -> Result<(), Failure> {
         for node in &mut cluster.0 {
             if let (false, Some(how)) = (node.ended, ended(node)) {
                 node.ended = true;
-                output::note(format!("node {} ended ({how}); it is not started again. Its log: {}", node.id, node.log.display()));
+                output::note(format!(
+                    "node {} ended ({how}); it is not started again. Its log: {}",
+                    node.id,
+                    node.log.display()
+                ));
             }
         }
         if cluster.0.iter().all(|node| node.ended) {
-            return Err(Failure::here("all nodes have ended", format!("look at the logs in {}", local.data_dir.display())));
+            return Err(Failure::here(
+                "all nodes have ended",
+                format!("look at the logs in {}", local.data_dir.display()),
+            ));
         }
     }
 }
@@ -238,12 +282,23 @@ async fn until_ready(cluster: &mut Cluster) -> Result<(), Failure> {
             let Err(failure) = client.send(Call::get("/readyz").within(Duration::from_secs(2))).await else { break };
             for node in &mut cluster.0 {
                 if let Some(how) = ended(node) {
-                    return Err(Failure::here(format!("node {} ended ({how}). The end of {}:\n{}", node.id, node.log.display(), tail(&node.log)), "correct what it says and run this again"));
+                    return Err(Failure::here(
+                        format!(
+                            "node {} ended ({how}). The end of {}:\n{}",
+                            node.id,
+                            node.log.display(),
+                            tail(&node.log)
+                        ),
+                        "correct what it says and run this again",
+                    ));
                 }
             }
             if Instant::now() > deadline {
                 let why = failure.to_string();
-                return Err(Failure::here(format!("the node at {http} is not ready after {} s: {why}", READY_TIME_MAX.as_secs()), "look at the logs in the data directory"));
+                return Err(Failure::here(
+                    format!("the node at {http} is not ready after {} s: {why}", READY_TIME_MAX.as_secs()),
+                    "look at the logs in the data directory",
+                ));
             }
             tokio::time::sleep(POLL).await;
         }
@@ -262,7 +317,13 @@ fn tail(path: &Path) -> String {
         let text = String::from_utf8_lossy(&bytes).into_owned();
         Ok(if start > 0 { text.split_once('\n').map_or(String::new(), |(_, rest)| rest.to_owned()) } else { text })
     };
-    read().unwrap_or_else(|error| format!("({error})")).trim_end().lines().map(|line| format!("  | {line}")).collect::<Vec<_>>().join("\n")
+    read()
+        .unwrap_or_else(|error| format!("({error})"))
+        .trim_end()
+        .lines()
+        .map(|line| format!("  | {line}"))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 fn announce(local: &Local, cluster: &Cluster, servers: &[String]) -> Result<(), Failure> {
@@ -270,7 +331,14 @@ fn announce(local: &Local, cluster: &Cluster, servers: &[String]) -> Result<(), 
         let node = |node: &Node| serde_json::json!({ "node": node.id, "http": format!("http://{}", node.http), "pid": node.child.id(), "log": node.log });
         return output::json_line(&serde_json::json!({ "nodes": cluster.0.iter().map(node).collect::<Vec<_>>() }));
     }
-    let row = |node: &Node| vec![node.id.to_string(), format!("http://{}", node.http), node.child.id().to_string(), node.log.display().to_string()];
+    let row = |node: &Node| {
+        vec![
+            node.id.to_string(),
+            format!("http://{}", node.http),
+            node.child.id().to_string(),
+            node.log.display().to_string(),
+        ]
+    };
     output::table(&["node", "http", "pid", "log"], cluster.0.iter().map(row).collect())?;
     let modules: Vec<&str> = crate::bundled::all().iter().map(|(name, _)| *name).collect();
     let server = match local.http_base {

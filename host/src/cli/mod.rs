@@ -105,7 +105,8 @@ impl ClientArgs {
 
 /// The whole command line, with variables and the file's values in place.
 fn command(file: Option<&ConfigFile>) -> Result<clap::Command, Failure> {
-    let command = Cli::command().mut_subcommand("serve", |serve| serve.about(serve::ABOUT).after_help(serve::AFTER_HELP));
+    let command =
+        Cli::command().mut_subcommand("serve", |serve| serve.about(serve::ABOUT).after_help(serve::AFTER_HELP));
     Ok(config::prepare(command, file)?)
 }
 
@@ -123,7 +124,8 @@ pub fn main() -> ExitCode {
 fn run(args: Vec<OsString>) -> Result<(), Failure> {
     let file = config::file_named_by(&args, std::env::var_os("STATEHOUSE_CONFIG"));
     let file = file.map(|path| ConfigFile::read(&path)).transpose()?;
-    let matches = command(file.as_ref())?.try_get_matches_from(args).unwrap_or_else(|error| exit_with(error, file.as_ref()));
+    let matches =
+        command(file.as_ref())?.try_get_matches_from(args).unwrap_or_else(|error| exit_with(error, file.as_ref()));
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| exit_with(error, file.as_ref()));
     match cli.verb {
         Verb::Serve(config) => serve::run(*config),
@@ -159,7 +161,11 @@ fn exit_with(error: clap::Error, file: Option<&ConfigFile>) -> ! {
 /// Client verbs need one thread; it costs less to start than it takes to print.
 fn block_on<F: Future<Output = Result<(), Failure>>>(verb: F) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(|error| Failure::here(format!("cannot start: {error}"), "check the limits on open files and processes"))?.block_on(verb)
+    runtime
+        .map_err(|error| {
+            Failure::here(format!("cannot start: {error}"), "check the limits on open files and processes")
+        })?
+        .block_on(verb)
 }
 
 /// A command's or query's bytes: the argument, or standard input when it is `-` or left out.
@@ -172,7 +178,9 @@ fn data(argument: Option<String>) -> Result<Bytes, Failure> {
             }
             let mut bytes = Vec::new();
             let read = std::io::stdin().lock().read_to_end(&mut bytes);
-            read.map_err(|error| Failure::here(format!("cannot read standard input: {error}"), "give the data as an argument"))?;
+            read.map_err(|error| {
+                Failure::here(format!("cannot read standard input: {error}"), "give the data as an argument")
+            })?;
             Ok(bytes.into())
         }
     }

@@ -82,7 +82,9 @@ pub(super) async fn run(verbs: ModuleVerbs) -> Result<(), Failure> {
             let client = verbs.client.client()?;
             let (wasm, own_name) = match (file, bundled) {
                 (_, Some(bundled)) => (bundled_module(&bundled)?, bundled),
-                (Some(file), None) => (read(&file)?, file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default()),
+                (Some(file), None) => {
+                    (read(&file)?, file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default())
+                }
                 (None, None) => return Err(Failure::usage("there is no FILE", "name the .wasm file")),
             };
             show(form, &push(&client, &name.unwrap_or(own_name), wasm).await?)
@@ -92,13 +94,24 @@ pub(super) async fn run(verbs: ModuleVerbs) -> Result<(), Failure> {
             match form {
                 Output::Json => output::json(&list.modules),
                 Output::Table => {
-                    let row = |module: &Module| vec![module.name.clone(), short(&module.digest), output::size(module.size), module.groups.join(" ")];
+                    let row = |module: &Module| {
+                        vec![
+                            module.name.clone(),
+                            short(&module.digest),
+                            output::size(module.size),
+                            module.groups.join(" "),
+                        ]
+                    };
                     output::table(&["name", "digest", "size", "groups"], list.modules.iter().map(row).collect())
                 }
             }
         }
-        ModuleVerb::Show { name } => show(form, &verbs.client.client()?.send(Call::get(format!("/v1/modules/{}", encode(&name)))).await?.json()?),
-        ModuleVerb::Rm { name } => verbs.client.client()?.send(Call::delete(format!("/v1/modules/{}", encode(&name)))).await.map(drop),
+        ModuleVerb::Show { name } => {
+            show(form, &verbs.client.client()?.send(Call::get(format!("/v1/modules/{}", encode(&name)))).await?.json()?)
+        }
+        ModuleVerb::Rm { name } => {
+            verbs.client.client()?.send(Call::delete(format!("/v1/modules/{}", encode(&name)))).await.map(drop)
+        }
         ModuleVerb::Check { file } => check(form, &file),
     }
 }
@@ -107,7 +120,8 @@ pub(super) async fn run(verbs: ModuleVerbs) -> Result<(), Failure> {
 pub(super) async fn push(client: &Client, name: &str, wasm: Bytes) -> Result<Module, Failure> {
     let watched = wasm.len() >= PROGRESS_BYTES_MIN && std::io::stderr().is_terminal();
     let length = wasm.len() as u64;
-    let mut call = Call::post(format!("/v1/modules?name={}", encode(name)), wasm, Repeat::Harmless).header("content-type", "application/wasm");
+    let mut call = Call::post(format!("/v1/modules?name={}", encode(name)), wasm, Repeat::Harmless)
+        .header("content-type", "application/wasm");
     let bar = if watched { progress_bar(length) } else { ProgressBar::hidden() };
     if watched {
         let bar = bar.clone();
@@ -138,29 +152,43 @@ pub(super) fn bundled_module(name: &str) -> Result<Bytes, Failure> {
         Some((_, wasm)) => Ok(Bytes::from_static(wasm)),
         None => {
             let names: Vec<&str> = all.iter().map(|(known, _)| *known).collect();
-            Err(Failure::usage(format!("no module {name:?} came with this program"), format!("it has {}", names.join(" and "))))
+            Err(Failure::usage(
+                format!("no module {name:?} came with this program"),
+                format!("it has {}", names.join(" and ")),
+            ))
         }
     }
 }
 
 fn read(file: &Path) -> Result<Bytes, Failure> {
     let remedy = "name a .wasm file, such as target/wasm32-unknown-unknown/release/NAME.wasm";
-    std::fs::read(file).map(Bytes::from).map_err(|error| Failure::here(format!("cannot read {}: {error}", file.display()), remedy))
+    std::fs::read(file)
+        .map(Bytes::from)
+        .map_err(|error| Failure::here(format!("cannot read {}: {error}", file.display()), remedy))
 }
 
 fn check(form: Output, file: &Path) -> Result<(), Failure> {
     let wasm = read(file)?;
     let limits = module::Limits::default();
-    let engine = module::Engine::new().map_err(|error| Failure::here(format!("cannot start the WebAssembly engine: {error}"), "check the limits on memory"))?;
+    let engine = module::Engine::new().map_err(|error| {
+        Failure::here(format!("cannot start the WebAssembly engine: {error}"), "check the limits on memory")
+    })?;
     let info = engine.gate(&wasm, &limits).map_err(|refusal| Failure::Refused {
         what: format!("{}: {}", file.display(), refusal.what),
         code: Some(format!("module_refused, {}", refusal.code.as_str())),
         remedy: refusal.remedy,
     })?;
-    let exports = [("timer", info.has_timer), ("session_end", info.has_session_end), ("migrate", info.has_migrate), ("adapter_*", info.has_adapter)];
+    let exports = [
+        ("timer", info.has_timer),
+        ("session_end", info.has_session_end),
+        ("migrate", info.has_migrate),
+        ("adapter_*", info.has_adapter),
+    ];
     let exports: Vec<&str> = exports.iter().filter(|(_, has)| *has).map(|(name, _)| *name).collect();
     let test = match &info.self_test {
-        module::SelfTest::Passed { snapshot_bytes, init_fuel, .. } => format!("passed: init takes {init_fuel} fuel, the empty snapshot {snapshot_bytes} bytes"),
+        module::SelfTest::Passed { snapshot_bytes, init_fuel, .. } => {
+            format!("passed: init takes {init_fuel} fuel, the empty snapshot {snapshot_bytes} bytes")
+        }
         module::SelfTest::ParamsNeeded(text) => format!("not run: init needs params ({text})"),
         module::SelfTest::NotRun => "not run".to_owned(),
     };
@@ -173,10 +201,13 @@ fn check(form: Output, file: &Path) -> Result<(), Failure> {
             ("digest", hex::encode(info.digest)),
             ("size", output::size(info.wasm_bytes)),
             ("functions", info.functions.to_string()),
-            ("memory", match info.memory_max_bytes {
-                Some(max) => format!("{} to {}", output::size(info.memory_min_bytes), output::size(max)),
-                None => format!("from {}", output::size(info.memory_min_bytes)),
-            }),
+            (
+                "memory",
+                match info.memory_max_bytes {
+                    Some(max) => format!("{} to {}", output::size(info.memory_min_bytes), output::size(max)),
+                    None => format!("from {}", output::size(info.memory_min_bytes)),
+                },
+            ),
             ("exports", exports.join(" ")),
             ("imports", info.imports.join(" ")),
             ("self-test", test),

@@ -27,7 +27,9 @@ pub fn write_bytes(bytes: &[u8]) -> Result<(), Failure> {
     match out.write_all(bytes).and_then(|()| out.flush()) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
-        Err(error) => Err(Failure::here(format!("cannot write to standard output: {error}"), "check where it is redirected to")),
+        Err(error) => {
+            Err(Failure::here(format!("cannot write to standard output: {error}"), "check where it is redirected to"))
+        }
     }
 }
 
@@ -81,14 +83,16 @@ pub fn table(heading: &[&str], rows: Vec<Vec<String>>) -> Result<(), Failure> {
     table.load_preset(presets::NOTHING).set_header(heading.iter().map(|word| word.to_uppercase()).collect::<Vec<_>>());
     table.add_rows(rows);
     // Flush with the left edge, and nothing behind the last word: it is read by `awk` too.
-    let text: Vec<String> = table.lines().map(|line| line.strip_prefix(' ').unwrap_or(&line).trim_end().to_owned()).collect();
+    let text: Vec<String> =
+        table.lines().map(|line| line.strip_prefix(' ').unwrap_or(&line).trim_end().to_owned()).collect();
     line(text.join("\n"))
 }
 
 /// Names and values, one pair a line.
 pub fn pairs(pairs: &[(&str, String)]) -> Result<(), Failure> {
     let width = pairs.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
-    let lines: Vec<String> = pairs.iter().map(|(name, value)| format!("{name:width$}  {value}").trim_end().to_owned()).collect();
+    let lines: Vec<String> =
+        pairs.iter().map(|(name, value)| format!("{name:width$}  {value}").trim_end().to_owned()).collect();
     line(lines.join("\n"))
 }
 

@@ -66,7 +66,7 @@ pub(super) struct Query {
 
 pub(super) async fn run(query: Query) -> Result<(), Failure> {
     let path = format!("/v1/groups/{}/query?consistency={}", encode(&query.group), query.consistency.as_str());
-    let mut call = Call::post(path, data(query.data)?, Repeat::Harmless);
+    let mut call = Call::post(path, data(query.data)?, Repeat::Reads);
     if let Some(session) = &query.session {
         call = call.header(request::SESSION, &session.text);
     }
@@ -76,6 +76,8 @@ pub(super) async fn run(query: Query) -> Result<(), Failure> {
     let answer = query.client.client()?.send(call).await?;
     match query.client.output {
         Output::Table => output::reply(&answer.body),
-        Output::Json => output::json(&serde_json::json!({ "index": answer.index, "reply": output::bytes_as_json(&answer.body) })),
+        Output::Json => {
+            output::json(&serde_json::json!({ "index": answer.index, "reply": output::bytes_as_json(&answer.body) }))
+        }
     }
 }

@@ -42,7 +42,9 @@ pub(super) fn run(config: ServeConfig) -> Result<(), Failure> {
         .thread_stack_size(module::GUEST_STACK_BYTES)
         .on_thread_start(module::mark_guest_thread)
         .build();
-    let runtime = runtime.map_err(|error| Failure::here(format!("cannot start: {error}"), "check the limits on open files and processes"))?;
+    let runtime = runtime.map_err(|error| {
+        Failure::here(format!("cannot start: {error}"), "check the limits on open files and processes")
+    })?;
     let served = runtime.block_on(serve(config));
     // What still blocks in the background has nothing left to say.
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -54,7 +56,8 @@ async fn serve(config: ServeConfig) -> Result<(), Failure> {
     // Before the disk is touched: a port in use is the commonest mistake.
     let listener = bind("--http", config.http).await?;
     let running = start::start(&config).await.map_err(|error| Failure::here(error.to_string(), error.remedy()))?;
-    let api = api::serve(listener, Arc::new(running.node.clone()), ApiOptions::from(&config)).map_err(|error| cannot_listen("--http", config.http, &error))?;
+    let api = api::serve(listener, Arc::new(running.node.clone()), ApiOptions::from(&config))
+        .map_err(|error| cannot_listen("--http", config.http, &error))?;
     tracing::info!(node = config.node_id, http = %api.address(), peer = %config.peer, data_dir = %config.data_dir.display(), "serving");
     let why = told.wait().await;
     tracing::info!(why, "stopping");
@@ -70,9 +73,14 @@ async fn bind(flag: &str, address: SocketAddr) -> Result<TcpListener, Failure> {
 
 pub(super) fn cannot_listen(flag: &str, address: SocketAddr, error: &io::Error) -> Failure {
     let remedy = match error.kind() {
-        io::ErrorKind::AddrInUse => format!("another process listens there (`ss -ltnp 'sport = :{}'` names it): stop it, or give another {flag}", address.port()),
+        io::ErrorKind::AddrInUse => format!(
+            "another process listens there (`ss -ltnp 'sport = :{}'` names it): stop it, or give another {flag}",
+            address.port()
+        ),
         io::ErrorKind::PermissionDenied => format!("ports below 1024 are the system's: give another {flag}"),
-        io::ErrorKind::AddrNotAvailable => format!("{} is not an address of this machine: give another {flag}", address.ip()),
+        io::ErrorKind::AddrNotAvailable => {
+            format!("{} is not an address of this machine: give another {flag}", address.ip())
+        }
         _ => format!("give another {flag}"),
     };
     Failure::here(format!("cannot listen on {flag} {address}: {error}"), remedy)
@@ -87,7 +95,11 @@ struct Told {
 
 impl Told {
     fn listen(exit_with_parent: bool) -> Result<Self, Failure> {
-        let listen = |kind| signal(kind).map_err(|error| Failure::here(format!("cannot listen for signals: {error}"), "run it outside of what forbids that"));
+        let listen = |kind| {
+            signal(kind).map_err(|error| {
+                Failure::here(format!("cannot listen for signals: {error}"), "run it outside of what forbids that")
+            })
+        };
         let (gone, parent_gone) = oneshot::channel();
         if exit_with_parent {
             std::thread::spawn(move || {
@@ -99,7 +111,11 @@ impl Told {
             // Kept open for ever: this source never speaks.
             std::mem::forget(gone);
         }
-        Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())?, parent_gone })
+        Ok(Self {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+            parent_gone,
+        })
     }
 
     /// Waits for the wish; from then on a second one ends the process at once.

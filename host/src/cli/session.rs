@@ -70,7 +70,11 @@ pub(super) async fn run(verbs: SessionVerbs) -> Result<(), Failure> {
             }
         }
         SessionVerb::Touch { group, session } => {
-            let call = Call::post(format!("/v1/groups/{}/sessions/{}/touch", encode(&group), session.id), "", Repeat::Harmless);
+            let call = Call::post(
+                format!("/v1/groups/{}/sessions/{}/touch", encode(&group), session.id),
+                "",
+                Repeat::Harmless,
+            );
             client.send(call.header(request::SESSION, &session.text)).await?;
             Ok(())
         }

@@ -4,7 +4,8 @@
 use super::*;
 
 fn parse(args: &[&str]) -> Result<Cli, clap::Error> {
-    let matches = command(None).unwrap().try_get_matches_from(std::iter::once("statehouse").chain(args.iter().copied()))?;
+    let matches =
+        command(None).unwrap().try_get_matches_from(std::iter::once("statehouse").chain(args.iter().copied()))?;
     Cli::from_arg_matches(&matches)
 }
 
@@ -79,7 +80,12 @@ fn every_flag_of_every_verb_has_its_variable() {
     fn check(command: &clap::Command) {
         for arg in command.get_arguments() {
             if let Some(flag) = arg.get_long().filter(|flag| !["help", "version"].contains(flag)) {
-                assert_eq!(arg.get_env().unwrap_or_default().to_str().unwrap(), config::variable(flag), "{} --{flag}", command.get_name());
+                assert_eq!(
+                    arg.get_env().unwrap_or_default().to_str().unwrap(),
+                    config::variable(flag),
+                    "{} --{flag}",
+                    command.get_name()
+                );
             }
         }
         command.get_subcommands().for_each(check);
@@ -96,7 +102,8 @@ fn the_file_serves_client_verbs_too() {
     let matches = command(Some(&file)).unwrap().try_get_matches_from(["statehouse", "group", "ls"]).unwrap();
     let Verb::Group(verbs) = Cli::from_arg_matches(&matches).unwrap().verb else { panic!("another verb") };
     assert!(format!("{verbs:?}").contains("http://a:1,http://b:2"), "{verbs:?}");
-    let matches = command(Some(&file)).unwrap().try_get_matches_from(["statehouse", "serve", "--heartbeat-ms", "60"]).unwrap();
+    let matches =
+        command(Some(&file)).unwrap().try_get_matches_from(["statehouse", "serve", "--heartbeat-ms", "60"]).unwrap();
     let Verb::Serve(serve) = Cli::from_arg_matches(&matches).unwrap().verb else { panic!("another verb") };
     assert_eq!(serve.heartbeat_ms, 60);
 }

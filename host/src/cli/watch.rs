@@ -95,7 +95,12 @@ pub(super) async fn run(watch: Watch) -> Result<(), Failure> {
 }
 
 /// Follows the stream until it ends; says why it did.
-async fn follow(client: &Client, watch: &Watch, last: &mut Option<String>, pause: &mut Duration) -> Result<String, Failure> {
+async fn follow(
+    client: &Client,
+    watch: &Watch,
+    last: &mut Option<String>,
+    pause: &mut Duration,
+) -> Result<String, Failure> {
     let from = watch.from.map(|from| format!("?from={from}")).unwrap_or_default();
     let mut call = Call::get(format!("/v1/groups/{}/events{from}", encode(&watch.group)));
     if let Some(id) = last.as_ref() {
@@ -143,7 +148,9 @@ fn print(form: Output, event: &Pending) -> Result<(), Failure> {
         Output::Json => {
             let (index, number) = id.split_once('.').unwrap_or((id, "0"));
             let (index, number) = (index.parse::<u64>().ok(), number.parse::<u64>().ok());
-            output::json_line(&serde_json::json!({ "index": index, "number": number, "data": output::bytes_as_json(&bytes) }))
+            output::json_line(
+                &serde_json::json!({ "index": index, "number": number, "data": output::bytes_as_json(&bytes) }),
+            )
         }
     }
 }
@@ -157,10 +164,11 @@ mod tests {
     #[test]
     fn an_event_is_put_together_from_its_lines() {
         let mut pending = Pending::default();
-        let events: Vec<Pending> = ["id: 7", "", ":", "", "id: 7.0", "data: a", "data:  b", "", "id: 9", "event: gap", "data: {}", ""]
-            .iter()
-            .filter_map(|line| pending.take_line(line))
-            .collect();
+        let events: Vec<Pending> =
+            ["id: 7", "", ":", "", "id: 7.0", "data: a", "data:  b", "", "id: 9", "event: gap", "data: {}", ""]
+                .iter()
+                .filter_map(|line| pending.take_line(line))
+                .collect();
         let text = |text: &str| Some(text.to_owned());
         assert_eq!(events[0], Pending { id: text("7"), ..Pending::default() });
         assert_eq!(events[1], Pending::default());

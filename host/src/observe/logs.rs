@@ -33,9 +33,11 @@ fn filter(level: &str) -> Result<EnvFilter, ConfigError> {
         false if level.contains('=') => level.clone(),
         false => String::new(),
     };
-    EnvFilter::builder().parse(&directives).ok().filter(|_| !directives.is_empty()).ok_or_else(|| ConfigError::Refused {
-        detail: format!("--log-level {level:?} is neither a level nor a filter"),
-        remedy: "give error, warn, info, debug or trace, or a filter such as info,statehouse::log=debug".into(),
+    EnvFilter::builder().parse(&directives).ok().filter(|_| !directives.is_empty()).ok_or_else(|| {
+        ConfigError::Refused {
+            detail: format!("--log-level {level:?} is neither a level nor a filter"),
+            remedy: "give error, warn, info, debug or trace, or a filter such as info,statehouse::log=debug".into(),
+        }
     })
 }
 

@@ -72,7 +72,13 @@ impl Page {
     }
 
     /// A number that only grows.
-    pub fn counter(&mut self, name: &'static str, help: &'static str, labels: &[(&str, &str)], value: u64) -> &mut Self {
+    pub fn counter(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        labels: &[(&str, &str)],
+        value: u64,
+    ) -> &mut Self {
         self.add(name, help, labels, Value::Counter(value))
     }
 
@@ -82,7 +88,13 @@ impl Page {
     }
 
     /// A distribution (a clone of a histogram shares its numbers).
-    pub fn histogram(&mut self, name: &'static str, help: &'static str, labels: &[(&str, &str)], value: &Histogram) -> &mut Self {
+    pub fn histogram(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        labels: &[(&str, &str)],
+        value: &Histogram,
+    ) -> &mut Self {
         self.add(name, help, labels, Value::Histogram(Box::new(value.clone())))
     }
 
@@ -210,8 +222,17 @@ impl Default for HttpMetrics {
 impl HttpMetrics {
     /// All at zero.
     pub fn new() -> Self {
-        let per_class = |&(class, label): &(RequestClass, &'static str)| PerClass { class, label, answered: Default::default(), duration: Histogram::new(SECONDS) };
-        Self { classes: RequestClass::ALL.iter().map(per_class).collect(), connections: AtomicI64::new(0), in_flight: AtomicI64::new(0) }
+        let per_class = |&(class, label): &(RequestClass, &'static str)| PerClass {
+            class,
+            label,
+            answered: Default::default(),
+            duration: Histogram::new(SECONDS),
+        };
+        Self {
+            classes: RequestClass::ALL.iter().map(per_class).collect(),
+            connections: AtomicI64::new(0),
+            in_flight: AtomicI64::new(0),
+        }
     }
 
     /// A connection was opened; it is closed when the result is dropped.
@@ -236,16 +257,36 @@ impl HttpMetrics {
     /// Their part of the metrics page.
     pub fn page(&self) -> String {
         let mut page = Page::new();
-        page.gauge("statehouse_http_connections", "Open HTTP connections", &[], self.connections.load(Ordering::Relaxed) as f64);
-        page.gauge("statehouse_http_requests_in_flight", "HTTP requests being answered", &[], self.in_flight.load(Ordering::Relaxed) as f64);
+        page.gauge(
+            "statehouse_http_connections",
+            "Open HTTP connections",
+            &[],
+            self.connections.load(Ordering::Relaxed) as f64,
+        );
+        page.gauge(
+            "statehouse_http_requests_in_flight",
+            "HTTP requests being answered",
+            &[],
+            self.in_flight.load(Ordering::Relaxed) as f64,
+        );
         for per_class in &self.classes {
             for (status, count) in STATUS_CLASSES.iter().zip(&per_class.answered) {
                 let count = count.load(Ordering::Relaxed);
                 if count > 0 {
-                    page.counter("statehouse_http_requests", "HTTP requests answered", &[("kind", per_class.label), ("status", status)], count);
+                    page.counter(
+                        "statehouse_http_requests",
+                        "HTTP requests answered",
+                        &[("kind", per_class.label), ("status", status)],
+                        count,
+                    );
                 }
             }
-            page.histogram("statehouse_http_request_duration_seconds", "Time to the answer's head", &[("kind", per_class.label)], &per_class.duration);
+            page.histogram(
+                "statehouse_http_request_duration_seconds",
+                "Time to the answer's head",
+                &[("kind", per_class.label)],
+                &per_class.duration,
+            );
         }
         page.text()
     }
@@ -260,7 +301,12 @@ mod tests {
     #[test]
     fn values_of_one_name_stand_together_and_labels_are_escaped() {
         let mut page = Page::new();
-        page.counter("statehouse_x", "An x.", &[("group", "a\"b")], 3).gauge("statehouse_y", "A y", &[], 1.5).counter("statehouse_x", "An x.", &[("group", "c")], 4);
+        page.counter("statehouse_x", "An x.", &[("group", "a\"b")], 3).gauge("statehouse_y", "A y", &[], 1.5).counter(
+            "statehouse_x",
+            "An x.",
+            &[("group", "c")],
+            4,
+        );
         let expected = "# HELP statehouse_x An x.\n# TYPE statehouse_x counter\nstatehouse_x_total{group=\"a\\\"b\"} 3\nstatehouse_x_total{group=\"c\"} 4\n\
                         # HELP statehouse_y A y\n# TYPE statehouse_y gauge\nstatehouse_y 1.5\n";
         assert_eq!(page.text(), expected);

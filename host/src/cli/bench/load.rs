@@ -54,7 +54,12 @@ impl Load {
         }
         let mut all = LoadResult { took: self.duration, ..LoadResult::default() };
         while let Some(one) = workers.join_next().await {
-            let one = one.map_err(|error| Failure::here(format!("a connection's task failed: {error}"), "this is a fault of the program: report it"))?;
+            let one = one.map_err(|error| {
+                Failure::here(
+                    format!("a connection's task failed: {error}"),
+                    "this is a fault of the program: report it",
+                )
+            })?;
             all.latencies_ns.extend(one.latencies_ns);
             all.errors += one.errors;
             all.first_error = all.first_error.or(one.first_error);
@@ -84,10 +89,13 @@ impl Worker {
             if start >= self.end {
                 return result;
             }
-            let answered = match tokio::time::timeout_at((self.end + Duration::from_secs(10)).into(), self.ask(&mut connection)).await {
-                Ok(answered) => answered,
-                Err(_) => Err("no answer within 10 s after the end".to_owned()),
-            };
+            let answered =
+                match tokio::time::timeout_at((self.end + Duration::from_secs(10)).into(), self.ask(&mut connection))
+                    .await
+                {
+                    Ok(answered) => answered,
+                    Err(_) => Err("no answer within 10 s after the end".to_owned()),
+                };
             let done = Instant::now();
             match answered {
                 // Only what lies within the time that is measured, whole.
@@ -111,7 +119,10 @@ impl Worker {
         };
         sender.ready().await.map_err(|error| error.to_string())?;
         let request = Request::post(&self.path).header(header::HOST, &self.address).body(Full::new(self.body.clone()));
-        let response = sender.send_request(request.map_err(|error| error.to_string())?).await.map_err(|error| format!("{}: {error}", self.address))?;
+        let response = sender
+            .send_request(request.map_err(|error| error.to_string())?)
+            .await
+            .map_err(|error| format!("{}: {error}", self.address))?;
         let status = response.status();
         let body = response.into_body().collect().await.map_err(|error| error.to_string())?.to_bytes();
         *connection = Some(sender);

@@ -26,7 +26,12 @@ pub(super) fn synced_write(dir: &Path) -> Result<Duration, Failure> {
     let measured = measure_writes(&path);
     // The file may not have come into being.
     let _ = fs::remove_file(&path);
-    measured.map_err(|error| Failure::here(format!("cannot measure a synced write with {}: {error}", path.display()), "give a --bench-dir that can be written"))
+    measured.map_err(|error| {
+        Failure::here(
+            format!("cannot measure a synced write with {}: {error}", path.display()),
+            "give a --bench-dir that can be written",
+        )
+    })
 }
 
 fn measure_writes(path: &Path) -> io::Result<Duration> {
@@ -46,7 +51,12 @@ fn measure_writes(path: &Path) -> io::Result<Duration> {
 
 /// The median of one byte there and back over loopback TCP, between two tasks of one thread.
 pub(super) async fn round_trip() -> Result<Duration, Failure> {
-    measure_round_trips().await.map_err(|error| Failure::here(format!("cannot measure a loopback round trip: {error}"), "check that loopback connections are allowed"))
+    measure_round_trips().await.map_err(|error| {
+        Failure::here(
+            format!("cannot measure a loopback round trip: {error}"),
+            "check that loopback connections are allowed",
+        )
+    })
 }
 
 async fn measure_round_trips() -> io::Result<Duration> {

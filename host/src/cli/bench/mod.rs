@@ -12,9 +12,12 @@ use clap::Subcommand;
 use serde::Serialize;
 
 use self::load::Load;
+use super::Call;
+use super::Client;
 use super::ClientArgs;
 use super::Failure;
 use super::Output;
+use super::Repeat;
 use super::client::base_url;
 use super::client::encode;
 use super::output;
@@ -105,15 +108,23 @@ struct Report {
 
 pub(super) async fn run(verbs: BenchVerbs) -> Result<(), Failure> {
     let (operation, path, body, shape) = match verbs.verb {
-        BenchVerb::Apply { group, command, shape } => ("apply", format!("/v1/groups/{}/apply", encode(&group)), command, shape),
+        BenchVerb::Apply { group, command, shape } => {
+            ("apply", format!("/v1/groups/{}/apply", encode(&group)), command, shape)
+        }
         BenchVerb::Query { group, query, consistency, shape } => {
             ("query", format!("/v1/groups/{}/query?consistency={}", encode(&group), consistency.as_str()), query, shape)
         }
     };
     let servers = verbs.client.servers().iter().map(|server| base_url(server)).collect::<Result<Vec<_>, _>>()?;
+    // One first: what is wrong with it is wrong with all, and said at once.
+    let client = Client::new(&servers)?;
+    client.send(Call::post(path.clone(), body.clone(), Repeat::Never)).await?;
     let synced_write = machine::synced_write(&shape.bench_dir)?;
     let round_trip = machine::round_trip().await?;
-    output::note(format!("{operation}: {} connections, {} s and {} s before that", shape.connections, shape.duration_s, shape.warmup_s));
+    output::note(format!(
+        "{operation}: {} connections, {} s and {} s before that",
+        shape.connections, shape.duration_s, shape.warmup_s
+    ));
     let load = Load {
         servers,
         path,
@@ -125,7 +136,10 @@ pub(super) async fn run(verbs: BenchVerbs) -> Result<(), Failure> {
     let result = load.run().await?;
     if result.latencies_ns.is_empty() {
         let why = result.first_error.unwrap_or_else(|| "no answer came in time".into());
-        return Err(Failure::here(format!("not one answer was a success: {why}"), "try the same with `statehouse apply` or `query` first"));
+        return Err(Failure::here(
+            format!("not one answer was a success: {why}"),
+            "try the same with `statehouse apply` or `query` first",
+        ));
     }
     let at = |share: f64| quantile(&result.latencies_ns, share) as f64 / 1000.0;
     let unit = synced_write.as_secs_f64() * 1e6 + 2.0 * round_trip.as_secs_f64() * 1e6;
@@ -190,7 +204,10 @@ mod tests {
     #[test]
     fn a_quantile_is_a_value_that_was_measured() {
         let values: Vec<u64> = (1..=1000).collect();
-        assert_eq!((quantile(&values, 0.5), quantile(&values, 0.99), quantile(&values, 0.999), quantile(&values, 1.0)), (500, 990, 999, 1000));
+        assert_eq!(
+            (quantile(&values, 0.5), quantile(&values, 0.99), quantile(&values, 0.999), quantile(&values, 1.0)),
+            (500, 990, 999, 1000)
+        );
         assert_eq!((quantile(&[7], 0.5), quantile(&[7], 1.0), quantile(&[], 0.5)), (7, 7, 0));
     }
 }

@@ -40,6 +40,10 @@ use super::stack;
 /// Address space of a memory: all that 32 bits reach, so that compiled code needs no bounds checks.
 const MEMORY_RESERVATION_BYTES: u64 = 4 << 30;
 
+/// Fuel of each call of the self-test, whatever the limits allow: an uploader should not wait minutes to
+/// hear that a module loops. Takes some seconds.
+const SELF_TEST_FUEL_MAX: u64 = 2_000_000_000;
+
 /// Frames wasmtime walks to name the place of a trap.
 const TRAP_FRAMES_MAX: usize = 4;
 
@@ -125,7 +129,13 @@ impl Engine {
             }
             Err(error @ ModuleError::Host(_)) => return Err(host_failure(&error)),
         };
-        let self_test = self_test(&module, limits)?;
+        let limits = Limits {
+            fuel_init: limits.fuel_init.min(SELF_TEST_FUEL_MAX),
+            fuel_snapshot: limits.fuel_snapshot.min(SELF_TEST_FUEL_MAX),
+            fuel_restore: limits.fuel_restore.min(SELF_TEST_FUEL_MAX),
+            ..limits.clone()
+        };
+        let self_test = self_test(&module, &limits)?;
         Ok(ModuleInfo { self_test, ..module.info().clone() })
     }
 

@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 use super::*;
 
 mod calls;
+mod code;
 mod gate;
 mod machine;
 
@@ -46,7 +47,15 @@ pub(super) fn load(wat: &str) -> Module {
 
 /// Limits small enough that tests meet them soon.
 pub(super) fn limits() -> Limits {
-    Limits { memory_bytes_max: 4 << 20, fuel_per_entry: 1_000_000, reply_bytes_max: 1000, events_max: 10, timers_max: 3, ..Limits::default() }
+    Limits {
+        memory_bytes_max: 4 << 20,
+        fuel_per_entry: 1_000_000,
+        fuel_init: 10_000_000,
+        reply_bytes_max: 1000,
+        events_max: 10,
+        timers_max: 3,
+        ..Limits::default()
+    }
 }
 
 pub(super) fn new_machine() -> Machine {
@@ -55,6 +64,11 @@ pub(super) fn new_machine() -> Machine {
 
 pub(super) fn at(index: u64) -> Context {
     Context { index, time_ms: 1000 + index, seed: index * 7, session: 0 }
+}
+
+/// Tells a story of many calls on one guest stack, where each call alone would start a thread.
+pub(super) fn story(told: impl FnOnce() + Send) {
+    on_guest_stack(told).unwrap();
 }
 
 /// Applies `command` as entry `index`, without looking at its effects.

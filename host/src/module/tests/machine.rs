@@ -24,29 +24,31 @@ fn a_snapshot_carries_the_state_to_another_machine() {
 
 #[test]
 fn an_entry_that_traps_after_writing_everywhere_leaves_no_trace() {
-    let mut machine = new_machine();
-    let mut twin = new_machine();
-    let trapping = [WRITE_AND_TRAP, FAIL, OUT_OF_BOUNDS, DIVIDE, GROW_AND_TRAP, LOOP, RECURSE, RECURSE_WIDE];
-    let mut index = 0;
-    // Entry 1, entries in the middle, and right after checkpoints (the list of 4096 is full at 4096).
-    for count in [0, 1, 10, 4085, 1, 1000] {
-        for _ in 0..count {
-            index += 1;
-            apply(&mut machine, index, &[ADD, 3]);
-            apply(&mut twin, index, &[ADD, 3]);
+    story(|| {
+        let mut machine = new_machine();
+        let mut twin = new_machine();
+        let trapping = [WRITE_AND_TRAP, FAIL, OUT_OF_BOUNDS, DIVIDE, GROW_AND_TRAP, LOOP, RECURSE, RECURSE_WIDE];
+        let mut index = 0;
+        // Entry 1, entries in the middle, and right after checkpoints (the list of 4096 is full at 4096).
+        for count in [0, 1, 10, 4085, 1, 1000] {
+            for _ in 0..count {
+                index += 1;
+                apply(&mut machine, index, &[ADD, 3]);
+                apply(&mut twin, index, &[ADD, 3]);
+            }
+            for op in trapping {
+                index += 1;
+                let mut effects = Effects::default();
+                let outcome = machine.apply(&at(index), &[op, 9], &mut effects).unwrap();
+                assert!(matches!(outcome, Outcome::Trapped(_)), "{op}: {outcome:?}");
+                assert!(effects.events.is_empty() && effects.timers.is_empty());
+                assert_eq!(machine.memory_bytes(), twin.memory_bytes());
+            }
+            assert_eq!(machine.image_digest().unwrap(), twin.image_digest().unwrap(), "after {index}");
         }
-        for op in trapping {
-            index += 1;
-            let mut effects = Effects::default();
-            let outcome = machine.apply(&at(index), &[op, 9], &mut effects).unwrap();
-            assert!(matches!(outcome, Outcome::Trapped(_)), "{op}: {outcome:?}");
-            assert!(effects.events.is_empty() && effects.timers.is_empty());
-            assert_eq!(machine.memory_bytes(), twin.memory_bytes());
-        }
-        assert_eq!(machine.image_digest().unwrap(), twin.image_digest().unwrap(), "after {index}");
-    }
-    assert_eq!(snapshot(&mut machine), snapshot(&mut twin));
-    assert_eq!(number(&apply(&mut machine, 9999, &[ADD, 1])), 5097 * 3 + 1);
+        assert_eq!(snapshot(&mut machine), snapshot(&mut twin));
+        assert_eq!(number(&apply(&mut machine, 9999, &[ADD, 1])), 5097 * 3 + 1);
+    });
 }
 
 #[test]
@@ -115,26 +117,28 @@ fn deep_recursion_ends_at_the_same_depth_each_time_however_wide_its_frames_are()
 
 #[test]
 fn queries_that_write_grow_or_trap_change_nothing() {
-    let mut machine = new_machine();
-    let mut twin = new_machine();
-    for index in 1..200 {
-        apply(&mut machine, index, &[ADD, 1]);
-        apply(&mut twin, index, &[ADD, 1]);
-        match index % 5 {
-            0 => assert_eq!(number(&machine.query(&at(index), &[ASK_AND_WRITE]).unwrap()), 99999),
-            1 => assert_eq!(code(&machine.query(&at(index), &[ASK_AND_TRAP]).unwrap()), TrapCode::Unreachable),
-            2 => assert_eq!(code(&machine.query(&at(index), &[ASK_AND_EMIT]).unwrap()), TrapCode::ForbiddenCall),
-            _ => {}
+    story(|| {
+        let mut machine = new_machine();
+        let mut twin = new_machine();
+        for index in 1..200 {
+            apply(&mut machine, index, &[ADD, 1]);
+            apply(&mut twin, index, &[ADD, 1]);
+            match index % 5 {
+                0 => assert_eq!(number(&machine.query(&at(index), &[ASK_AND_WRITE]).unwrap()), 99999),
+                1 => assert_eq!(code(&machine.query(&at(index), &[ASK_AND_TRAP]).unwrap()), TrapCode::Unreachable),
+                2 => assert_eq!(code(&machine.query(&at(index), &[ASK_AND_EMIT]).unwrap()), TrapCode::ForbiddenCall),
+                _ => {}
+            }
+            // Nor does one show in an answer after the next entry.
+            if index % 7 == 0 {
+                apply(&mut machine, index, &[ADD, 0]);
+                apply(&mut twin, index, &[ADD, 0]);
+                assert_eq!(number(&machine.query(&at(index), &[ASK]).unwrap()), index);
+            }
         }
-        // Nor does one show in an answer after the next entry.
-        if index % 7 == 0 {
-            apply(&mut machine, index, &[ADD, 0]);
-            apply(&mut twin, index, &[ADD, 0]);
-            assert_eq!(number(&machine.query(&at(index), &[ASK]).unwrap()), index);
-        }
-    }
-    assert_eq!(machine.memory_bytes(), twin.memory_bytes());
-    assert_eq!(machine.image_digest().unwrap(), twin.image_digest().unwrap());
+        assert_eq!(machine.memory_bytes(), twin.memory_bytes());
+        assert_eq!(machine.image_digest().unwrap(), twin.image_digest().unwrap());
+    });
 }
 
 #[test]
@@ -147,31 +151,33 @@ fn a_query_after_a_trapping_one_sees_the_state_and_not_its_ruins() {
 
 #[test]
 fn a_frozen_state_does_not_move_while_the_machine_does() {
-    let mut machine = new_machine();
-    apply(&mut machine, 1, &[ADD, 1]);
-    let first = machine.freeze().unwrap();
-    apply(&mut machine, 2, &[ADD, 10]);
-    machine.query(&at(2), &[ASK]).unwrap(); // A checkpoint that overwrites what the first has not copied.
-    let second = machine.freeze().unwrap();
-    let dropped = machine.freeze().unwrap();
-    for index in 3..5000 {
-        apply(&mut machine, index, &[ADD, 1]);
-    }
-    drop(dropped);
-    apply(&mut machine, 5000, &[FILL_PAGES, 90]);
-    machine.image_digest().unwrap();
-    let bytes = |frozen: Frozen| {
-        // On another thread, as hosts do.
-        std::thread::spawn(move || {
-            let mut bytes = Vec::new();
-            frozen.snapshot(&mut bytes).unwrap();
-            bytes
-        })
-    };
-    let (second, first) = (bytes(second), bytes(first));
-    assert_eq!(first.join().unwrap(), 1_u64.to_le_bytes());
-    assert_eq!(second.join().unwrap(), 11_u64.to_le_bytes());
-    assert_eq!(snapshot(&mut machine), (11 + 4997_u64).to_le_bytes());
+    story(|| {
+        let mut machine = new_machine();
+        apply(&mut machine, 1, &[ADD, 1]);
+        let first = machine.freeze().unwrap();
+        apply(&mut machine, 2, &[ADD, 10]);
+        machine.query(&at(2), &[ASK]).unwrap(); // A checkpoint that overwrites what the first has not copied.
+        let second = machine.freeze().unwrap();
+        let dropped = machine.freeze().unwrap();
+        for index in 3..5000 {
+            apply(&mut machine, index, &[ADD, 1]);
+        }
+        drop(dropped);
+        apply(&mut machine, 5000, &[FILL_PAGES, 90]);
+        machine.image_digest().unwrap();
+        let bytes = |frozen: Frozen| {
+            // On another thread, as hosts do.
+            std::thread::spawn(move || {
+                let mut bytes = Vec::new();
+                frozen.snapshot(&mut bytes).unwrap();
+                bytes
+            })
+        };
+        let (second, first) = (bytes(second), bytes(first));
+        assert_eq!(first.join().unwrap(), 1_u64.to_le_bytes());
+        assert_eq!(second.join().unwrap(), 11_u64.to_le_bytes());
+        assert_eq!(snapshot(&mut machine), (11 + 4997_u64).to_le_bytes());
+    });
 }
 
 #[test]
@@ -211,42 +217,46 @@ fn a_writer_that_fails_ends_the_snapshot_and_not_the_machine() {
 
 #[test]
 fn queries_between_entries_leave_two_machines_with_equal_images() {
-    let mut busy = new_machine();
-    let mut quiet = new_machine();
-    for index in 1..500_u64 {
-        let command = [[ADD, FILL_PAGES, GROW, WRITE_AND_TRAP, EMIT, REJECT][index as usize % 6], (index % 11) as u8];
-        let (mut left, mut right) = (Effects::default(), Effects::default());
-        let outcome = busy.apply(&at(index), &command, &mut left).unwrap();
-        assert_eq!(outcome, quiet.apply(&at(index), &command, &mut right).unwrap());
-        assert_eq!(left, right, "fuel too");
-        for _ in 0..index % 3 {
-            busy.query(&at(index), &[ASK_AND_WRITE]).unwrap();
+    story(|| {
+        let mut busy = new_machine();
+        let mut quiet = new_machine();
+        for index in 1..500_u64 {
+            let command = [[ADD, FILL_PAGES, GROW, WRITE_AND_TRAP, EMIT, REJECT][index as usize % 6], (index % 11) as u8];
+            let (mut left, mut right) = (Effects::default(), Effects::default());
+            let outcome = busy.apply(&at(index), &command, &mut left).unwrap();
+            assert_eq!(outcome, quiet.apply(&at(index), &command, &mut right).unwrap());
+            assert_eq!(left, right, "fuel too");
+            for _ in 0..index % 3 {
+                busy.query(&at(index), &[ASK_AND_WRITE]).unwrap();
+            }
+            if index % 50 == 0 {
+                snapshot(&mut busy);
+            }
         }
-        if index % 50 == 0 {
-            snapshot(&mut busy);
-        }
-    }
-    assert_eq!(busy.image_digest().unwrap(), quiet.image_digest().unwrap());
+        assert_eq!(busy.image_digest().unwrap(), quiet.image_digest().unwrap());
+    });
 }
 
 #[test]
 fn all_ways_to_find_dirty_pages_give_the_same_memory() {
-    use crate::module::pages::Way;
-    let mut digests = Vec::new();
-    for way in [Way::Scan, Way::Pagemap, Way::Compare] {
-        let mut machine = new_machine();
-        machine.set_way(way);
-        for index in 1..100 {
-            apply(&mut machine, index, &[FILL_PAGES, index as u8]);
-            apply(&mut machine, index, &[ADD, 1]);
-            apply(&mut machine, index, &[WRITE_AND_TRAP, 5]);
-            assert_eq!(number(&machine.query(&at(index), &[ASK_AND_WRITE]).unwrap()), 99999);
-            apply(&mut machine, index, &[ADD, 0]);
-            assert_eq!(number(&machine.query(&at(index), &[ASK]).unwrap()), index);
+    story(|| {
+        use crate::module::pages::Way;
+        let mut digests = Vec::new();
+        for way in [Way::Scan, Way::Pagemap, Way::Compare] {
+            let mut machine = new_machine();
+            machine.set_way(way);
+            for index in 1..100 {
+                apply(&mut machine, index, &[FILL_PAGES, index as u8]);
+                apply(&mut machine, index, &[ADD, 1]);
+                apply(&mut machine, index, &[WRITE_AND_TRAP, 5]);
+                assert_eq!(number(&machine.query(&at(index), &[ASK_AND_WRITE]).unwrap()), 99999);
+                apply(&mut machine, index, &[ADD, 0]);
+                assert_eq!(number(&machine.query(&at(index), &[ASK]).unwrap()), index);
+            }
+            digests.push(machine.image_digest().unwrap());
         }
-        digests.push(machine.image_digest().unwrap());
-    }
-    assert!(digests.iter().all(|digest| *digest == digests[0]));
+        assert!(digests.iter().all(|digest| *digest == digests[0]));
+    });
 }
 
 #[test]

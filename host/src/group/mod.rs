@@ -278,6 +278,12 @@ impl<P: Platform, T: Transport> Group<P, T> {
         self.raft.metrics().borrow_watched().current_leader
     }
 
+    fn leader_and_term(&self) -> (Option<NodeId>, u64) {
+        let receiver = self.raft.metrics();
+        let metrics = receiver.borrow_watched();
+        (metrics.current_leader, metrics.current_term)
+    }
+
     /// Whether this node leads.
     pub fn leads(&self) -> bool {
         self.leader() == Some(self.node)
@@ -559,7 +565,7 @@ impl<P: Platform, T: Transport> Group<P, T> {
                 let answer = self.raft.handle_transfer_leader(request).await;
                 answer.map(PeerResponse::TransferLeader).map_err(|error| text(&error))
             }
-            PeerRequest::Propose(_, proposals) => Ok(self.propose_for_peer(proposals).await),
+            PeerRequest::Propose { term, proposals, .. } => Ok(self.propose_for_peer(term, proposals).await),
             PeerRequest::ReadIndex { lease, .. } => Ok(self.read_index_for_peer(lease).await),
             PeerRequest::Touch(_, sessions) => {
                 self.hear(sessions);

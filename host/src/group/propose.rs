@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::sync::Weak;
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use openraft::Instant;
 use openraft::async_runtime::AsyncRuntime;
+use openraft::alias::OneshotReceiverOf;
 use openraft::errors::ClientWriteError;
+use openraft::impls::OneshotResponder;
+use openraft::raft::ClientWriteResult;
 use tokio::sync::mpsc;
 
 use super::*;
@@ -57,7 +59,7 @@ impl<P: Platform, T: Transport> Group<P, T> {
                 }
                 Ok(Ok(Delivered::Unknown)) => {
                     let pause = Duration::from_millis(pause_ms);
-                    if InstantOf::<P>::now() + pause >= deadline || self.is_stopped() {
+                    if !retry_safe || InstantOf::<P>::now() + pause >= deadline || self.is_stopped() {
                         return Err(self.unknown_outcome(timeout));
                     }
                     RtOf::<P>::sleep(pause).await;
@@ -82,40 +84,24 @@ impl<P: Platform, T: Transport> Group<P, T> {
         self.error(ErrorCode::OutcomeUnknown, detail)
     }
 
-    /// Proposes another node's commands here, if this node leads.
-    pub async fn propose_for_peer(&self, proposals: Vec<Proposal>) -> PeerResponse<RtOf<P>> {
-        let fate = self.propose_here(proposals).await;
+    /// Proposes another node's commands here, if this node leads in `term`.
+    pub async fn propose_for_peer(&self, term: u64, proposals: Vec<Proposal>) -> PeerResponse<RtOf<P>> {
+        let fate = self.enqueue(term, proposals).await.fate().await;
         PeerResponse::Proposed { refused: fate.refused, unknown: fate.unknown, leader: fate.leader }
     }
 
-    /// Stamps and writes proposals to this node's Raft; returns when the fate of all is known.
-    async fn propose_here(&self, mut proposals: Vec<Proposal>) -> Fate {
+    /// Stamps proposals and gives them to this node's Raft, in order, for its log of `term` and no other.
+    async fn enqueue(&self, term: u64, proposals: Vec<Proposal>) -> Enqueued<RtOf<P>> {
         let time_ms = self.platform.wall_ms();
-        for proposal in &mut proposals {
-            proposal.time_ms = time_ms;
+        let mut enqueued = Enqueued(Vec::with_capacity(proposals.len()));
+        for proposal in proposals {
+            let (responder, receiver) = OneshotResponder::new_pair();
+            let write = self.raft.write(Proposal { time_ms, ..proposal }).responder(responder).with_leader(term);
+            // A Raft that has stopped drops the responder, and the receiver says so.
+            let _stopped = write.await;
+            enqueued.0.push(receiver);
         }
-        let count = u32::try_from(proposals.len()).unwrap_or(u32::MAX);
-        let mut fate = Fate::default();
-        let mut results = match self.raft.client_write_many(proposals).await {
-            Ok(results) => results,
-            Err(fatal) => {
-                tracing::warn!(group = self.id, %fatal, "commands were not taken");
-                fate.refused = (0..count).collect();
-                return fate;
-            }
-        };
-        for place in 0..count {
-            match results.next().await {
-                Some(Ok(Ok(_))) => {}
-                Some(Ok(Err(ClientWriteError::ForwardToLeader(forward)))) => {
-                    fate.refused.push(place);
-                    fate.leader = forward.leader_id;
-                }
-                // Discarded here, it may still be committed by another leader.
-                Some(_) | None => fate.unknown.push(place),
-            }
-        }
-        fate
+        enqueued
     }
 
     fn settle(&self, numbers: &[u64], fate: &Fate) {
@@ -129,28 +115,51 @@ impl<P: Platform, T: Transport> Group<P, T> {
     }
 
     /// Sends one batch to whoever leads. Returns as soon as the batch has its place in the order.
-    fn dispatch(self: &Arc<Self>, batch: Vec<Proposal>) {
+    async fn dispatch(self: &Arc<Self>, batch: Vec<Proposal>) {
         let numbers: Vec<u64> = batch.iter().map(|proposal| proposal.origin.number).collect();
         let all = 0..u32::try_from(numbers.len()).unwrap_or(u32::MAX);
+        let (leader, term) = self.leader_and_term();
+        let Some(leader) = leader.filter(|_| self.shared.waiters.sending(&numbers, term)) else {
+            return self.settle(&numbers, &Fate { refused: all.collect(), ..Fate::default() });
+        };
         let group = self.clone();
-        match self.leader() {
-            None => self.settle(&numbers, &Fate { refused: all.collect(), ..Fate::default() }),
-            Some(leader) if leader == self.node => drop(P::Runtime::spawn(async move {
-                let fate = group.propose_here(batch).await;
-                group.settle(&numbers, &fate);
-            })),
-            Some(leader) => {
-                let sent = call::<RtOf<P>, T>(&self.transport, leader, Lane::Consensus, &PeerRequest::Propose(self.id, batch));
-                drop(P::Runtime::spawn(async move {
-                    let fate = match sent.await {
-                        Ok(PeerResponse::Proposed { refused, unknown, leader }) => Fate { refused, unknown, leader },
-                        Err(CallError::NotSent { .. }) => Fate { refused: all.collect(), ..Fate::default() },
-                        Ok(_) | Err(_) => Fate { unknown: all.collect(), ..Fate::default() },
-                    };
-                    group.settle(&numbers, &fate);
-                }));
+        if leader == self.node {
+            let enqueued = self.enqueue(term, batch).await;
+            drop(P::Runtime::spawn(async move { group.settle(&numbers, &enqueued.fate().await) }));
+            return;
+        }
+        let request = PeerRequest::Propose { group: self.id, term, proposals: batch };
+        let sent = call::<RtOf<P>, T>(&self.transport, leader, Lane::Consensus, &request);
+        drop(P::Runtime::spawn(async move {
+            let fate = match sent.await {
+                Ok(PeerResponse::Proposed { refused, unknown, leader }) => Fate { refused, unknown, leader },
+                Err(CallError::NotSent { .. }) => Fate { refused: all.collect(), ..Fate::default() },
+                Ok(_) | Err(_) => Fate { unknown: all.collect(), ..Fate::default() },
+            };
+            group.settle(&numbers, &fate);
+        }));
+    }
+}
+
+/// Commands on their way through this node's Raft.
+struct Enqueued<RT: AsyncRuntime>(Vec<OneshotReceiverOf<Types<RT>, ClientWriteResult<Types<RT>>>>);
+
+impl<RT: AsyncRuntime> Enqueued<RT> {
+    /// Waits until what became of each is known.
+    async fn fate(self) -> Fate {
+        let mut fate = Fate::default();
+        for (place, receiver) in (0u32..).zip(self.0) {
+            match receiver.await {
+                Ok(Ok(_)) => {}
+                Ok(Err(ClientWriteError::ForwardToLeader(forward))) => {
+                    fate.refused.push(place);
+                    fate.leader = forward.leader_id;
+                }
+                // Discarded here, it may still be committed by another leader.
+                Ok(Err(_)) | Err(_) => fate.unknown.push(place),
             }
         }
+        fate
     }
 }
 
@@ -162,6 +171,6 @@ pub async fn run<P: Platform, T: Transport>(group: Weak<Group<P, T>>, mut queue:
             return;
         }
         let Some(group) = group.upgrade() else { return };
-        group.dispatch(batch);
+        group.dispatch(batch).await;
     }
 }

@@ -66,6 +66,8 @@ pub struct Core {
     pub applied: Option<LogId>,
     membership: StoredMembership,
     effects: Effects,
+    /// The term of the last entry applied since this state was made.
+    term: u64,
     /// Why this replica stopped, once it did.
     fault: Option<Fault>,
 }
@@ -137,7 +139,7 @@ impl Shared {
                 let (model, effects) = factory.create().map_err(io::Error::other)?;
                 let mut host = HostState::default();
                 host.take_timers(&effects);
-                Core { model, host, applied: None, membership: StoredMembership::default(), effects, fault: None }
+                Core { model, host, applied: None, membership: StoredMembership::default(), effects, term: 0, fault: None }
             }
         };
         core.effects.clear();
@@ -321,6 +323,7 @@ fn restore(factory: &dyn ModelFactory, file: &SnapshotFile) -> io::Result<Core> 
         applied: Some(head.last_log_id),
         membership: head.membership,
         effects: Effects::default(),
+        term: 0,
         fault: None,
     })
 }
@@ -345,6 +348,7 @@ impl Core {
             return Err(fault.clone());
         }
         let index = entry.log_id.index;
+        let term = entry.log_id.committed_leader_id().term;
         match entry.payload {
             Payload::Blank => shared.events.push(index, Vec::new()),
             Payload::Membership(membership) => {
@@ -371,6 +375,10 @@ impl Core {
             }
         }
         self.applied = Some(entry.log_id);
+        if self.term != term {
+            self.term = term;
+            shared.waiters.term_applied(term);
+        }
         Ok(())
     }
 }
@@ -465,6 +473,7 @@ impl<P: Platform> RaftStateMachine<Types<P::Runtime>> for StateMachine<P> {
             let file = store.adopt(&snapshot, &head)?;
             let index = head.last_log_id.index;
             *shared.core() = new;
+            shared.waiters.snapshot_installed(head.last_log_id.committed_leader_id().term);
             shared.events.jump(index.saturating_add(1));
             *lock(&shared.current) = Some((head, file));
             lock(&shared.progress).bytes = 0;

@@ -1,4 +1,10 @@
 //! Who on this node waits for which entry.
+//!
+//! Invariants:
+//! - A proposal is sent with a term, and no leader of another term puts it into its log. So once an entry of a
+//!   later term is applied here and the proposal was not, it never will be: the first entry that a leader
+//!   of that later term committed settled everything before it. Then it is refused, and can be proposed again.
+//! - An installed snapshot may contain the effect of anything that waited: nothing that waits then is refused.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -22,24 +28,34 @@ pub enum Delivered {
     },
     /// It never reached a log. The leader is named where the refuser knows one.
     Refused(Option<NodeId>),
-    /// It may or may not be in the log. Told only to those who can safely propose it again.
+    /// It may or may not have been applied, and this node will not learn of it.
     Unknown,
 }
 
 #[derive(Debug)]
 struct Waiter {
     retry_safe: bool,
+    /// The term it was sent with, once it was.
+    term: Option<u64>,
     sender: oneshot::Sender<Delivered>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    last_number: u64,
+    /// The term of the last applied entry.
+    applied_term: u64,
+    waiting: BTreeMap<u64, Waiter>,
 }
 
 /// The waiting proposals of one group on this node.
 #[derive(Debug, Default)]
 pub struct Waiters {
-    inner: Mutex<(u64, BTreeMap<u64, Waiter>)>,
+    inner: Mutex<Inner>,
 }
 
 impl Waiters {
-    fn lock(&self) -> MutexGuard<'_, (u64, BTreeMap<u64, Waiter>)> {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
         // No code that can panic runs under this lock.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -48,25 +64,69 @@ impl Waiters {
     pub fn register(&self, retry_safe: bool) -> (u64, oneshot::Receiver<Delivered>) {
         let (sender, receiver) = oneshot::channel();
         let mut inner = self.lock();
-        inner.0 += 1;
-        let number = inner.0;
-        inner.1.insert(number, Waiter { retry_safe, sender });
+        inner.last_number += 1;
+        let number = inner.last_number;
+        inner.waiting.insert(number, Waiter { retry_safe, term: None, sender });
         (number, receiver)
+    }
+
+    /// These are about to be sent with `term`. False when an entry of a later term was applied already: then
+    /// they must not be sent, and are refused.
+    pub fn sending(&self, numbers: &[u64], term: u64) -> bool {
+        let mut inner = self.lock();
+        if term < inner.applied_term {
+            return false;
+        }
+        for number in numbers {
+            if let Some(waiter) = inner.waiting.get_mut(number) {
+                waiter.term = Some(term);
+            }
+        }
+        true
+    }
+
+    /// An entry of `term` was applied; whatever was sent with an earlier one and is not answered is refused.
+    pub fn term_applied(&self, term: u64) {
+        let refused: Vec<Waiter> = {
+            let mut inner = self.lock();
+            if term <= inner.applied_term {
+                return;
+            }
+            inner.applied_term = term;
+            let late = inner.waiting.extract_if(.., |_, waiter| waiter.term.is_some_and(|sent| sent < term));
+            late.map(|(_, waiter)| waiter).collect()
+        };
+        for waiter in refused {
+            let _gone = waiter.sender.send(Delivered::Refused(None));
+        }
+    }
+
+    /// The state jumped to a snapshot whose last entry is of `term`.
+    pub fn snapshot_installed(&self, term: u64) {
+        let waiting = {
+            let mut inner = self.lock();
+            inner.applied_term = inner.applied_term.max(term);
+            let sent = inner.waiting.extract_if(.., |_, waiter| waiter.term.is_some());
+            sent.map(|(_, waiter)| waiter).collect::<Vec<_>>()
+        };
+        for waiter in waiting {
+            let _gone = waiter.sender.send(Delivered::Unknown);
+        }
     }
 
     /// Forgets a waiter that gave up.
     pub fn forget(&self, number: u64) {
-        self.lock().1.remove(&number);
+        self.lock().waiting.remove(&number);
     }
 
     /// How many wait.
     pub fn count(&self) -> usize {
-        self.lock().1.len()
+        self.lock().waiting.len()
     }
 
     /// The entry of `number` was applied.
     pub fn applied(&self, number: u64, index: u64, answer: Answer) {
-        let waiter = self.lock().1.remove(&number);
+        let waiter = self.lock().waiting.remove(&number);
         if let Some(waiter) = waiter {
             // A receiver that is gone has given up; nothing is lost by it.
             let _gone = waiter.sender.send(Delivered::Applied { index, answer });
@@ -75,20 +135,52 @@ impl Waiters {
 
     /// The proposal of `number` was refused before it reached a log.
     pub fn refused(&self, number: u64, leader: Option<NodeId>) {
-        let waiter = self.lock().1.remove(&number);
+        let waiter = self.lock().waiting.remove(&number);
         if let Some(waiter) = waiter {
             let _gone = waiter.sender.send(Delivered::Refused(leader));
         }
     }
 
-    /// What became of the proposal of `number` is not known. Who cannot retry goes on waiting: it may
-    /// still be applied.
+    /// What became of the proposal of `number` is not known yet. Who can safely propose it again is told;
+    /// who cannot goes on waiting: it may still be applied, or be refused by a later term.
     pub fn unknown(&self, number: u64) {
         let mut inner = self.lock();
-        if inner.1.get(&number).is_some_and(|waiter| waiter.retry_safe)
-            && let Some(waiter) = inner.1.remove(&number)
+        if inner.waiting.get(&number).is_some_and(|waiter| waiter.retry_safe)
+            && let Some(waiter) = inner.waiting.remove(&number)
         {
             let _gone = waiter.sender.send(Delivered::Unknown);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_proposal_of_a_deposed_leader_is_refused_by_the_first_entry_of_a_later_term() {
+        let waiters = Waiters::default();
+        let (lost, mut lost_answer) = waiters.register(false);
+        let (unsent, mut unsent_answer) = waiters.register(false);
+        assert!(waiters.sending(&[lost], 3));
+        waiters.unknown(lost);
+        assert!(lost_answer.try_recv().is_err(), "it may still be applied");
+        waiters.term_applied(3);
+        assert!(lost_answer.try_recv().is_err());
+        waiters.term_applied(4);
+        assert!(matches!(lost_answer.try_recv(), Ok(Delivered::Refused(None))));
+        assert!(unsent_answer.try_recv().is_err(), "what was not sent is not settled by a term");
+        assert!(!waiters.sending(&[unsent], 3), "too late for term 3");
+        assert!(waiters.sending(&[unsent], 4));
+    }
+
+    #[test]
+    fn a_snapshot_may_hide_what_was_sent_so_nothing_of_it_is_refused() {
+        let waiters = Waiters::default();
+        let (number, mut answer) = waiters.register(false);
+        assert!(waiters.sending(&[number], 3));
+        waiters.snapshot_installed(7);
+        assert!(matches!(answer.try_recv(), Ok(Delivered::Unknown)));
     }
 }

@@ -346,7 +346,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
             | PeerRequest::Vote(id, _)
             | PeerRequest::PreVote(id, _)
             | PeerRequest::TransferLeader(id, _)
-            | PeerRequest::Propose(id, _)
+            | PeerRequest::Propose { group: id, .. }
             | PeerRequest::ReadIndex { group: id, .. }
             | PeerRequest::Touch(id, _)
             | PeerRequest::SnapshotChunk { group: id, .. }

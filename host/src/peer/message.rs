@@ -30,7 +30,14 @@ pub enum PeerRequest<RT: AsyncRuntime> {
     /// Asks a node to take over leadership.
     TransferLeader(GroupId, TransferLeaderRequest<Types<RT>>),
     /// Commands of the sender's clients, for the group's leader.
-    Propose(GroupId, Vec<Proposal>),
+    Propose {
+        /// The group.
+        group: GroupId,
+        /// The term whose leader may take them; no other may.
+        term: u64,
+        /// The commands.
+        proposals: Vec<Proposal>,
+    },
     /// Asks the leader up to which index a read must wait.
     ReadIndex {
         /// The group.

@@ -1,7 +1,7 @@
 //! How fast the node's log appends and syncs, against the disk's own speed: a synced 4 KiB write into a
 //! file that was filled before. All in one directory, so that both see the same device; set
 //! `STATEHOUSE_BENCH_DIR` to choose it (a directory in memory measures the code alone).
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -60,7 +60,7 @@ impl Driver {
     fn rest(&mut self) {
         self.writer.rest(&self.shared);
         if let Some(sequence) = self.writer.wants_spare(&self.shared) {
-            let spare = Files::of(&self.shared).make_spare(sequence).ok();
+            let spare = Files::of(&self.shared).make_spare(sequence);
             self.writer.add_spare(&self.shared, spare);
         }
     }
@@ -130,16 +130,16 @@ impl Drop for ThreadDriver {
 /// Makes spare segments on a thread of its own: filling one with zeros takes longer than anyone who
 /// appends should wait.
 #[derive(Default)]
-struct SpareMaker(Option<JoinHandle<Option<PathBuf>>>);
+struct SpareMaker(Option<JoinHandle<Result<PathBuf, LogError>>>);
 
 impl SpareMaker {
     fn turn(&mut self, driver: &mut Driver) {
         match self.0.take_if(|thread| thread.is_finished()) {
-            Some(made) => driver.writer.add_spare(&driver.shared, made.join().unwrap_or(None)),
+            Some(made) => driver.writer.add_spare(&driver.shared, made.join().unwrap_or(Err(LogError::Panicked))),
             None if self.0.is_none() => {
                 if let Some(sequence) = driver.writer.wants_spare(&driver.shared) {
                     let shared = driver.shared.clone();
-                    let make = move || Files::of(&shared).make_spare(sequence).ok();
+                    let make = move || Files::of(&shared).make_spare(sequence);
                     // Without a thread the segment is made when it is needed.
                     self.0 = std::thread::Builder::new().name("log-spare".to_owned()).spawn(make).ok();
                 }
@@ -173,6 +173,7 @@ fn wait(driver: &mut Driver) -> Turn {
     }
 }
 
+#[allow(clippy::disallowed_methods, reason = "production's driver is the one place of the log that knows a clock")]
 fn run_thread(mut driver: Driver) {
     let shared = driver.shared.clone();
     let mut spare = SpareMaker::default();

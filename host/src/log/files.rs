@@ -109,7 +109,8 @@ impl<'a> Files<'a> {
     /// Makes an unused file of the usual size, named after the segment it may become. May run beside
     /// the writer.
     pub(super) fn make_spare(&self, sequence: u64) -> Result<PathBuf, LogError> {
-        let name = format!("{SPARE_PREFIX}{sequence:016x}");
+        // Not the name that segment will have when it is given up itself.
+        let name = format!("{SPARE_PREFIX}for-{sequence:016x}");
         let (path, _) = self.make(&name, self.options.segment_bytes)?;
         let spare = self.dir.join(name);
         self.disk.rename(&path, &spare).map_err(|error| LogError::io("rename", &path, error))?;

@@ -143,8 +143,9 @@ mod tests {
     /// A first round of fuzzing on every test run: enough to notice a panic that is easy to reach.
     #[test]
     fn random_records_and_damage_never_panic() {
+        let rounds = std::env::var("STATEHOUSE_SEEDS").map_or(4000, |seeds| seeds.parse().unwrap());
         let mut state = 1_u64;
-        for _ in 0..4000 {
+        for _ in 0..rounds {
             let mut byte = || {
                 state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                 (state >> 56) as u8

@@ -142,6 +142,7 @@ fn writer(current: Arc<SegmentFile>, end: &ScanEnd, start: u64) -> Writer {
         buffer: Vec::new(),
         in_flight: None,
         marked: false,
+        spare_retry_batch: 0,
         to_move: VecDeque::new(),
     }
 }

@@ -185,6 +185,7 @@ impl State {
     /// Whether operations are accepted, or the error that says why not.
     pub(super) fn check(&self) -> Result<(), LogError> {
         match &self.stopped {
+            Some(LogError::Closed) => Err(LogError::Closed),
             Some(error) => Err(LogError::Stopped(Arc::new(error.clone()))),
             None if self.closing => Err(LogError::Closed),
             None => Ok(()),

@@ -13,6 +13,9 @@ pub struct LogStats {
     pub segment_bytes: u64,
     /// Segments that are ready to be used next.
     pub spare_segments: u64,
+    /// Whether there was no room for the next segment when it was made ahead of need. The log goes on
+    /// until the current one is full, up to half a segment; a node should take no more commands.
+    pub short_of_space: bool,
     /// Bytes of entries that are not purged.
     pub live_bytes: u64,
     /// Entries that are not purged.

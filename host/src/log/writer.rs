@@ -42,6 +42,9 @@ use super::state::State;
 /// How much of an old segment is copied forward with one batch, bytes.
 const MOVE_BYTES: usize = 256 << 10;
 
+/// How many batches pass before the making of a spare is tried again.
+const SPARE_RETRY_BATCHES: u64 = 8;
+
 /// See the module.
 pub(super) struct Writer {
     pub(super) current: Arc<SegmentFile>,
@@ -56,6 +59,8 @@ pub(super) struct Writer {
     pub(super) in_flight: Option<InFlight>,
     /// Whether the tail mark is at `position`.
     pub(super) marked: bool,
+    /// When the making of a spare that failed is tried again, as a batch number.
+    pub(super) spare_retry_batch: u64,
     /// Entries of the oldest segment that are still to be copied forward.
     pub(super) to_move: VecDeque<(GroupId, u64, Slot)>,
 }
@@ -112,6 +117,8 @@ impl Writer {
     /// Writes a batch of what is queued. `false`: there is nothing. After `true`, [`Writer::sync`] and
     /// [`Writer::complete`] must follow before the next `write`.
     pub(super) fn write(&mut self, shared: &Shared, last: bool) -> Result<bool, LogError> {
+        // Recovery builds on it: of two batches that are not synced, the first might look damaged.
+        assert!(self.in_flight.is_none(), "a batch is written before the one before it was synced");
         let mut batch = Batch::default();
         let result = self.try_write(shared, last, &mut batch);
         if let Err(error) = &result {
@@ -373,14 +380,23 @@ impl Writer {
     pub(super) fn wants_spare(&self, shared: &Shared) -> Option<u64> {
         let half_full = self.position > self.current.header.size / 2;
         let wanted = half_full && self.spares.is_empty() && shared.options.spare_segments > 0;
-        wanted.then_some(self.current.header.sequence + 1)
+        let may_try = self.next_batch >= self.spare_retry_batch;
+        (wanted && may_try).then_some(self.current.header.sequence + 1)
     }
 
-    /// Takes a file that was made for [`Writer::wants_spare`]. If there was no room for one, that is seen
-    /// early ([`super::LogStats::spare_segments`] is 0) and harms nobody yet.
-    pub(super) fn add_spare(&mut self, shared: &Shared, spare: Option<PathBuf>) {
-        self.spares.extend(spare);
-        shared.lock().stats.spare_segments = self.spares.len() as u64;
+    /// Takes a file that was made for [`Writer::wants_spare`]. If there was no room for one, that is told
+    /// early and harms nobody yet; it is tried again some batches later.
+    pub(super) fn add_spare(&mut self, shared: &Shared, spare: Result<PathBuf, LogError>) {
+        let mut state = shared.lock();
+        if let Err(error) = &spare {
+            if !state.stats.short_of_space {
+                tracing::warn!(%error, "there is no room for the log's next segment");
+            }
+            self.spare_retry_batch = self.next_batch + SPARE_RETRY_BATCHES;
+        }
+        state.stats.short_of_space = spare.is_err();
+        self.spares.extend(spare.ok());
+        state.stats.spare_segments = self.spares.len() as u64;
     }
 
     /// Goes on in a new segment with room for at least `bytes`.
@@ -401,6 +417,7 @@ impl Writer {
         let mut state = shared.lock();
         state.segments.insert(self.sequence(), SegmentState { file: self.current.clone(), live_bytes: 0 });
         state.stats.recycled_segments += u64::from(self.spares.len() < spares);
+        state.stats.short_of_space = false;
         state.stats.spare_segments = self.spares.len() as u64;
         Ok(())
     }

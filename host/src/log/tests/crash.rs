@@ -203,31 +203,45 @@ fn what_a_failed_sync_left_in_the_page_cache_is_written_again_before_it_is_shown
     assert_eq!(observe(&log), shown);
 }
 
+/// A life of a node, as long as the power lasts.
+fn work(harness: &mut Harness, random: &mut Random) -> Result<(), std::io::Error> {
+    for _ in 0..random.below(120) {
+        harness.step(&random.step(5))?;
+        match random.below(6) {
+            0 => harness.flush()?,
+            1 => harness.rest(),
+            _ => {}
+        }
+    }
+    if random.below(2) == 0 {
+        harness.write()?;
+    }
+    Ok(())
+}
+
+/// `STATEHOUSE_SEEDS=100000` for a night of it.
 #[test]
 fn random_work_with_random_crashes_never_loses_what_was_acknowledged() {
+    let seeds = std::env::var("STATEHOUSE_SEEDS").map_or(60, |seeds| seeds.parse().unwrap());
     let mut given_up = 0;
-    for seed in 0..60 {
+    for seed in 0..seeds {
         let mut random = Random(seed);
         let mut harness = Harness::new(SimDisk::new());
         for life in 0..8 {
-            for _ in 0..random.below(120) {
-                harness.step(&random.step(5)).unwrap();
-                match random.below(6) {
-                    0 => harness.flush().unwrap(),
-                    1 => harness.rest(),
-                    _ => {}
-                }
+            // In some lives the power goes in the middle of whatever is being done.
+            let dark = random.below(3) == 0;
+            if dark {
+                harness.disk.cut_power_after(random.below(200));
             }
-            if random.below(3) == 0 {
-                harness.close();
-                harness.acknowledged();
-            } else if random.below(2) == 0 {
-                harness.write().unwrap();
+            let worked = work(&mut harness, &mut random);
+            if worked.is_ok() && random.below(3) == 0 {
+                harness.close().unwrap_or_else(|error| assert!(dark, "{error}"));
             }
             match random.below(4) {
-                0 => harness.disk.kill_process(),
+                0 if !dark => harness.disk.kill_process(),
                 _ => harness.disk.crash(&mut || random.next()),
             }
+            assert!(worked.is_ok() || dark, "seed {seed}, life {life}: {worked:?}");
             let (log, _) = harness.check_recovers(&harness.disk, &format!("seed {seed}, life {life}"));
             given_up += log.shared.lock().segments.first_key_value().map_or(0, |(first, _)| *first - 1);
             harness = Harness::on(harness.disk.fork(), log);

@@ -21,7 +21,7 @@ fn closed_log() -> Harness {
             Step::Append { group: 2, entries: 2, bytes: 100, term: 2 },
         ]);
     }
-    harness.close();
+    harness.close().unwrap();
     harness
 }
 
@@ -30,7 +30,7 @@ type Range = (u64, u64, u64);
 
 /// Where the bytes are that mean something, and the segment in which the log was closed.
 fn meaningful(disk: &SimDisk) -> (Vec<Range>, u64) {
-    let mut ranges = vec![(1, 0, 72), (2, 0, 72)];
+    let mut ranges: Vec<Range> = vec![(1, 0, 72), (2, 0, 72)];
     let mut closed = 0;
     let wrong = inspect(disk, Path::new(DIR), &mut |found| {
         let sequence = if found.path == segment_path(1) { 1 } else { 2 };
@@ -45,40 +45,77 @@ fn meaningful(disk: &SimDisk) -> (Vec<Range>, u64) {
     (ranges, closed)
 }
 
-#[test]
-fn any_flipped_bit_in_a_closed_log_is_refused_and_one_outside_of_it_is_harmless() {
-    let harness = closed_log();
+/// Flips the bits that `bits` names, one at a time, in every byte of the log that means something and in some
+/// that do not. Returns how often that was refused and how often it was harmless.
+fn flip_each(harness: &Harness, segments: u64, mut bits: impl FnMut() -> Vec<u8>) -> (u64, u64) {
     let (ranges, closed) = meaningful(&harness.disk);
-    assert_eq!(closed, 2, "the log is to have two segments");
-    let mut random = Random(3);
+    assert_eq!(closed, segments);
     let (mut refused, mut harmless) = (0, 0);
-    for sequence in [1, 2] {
+    for sequence in 1..=segments {
         let path = segment_path(sequence);
         let size = harness.disk.open(&path).unwrap().len().unwrap();
         let mut at = 0;
         while at < size {
             let means = ranges.iter().any(|(of, from, to)| *of == sequence && (*from..*to).contains(&at));
-            let disk = harness.disk.fork();
-            disk.flip_bit(&path, at, random.below(8) as u8).unwrap();
-            match open(&disk) {
-                Err(LogError::Corrupt { path: named, offset, .. }) if means => {
-                    assert!(named == path && offset <= at, "byte {at} of segment {sequence}: {named:?} at {offset}");
-                    refused += 1;
+            for bit in bits() {
+                let disk = harness.disk.fork();
+                disk.flip_bit(&path, at, bit).unwrap();
+                match open(&disk) {
+                    Err(LogError::Corrupt { path: named, offset, .. }) if means => {
+                        assert!(named == path && offset <= at, "byte {at} of segment {sequence}: {named:?} at {offset}");
+                        refused += 1;
+                    }
+                    // A damaged version may look like that of a newer program: refused all the same.
+                    Err(LogError::Version { path: named, .. }) if means && (8..12).contains(&at) => assert_eq!(named, path),
+                    Ok((log, _)) if !means => {
+                        assert_eq!(observe(&log), harness.model, "byte {at} of segment {sequence}");
+                        harmless += 1;
+                    }
+                    Ok(_) => panic!("bit {bit} of byte {at} of segment {sequence}: the damage was not seen"),
+                    Err(error) => panic!("bit {bit} of byte {at} of segment {sequence}: {error}"),
                 }
-                // A damaged version may look like that of a newer program: refused all the same.
-                Err(LogError::Version { path: named, .. }) if means && (8..12).contains(&at) => assert_eq!(named, path),
-                Ok((log, _)) if !means => {
-                    assert_eq!(observe(&log), harness.model, "byte {at} of segment {sequence}");
-                    harmless += 1;
-                }
-                Ok(_) => panic!("byte {at} of segment {sequence}: the damage was not seen"),
-                Err(error) => panic!("byte {at} of segment {sequence}: {error}"),
             }
-            // Every byte that means something; some of those that do not.
             at += if means { 1 } else { 37 };
         }
     }
+    (refused, harmless)
+}
+
+#[test]
+fn damage_of_any_byte_in_a_closed_log_is_refused_and_outside_of_it_is_harmless() {
+    let mut random = Random(3);
+    let (refused, harmless) = flip_each(&closed_log(), 2, || vec![random.below(8) as u8]);
     assert!(refused > 9000 && harmless > 100, "{refused} refused, {harmless} harmless");
+}
+
+#[test]
+fn damage_of_any_bit_is_refused() {
+    let mut harness = Harness::new(SimDisk::new());
+    harness.run(&[Step::Vote { group: 2, term: 3 }, Step::Append { group: 1, entries: 1, bytes: 3, term: 1 }]);
+    harness.close().unwrap();
+    let (refused, _) = flip_each(&harness, 1, || (0..8).collect());
+    assert!(refused > 1500, "{refused} refused");
+}
+
+#[test]
+fn an_inspection_tells_all_records_and_all_damage_and_changes_nothing() {
+    let harness = closed_log();
+    let look = |disk: &SimDisk| {
+        let mut records = Vec::new();
+        let wrong = inspect(disk, Path::new(DIR), &mut |found| records.push((found.path.clone(), found.offset))).unwrap();
+        (records, wrong)
+    };
+    let (records, wrong) = look(&harness.disk);
+    // The opened record, six times 3 entries, a vote and 2 entries, the closed record.
+    assert_eq!((records.len(), wrong.len()), (38, 0));
+    assert!(records.is_sorted());
+
+    let (_, offset) = records[8].clone();
+    harness.disk.flip_bit(&segment_path(1), offset, 0).unwrap();
+    let (some, wrong) = look(&harness.disk);
+    assert!(some.len() > 10 && some.len() < 38, "{}", some.len());
+    assert!(matches!(&wrong[..], [LogError::Corrupt { path, .. }] if *path == segment_path(1)), "{wrong:?}");
+    assert_eq!(harness.disk.pending(), 0);
 }
 
 /// The node was killed, not closed. Before the tail mark existed, damage of the very last batch was cut as a

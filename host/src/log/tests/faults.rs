@@ -9,13 +9,16 @@ use openraft::RaftLogReader;
 use openraft::async_runtime::AsyncRuntime;
 use openraft::storage::IOFlushed;
 use openraft::storage::RaftLogStorage;
+use openraft::type_config::TypeConfigExt;
 use openraft_rt_sim::SimRuntime;
 
 use super::harness::*;
 use crate::disk::sim::SimDisk;
 use crate::log::GroupLog;
 use crate::log::LogError;
+use crate::log::LogOptions;
 use crate::log::NodeLog;
+use crate::types::Types;
 
 /// A log whose fatal errors are collected.
 fn open_recording(disk: &SimDisk) -> (NodeLog, Arc<Mutex<Vec<String>>>) {
@@ -84,15 +87,19 @@ fn a_full_disk_stops_the_log_with_clear_words_and_room_brings_it_back() {
 fn a_spare_that_cannot_be_made_harms_nobody_and_shows_in_the_stats() {
     let mut harness = Harness::new(SimDisk::new());
     harness.disk.set_space(Some(0));
-    while harness.log.shared.writer.lock().unwrap().as_ref().unwrap().position < 10_000 {
+    while harness.log.shared.writer.lock().unwrap().as_ref().unwrap().position < 8_300 {
         harness.run(&[Step::Append { group: 1, entries: 1, bytes: 1000, term: 1 }]);
         harness.rest();
     }
-    assert_eq!(harness.log.stats().spare_segments, 0);
+    let stats = harness.log.stats();
+    assert!(stats.spare_segments == 0 && stats.short_of_space, "{stats:?}");
     harness.disk.set_space(None);
-    harness.run(&[Step::Append { group: 1, entries: 1, bytes: 10, term: 1 }]);
-    harness.rest();
-    assert_eq!(harness.log.stats().spare_segments, 1);
+    for _ in 0..8 {
+        harness.run(&[Step::Append { group: 1, entries: 1, bytes: 10, term: 1 }]);
+        harness.rest();
+    }
+    let stats = harness.log.stats();
+    assert!(stats.segments == 1 && stats.spare_segments == 1 && !stats.short_of_space, "{stats:?}");
 }
 
 #[test]
@@ -167,4 +174,40 @@ fn a_hole_is_refused_when_it_is_appended() {
     let error = now(group.append([entry(1, 2, b"c")], IOFlushed::noop())).unwrap_err();
     assert_eq!(error.to_string(), "group 1: entry 2 cannot follow, the next index is 1");
     now(group.append([entry(1, 1, b"b")], IOFlushed::noop())).unwrap();
+}
+
+/// Eight groups on eight threads, as in production: each waits for its own entries, the log's thread serves all.
+#[test]
+fn threads_share_the_log_and_each_gets_its_own_answer() {
+    use openraft_rt_tokio::TokioRuntime;
+    let disk = SimDisk::new();
+    let (log, _) = open_with(&disk, LogOptions { segment_bytes: 64 << 10, ..options() }).unwrap();
+    let driver = log.start_thread().unwrap();
+    assert!(log.start_thread().is_err(), "one driver is enough");
+    std::thread::scope(|scope| {
+        for id in 0..8 {
+            let mut group: GroupLog<TokioRuntime> = log.group(id);
+            scope.spawn(move || {
+                TokioRuntime::new(1).block_on(async {
+                    for index in 0..40 {
+                        let (flushed, synced) = Types::<TokioRuntime>::oneshot();
+                        group.append([entry(1, index, b"x")], IOFlushed::signal(flushed)).await.unwrap();
+                        synced.await.unwrap().unwrap();
+                        if index % 10 == 9 {
+                            group.save_vote(&vote(index)).await.unwrap();
+                            group.purge(crate::log::record::log_id(1, index - 5)).await.unwrap();
+                        }
+                    }
+                });
+            });
+        }
+    });
+    driver.close();
+    let said = observe(&open(&disk).unwrap().0);
+    assert_eq!(said.len(), 8);
+    for group in said.values() {
+        assert_eq!((group.vote, group.entries.len()), (Some(vote(39)), 5));
+    }
+    let mut late: GroupLog<TokioRuntime> = log.group(1);
+    assert_eq!(now(late.append([entry(1, 40, b"")], IOFlushed::noop())).unwrap_err().to_string(), "the log is closed");
 }

@@ -21,7 +21,7 @@ fn a_segment_has_the_bytes_that_were_agreed_on() {
     ]);
     harness.run(&[Step::Purge { group: 1, entries: 1 }, Step::Append { group: 9, entries: 1, bytes: 0, term: 3 }]);
     harness.run(&[Step::Remove { group: 9 }]);
-    harness.close();
+    harness.close().unwrap();
     harness.rest();
     let bytes = dump(&harness.disk.read(&segment_path(1)).unwrap());
     if std::env::var_os("STATEHOUSE_UPDATE_GOLDEN").is_some() {

@@ -240,7 +240,7 @@ impl Harness {
         let writer = writer.as_mut().unwrap();
         writer.rest(shared);
         if let Some(sequence) = writer.wants_spare(shared) {
-            writer.add_spare(shared, Files::of(shared).make_spare(sequence).ok());
+            writer.add_spare(shared, Files::of(shared).make_spare(sequence));
         }
     }
 
@@ -266,14 +266,20 @@ impl Harness {
         self.flush().unwrap();
     }
 
-    /// Closes the log in order.
-    pub(super) fn close(&mut self) {
-        self.flush().unwrap();
+    /// Closes the log in order. All submitted before is acknowledged, unless this fails.
+    pub(super) fn close(&mut self) -> Result<(), LogError> {
+        let in_flight = self.log.shared.writer.lock().unwrap().as_ref().unwrap().in_flight.is_some();
+        if in_flight {
+            self.sync()?;
+        }
+        self.flush()?;
         let mut writer = self.log.shared.writer.lock().unwrap();
         let writer = writer.as_mut().unwrap();
-        assert!(writer.write(&self.log.shared, true).unwrap());
+        if !writer.write(&self.log.shared, true)? {
+            return Err(LogError::Closed);
+        }
         let synced = writer.sync();
-        writer.complete(&self.log.shared, synced, 0).unwrap();
+        writer.complete(&self.log.shared, synced, 0)
     }
 
     /// Opens what `disk` holds, which must be one of the states that are possible, and returns the log.

@@ -245,3 +245,21 @@ fn a_large_append_is_written_in_parts_and_called_back_after_the_last() {
     harness.disk.crash_after(0, 0);
     assert_eq!(observe(&open(&harness.disk).unwrap().0)[&1].entries, entries);
 }
+
+/// Two spares lay ready, one made for segment 3 and one that had been segment 1; segment 3 was made of the
+/// latter. When segment 3 was given up, it took the name of the former, which was gone then.
+#[test]
+fn a_segment_that_becomes_a_spare_does_not_take_the_place_of_another() {
+    let mut harness = Harness::new(SimDisk::new());
+    for round in 0..40 {
+        // In one batch: more than half a segment, so a spare is made, then a purge, so one is recycled.
+        harness.run(&[Step::Append { group: 1, entries: 7, bytes: 900, term: 1 }]);
+        if round % 2 == 0 {
+            harness.rest();
+        }
+        harness.run(&[Step::Purge { group: 1, entries: 7 }]);
+        let spares = harness.log.stats().spare_segments as usize;
+        let files = files(&harness.disk).into_iter().filter(|name| name.starts_with("spare-")).count();
+        assert_eq!(files, spares, "round {round}");
+    }
+}

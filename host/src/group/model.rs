@@ -27,7 +27,7 @@ pub trait Model: Send {
 
 /// A state that no longer moves.
 pub trait FrozenModel: Send {
-    /// Writes the portable snapshot.
+    /// Writes the state: for a module its raw image and its portable snapshot.
     fn write(self: Box<Self>, out: &mut (dyn Write + Send)) -> std::io::Result<()>;
 }
 
@@ -72,7 +72,7 @@ impl ModelFactory for WasmFactory {
     }
 
     fn restore(&self, payload: &mut (dyn Read + Send)) -> Result<Box<dyn Model>, ModelError> {
-        match Machine::restore(&self.module, &self.limits, payload) {
+        match Machine::restore_image(&self.module, &self.limits, payload) {
             Ok(machine) => Ok(Box::new(machine)),
             Err(error) => Err(ModelError(error.to_string())),
         }
@@ -103,7 +103,7 @@ impl Model for Machine {
 
 impl FrozenModel for crate::module::Frozen {
     fn write(self: Box<Self>, out: &mut (dyn Write + Send)) -> std::io::Result<()> {
-        match self.snapshot(out) {
+        match crate::module::Frozen::write(*self, out) {
             Ok(_) => Ok(()),
             Err(crate::module::SnapshotError::Unwritable(error)) => Err(error),
             Err(error) => Err(std::io::Error::other(error)),

@@ -33,6 +33,7 @@ use super::instance::Answer;
 use super::instance::Call;
 use super::instance::Instance;
 use super::instance::Registers;
+use super::image_file;
 use super::instance::Stop;
 use super::memory::Image;
 use super::memory::ImageCopy;
@@ -166,6 +167,23 @@ impl Machine {
             return Err(RestoreError::Rejected(format!("{unread} bytes were left unread")));
         }
         Ok(Machine::begin(module, limits, image, live)?)
+    }
+
+    /// A machine from what [`Frozen::write`] wrote. When the image in it is of this runtime's version, memory and
+    /// globals are byte for byte what they were, so that this machine uses the same fuel and grows its memory at
+    /// the same entries as one that never stopped. An image of another version is passed over, and the
+    /// module's own `restore` reads the portable part behind it.
+    pub fn restore_image(module: &Module, limits: &Limits, snapshot: &mut (dyn Read + Send)) -> Result<Machine, RestoreError> {
+        let image = new_image(limits)?;
+        match image_file::read(snapshot, &image, limits.memory_bytes(), module.saved_globals())? {
+            Some(registers) => {
+                let limits = Arc::new(limits.clone());
+                let live = Instance::over(module, &limits, &image, &registers)?;
+                std::io::copy(snapshot, &mut std::io::sink()).map_err(RestoreError::Unreadable)?;
+                Ok(Machine::begin(module, limits, image, live)?)
+            }
+            None => Machine::restore(module, limits, snapshot),
+        }
     }
 
     fn begin(module: &Module, limits: Arc<Limits>, image: Arc<Image>, mut live: Instance) -> Result<Machine, Fault> {
@@ -394,7 +412,7 @@ impl Machine {
     }
 }
 
-fn value_bits(value: &wasmtime::Val) -> u128 {
+pub(super) fn value_bits(value: &wasmtime::Val) -> u128 {
     match value {
         wasmtime::Val::I32(value) => u128::from(value.cast_unsigned()),
         wasmtime::Val::I64(value) => u128::from(value.cast_unsigned()),
@@ -414,6 +432,14 @@ fn into_fault(stop: Stop) -> Fault {
 }
 
 impl Frozen {
+    /// Writes the raw image of memory and globals, then the portable snapshot; returns how many bytes the
+    /// portable part took.
+    pub fn write(self, out: &mut (dyn Write + Send)) -> Result<u64, SnapshotError> {
+        let image = self.copy.finish().map_err(io_fault("cannot copy a frozen state"))?;
+        image_file::write(out, &image, &self.registers)?;
+        self.snapshot(out)
+    }
+
     /// Runs the guest's `snapshot` on the frozen state and writes its bytes to `out`; returns how many.
     ///
     /// First copies what is left of the state, up to the size of the machine's memory.

@@ -16,6 +16,7 @@ mod cache;
 mod cost;
 mod engine;
 mod gate;
+mod image_file;
 mod instance;
 mod limits;
 mod machine;

@@ -93,6 +93,17 @@ impl Problem {
         )
     }
 
+    /// A browser sends this for a page of another site.
+    pub fn cross_origin(origin: &str) -> Box<Self> {
+        Self::build(
+            "cross_origin",
+            403,
+            "Not for other sites' pages",
+            format!("a page of {origin:?} made this request, and pages of other sites may not"),
+            "send it from a program, or from a page of this address: without the header Origin",
+        )
+    }
+
     /// The route does not take this method.
     pub fn no_method(method: &str, path: &str) -> Box<Self> {
         Self::build(

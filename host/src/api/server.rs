@@ -11,9 +11,12 @@ use std::time::Duration;
 use std::time::Instant;
 
 use axum::Router;
+use axum::response::IntoResponse;
 use axum::response::Response;
+use hyper::HeaderMap;
 use hyper::Request;
 use hyper::body::Incoming;
+use hyper::header;
 use hyper::server::conn::http1;
 use hyper::service::Service as _;
 use hyper::service::service_fn;
@@ -30,6 +33,7 @@ use tokio::task::JoinSet;
 use super::ApiOptions;
 use super::Context;
 use super::problem;
+use super::problem::Problem;
 use super::router;
 use crate::observe::HttpMetrics;
 use crate::observe::RequestClass;
@@ -148,7 +152,19 @@ async fn answer(
     let (method, uri) = (request.method().clone(), request.uri().clone());
     let class = RequestClass::of(uri.path());
     let _in_flight = context.metrics.in_flight();
-    let response = problem::render(method.as_str(), uri.path(), router.call(request).await?);
+    let response = match stranger(request.headers()) {
+        None => router.call(request).await?,
+        Some(origin) => Problem::cross_origin(origin).into_response(),
+    };
+    let response = problem::render(method.as_str(), uri.path(), response);
     context.metrics.answered(class, response.status().as_u16(), started.elapsed());
     Ok(response)
+}
+
+/// The site whose page a browser sends this request for, if it is not this server's own. There is no
+/// password yet, and a browser lets any page send commands to a port of its machine.
+fn stranger(headers: &HeaderMap) -> Option<&str> {
+    let origin = headers.get(header::ORIGIN)?.to_str().unwrap_or("?");
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    (origin.strip_prefix("http://") != host || host.is_none()).then_some(origin)
 }

@@ -344,6 +344,18 @@ async fn names_are_checked_wherever_they_come_in() {
     );
 }
 
+/// A page of any site can make its visitor's browser send a command to a port of the visitor's machine.
+#[tokio::test]
+async fn pages_of_other_sites_may_not_send_anything() {
+    let api = Api::with_group().await;
+    for origin in ["http://evil.example", "https://test", "null", "http://test:81"] {
+        let problem = api.call("POST", "/v1/groups/c1/apply", &[("Origin", origin)], "5").await.problem();
+        assert_eq!((problem.status, problem.code.as_str()), (403, "cross_origin"), "{origin}");
+        assert!(problem.detail.contains(origin), "{}", problem.detail);
+    }
+    assert_eq!(api.call("POST", "/v1/groups/c1/apply", &[("Origin", "http://test")], "5").await.text(), "5");
+}
+
 /// Reads the stream until its text ends with `end`.
 async fn read_until(response: Response<Incoming>, end: &str) -> (String, Incoming) {
     assert_eq!(

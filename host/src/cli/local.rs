@@ -111,6 +111,7 @@ pub(super) async fn run(local: Local, config: Option<PathBuf>) -> Result<(), Fai
     let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
     prepare(&local)?;
+    output::note(format!("starting {} nodes in {}", local.nodes, local.data_dir.display()));
     let mut cluster = Cluster(Vec::new());
     for id in 1..=local.nodes {
         cluster.0.push(start(&local, id, config.as_deref())?);

@@ -17,24 +17,51 @@ use tokio::net::TcpStream;
 use crate::cli::Failure;
 
 const WRITE_BYTES: usize = 4096;
-const WRITES: usize = 300;
-const ROUND_TRIPS: usize = 2000;
+const WRITES: usize = 150;
+const ROUND_TRIPS: usize = 1000;
 
-/// The median of a 4 KiB write and its fdatasync, into a file whose blocks are already there.
-pub(super) fn synced_write(dir: &Path) -> Result<Duration, Failure> {
-    let path = dir.join(format!(".statehouse-bench-{}", std::process::id()));
-    let measured = measure_writes(&path);
-    // The file may not have come into being.
-    let _ = fs::remove_file(&path);
-    measured.map_err(|error| {
-        Failure::here(
-            format!("cannot measure a synced write with {}: {error}", path.display()),
-            "give a --bench-dir that can be written",
-        )
-    })
+/// What was measured so far. It is measured before and after the load: a disk shared with others does not
+/// stay as it was.
+#[derive(Debug, Default)]
+pub(super) struct Machine {
+    writes: Vec<Duration>,
+    round_trips: Vec<Duration>,
 }
 
-fn measure_writes(path: &Path) -> io::Result<Duration> {
+impl Machine {
+    /// Measures once more; the file for the writes comes and goes in `dir`.
+    pub(super) async fn measure(&mut self, dir: &Path) -> Result<(), Failure> {
+        let path = dir.join(format!(".statehouse-bench-{}", std::process::id()));
+        let writes = measure_writes(&path);
+        // The file may not have come into being.
+        let _ = fs::remove_file(&path);
+        self.writes.extend(writes.map_err(|error| {
+            Failure::here(
+                format!("cannot measure a synced write with {}: {error}", path.display()),
+                "give a --bench-dir that can be written",
+            )
+        })?);
+        self.round_trips.extend(measure_round_trips().await.map_err(|error| {
+            Failure::here(
+                format!("cannot measure a loopback round trip: {error}"),
+                "check that loopback connections are allowed",
+            )
+        })?);
+        Ok(())
+    }
+
+    /// The median of a 4 KiB write and its fdatasync, into a file whose blocks are already there.
+    pub(super) fn synced_write(&self) -> Duration {
+        median(&self.writes)
+    }
+
+    /// The median of one byte there and back over loopback TCP, between two tasks of one thread.
+    pub(super) fn round_trip(&self) -> Duration {
+        median(&self.round_trips)
+    }
+}
+
+fn measure_writes(path: &Path) -> io::Result<Vec<Duration>> {
     let file: File = OpenOptions::new().create_new(true).write(true).open(path)?;
     let block = [0x5a; WRITE_BYTES];
     file.write_all_at(&vec![0; WRITE_BYTES * WRITES], 0)?;
@@ -46,20 +73,10 @@ fn measure_writes(path: &Path) -> io::Result<Duration> {
         file.sync_data()?;
         took.push(start.elapsed());
     }
-    Ok(median(took))
+    Ok(took)
 }
 
-/// The median of one byte there and back over loopback TCP, between two tasks of one thread.
-pub(super) async fn round_trip() -> Result<Duration, Failure> {
-    measure_round_trips().await.map_err(|error| {
-        Failure::here(
-            format!("cannot measure a loopback round trip: {error}"),
-            "check that loopback connections are allowed",
-        )
-    })
-}
-
-async fn measure_round_trips() -> io::Result<Duration> {
+async fn measure_round_trips() -> io::Result<Vec<Duration>> {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
     let address = listener.local_addr()?;
     let echo = tokio::spawn(async move {
@@ -84,10 +101,11 @@ async fn measure_round_trips() -> io::Result<Duration> {
     drop(stream);
     // Its end is the end of the connection.
     let _ = echo.await;
-    Ok(median(took))
+    Ok(took)
 }
 
-fn median(mut values: Vec<Duration>) -> Duration {
-    values.sort_unstable();
-    values.get(values.len() / 2).copied().unwrap_or_default()
+fn median(values: &[Duration]) -> Duration {
+    let mut sorted = values.to_vec();
+    sorted.sort_unstable();
+    sorted.get(sorted.len() / 2).copied().unwrap_or_default()
 }

@@ -12,6 +12,7 @@ use clap::Subcommand;
 use serde::Serialize;
 
 use self::load::Load;
+use self::machine::Machine;
 use super::Call;
 use super::Client;
 use super::ClientArgs;
@@ -119,8 +120,8 @@ pub(super) async fn run(verbs: BenchVerbs) -> Result<(), Failure> {
     // One first: what is wrong with it is wrong with all, and said at once.
     let client = Client::new(&servers)?;
     client.send(Call::post(path.clone(), body.clone(), Repeat::Never)).await?;
-    let synced_write = machine::synced_write(&shape.bench_dir)?;
-    let round_trip = machine::round_trip().await?;
+    let mut machine = Machine::default();
+    machine.measure(&shape.bench_dir).await?;
     output::note(format!(
         "{operation}: {} connections, {} s and {} s before that",
         shape.connections, shape.duration_s, shape.warmup_s
@@ -134,6 +135,8 @@ pub(super) async fn run(verbs: BenchVerbs) -> Result<(), Failure> {
         duration: Duration::from_secs(shape.duration_s),
     };
     let result = load.run().await?;
+    machine.measure(&shape.bench_dir).await?;
+    let (synced_write, round_trip) = (machine.synced_write(), machine.round_trip());
     if result.latencies_ns.is_empty() {
         let why = result.first_error.unwrap_or_else(|| "no answer came in time".into());
         return Err(Failure::here(

@@ -23,8 +23,8 @@ const PAGE_BYTES: usize = 4096;
 /// Behind the last page.
 const END: u32 = u32::MAX;
 
-/// Writes `image` and `registers`.
-pub(super) fn write(out: &mut (dyn Write + Send), image: &Image, registers: &Registers) -> Result<(), SnapshotError> {
+/// Writes `registers` and `memory`, whose pages are read only where `image`, which lies behind it, has data.
+pub(super) fn write(out: &mut (dyn Write + Send), memory: &[u8], image: &Image, registers: &Registers) -> Result<(), SnapshotError> {
     let unwritable = SnapshotError::Unwritable;
     let mut head = Vec::new();
     head.extend_from_slice(MAGIC);
@@ -43,19 +43,17 @@ pub(super) fn write(out: &mut (dyn Write + Send), image: &Image, registers: &Reg
     }
     out.write_all(&head).map_err(unwritable)?;
     let read = |error| SnapshotError::Fault(Fault::because("cannot read a memory file", error));
-    let mut page = [0; PAGE_BYTES];
     let mut at = 0;
-    while let Some(data) = image.next_data(at, registers.memory_bytes).map_err(read)? {
-        let mut offset = data.start / PAGE_BYTES * PAGE_BYTES;
-        while offset < data.end {
-            image.read_at(offset, &mut page).map_err(read)?;
+    while let Some(data) = image.next_data(at, memory.len()).map_err(read)? {
+        let first = data.start / PAGE_BYTES;
+        let pages = memory.get(first * PAGE_BYTES..data.end).unwrap_or(&[]).chunks(PAGE_BYTES);
+        for (number, page) in (first..).zip(pages) {
             if page.iter().any(|byte| *byte != 0) {
-                out.write_all(&((offset / PAGE_BYTES) as u32).to_le_bytes()).map_err(unwritable)?;
-                out.write_all(&page).map_err(unwritable)?;
+                out.write_all(&(number as u32).to_le_bytes()).map_err(unwritable)?;
+                out.write_all(page).map_err(unwritable)?;
             }
-            offset += PAGE_BYTES;
         }
-        at = offset;
+        at = data.end;
     }
     out.write_all(&END.to_le_bytes()).map_err(unwritable)
 }

@@ -11,6 +11,7 @@
 use std::fmt;
 use std::io::Read;
 use std::io::Write;
+use std::ops::Range;
 use std::sync::Arc;
 
 use wasmtime::Caller;
@@ -37,6 +38,8 @@ use super::gate::MARKER;
 use super::memory::Image;
 use super::memory::Mapping;
 use super::memory::with_image;
+use super::pages;
+use super::pages::Way;
 use super::rewrite::START;
 use super::rewrite::STACK_BYTES_MAX;
 use super::rewrite::global_name;
@@ -365,8 +368,8 @@ pub(super) struct Instance {
 const HEADER_BYTES: usize = 48;
 
 impl Instance {
-    /// An instance whose memory shows `image` under the module's initial data.
-    fn new(module: &Module, limits: &Arc<Limits>, image: &Arc<Image>) -> Result<Instance, Stop> {
+    /// An instance whose memory shows the first `shown` bytes of `image` under the module's initial data.
+    fn new(module: &Module, limits: &Arc<Limits>, image: &Arc<Image>, shown: usize) -> Result<Instance, Stop> {
         let state = HostState {
             memory: None,
             limits: limits.clone(),
@@ -385,7 +388,7 @@ impl Instance {
         store.set_fuel(u64::MAX).map_err(cannot)?;
         // Laying down the initial data takes fuel by wasmtime's accounting; the file's size bounds it.
         store.set_fuel(u64::MAX).map_err(cannot)?;
-        let (instance, mapping) = with_image(image.clone(), || module.pre().instantiate(&mut store));
+        let (instance, mapping) = with_image(image.clone(), shown, || module.pre().instantiate(&mut store));
         let instance = instance.map_err(|error| match error.downcast_ref::<wasmtime::Trap>() {
             Some(wasmtime::Trap::MemoryOutOfBounds) => trap(TrapCode::OutOfBounds, "a data segment does not fit the initial memory"),
             Some(wasmtime::Trap::TableOutOfBounds) => trap(TrapCode::TableOutOfBounds, "an element segment does not fit its table"),
@@ -433,7 +436,7 @@ impl Instance {
 
     /// A new state: the start function and the marker have run. Returns the fuel left of `fuel`.
     pub(super) fn fresh(module: &Module, limits: &Arc<Limits>, image: &Arc<Image>, fuel: u64) -> Result<(Instance, u64), Stop> {
-        let mut instance = Instance::new(module, limits, image)?;
+        let mut instance = Instance::new(module, limits, image, usize::MAX)?;
         instance.begin(Call::Start, fuel)?;
         let result = stack::on_guest_stack(|| {
             if let Some(start) = instance.start.clone() {
@@ -450,41 +453,59 @@ impl Instance {
         }
     }
 
-    /// An instance that continues the state in `image` and `registers`.
-    pub(super) fn over(module: &Module, limits: &Arc<Limits>, image: &Arc<Image>, registers: &Registers) -> Result<Instance, Fault> {
-        let mut instance = Instance::new(module, limits, image).map_err(|stop| Fault::because("cannot make an instance again", stop))?;
-        if !instance.reset(registers)? {
+    /// An instance that continues the state in `image` and `registers`. With `frozen`, what grows beyond
+    /// that state's size never shows what the image gets there later.
+    pub(super) fn over(module: &Module, limits: &Arc<Limits>, image: &Arc<Image>, registers: &Registers, frozen: bool) -> Result<Instance, Fault> {
+        let shown = if frozen { registers.memory_bytes } else { usize::MAX };
+        let cannot = |stop: Stop| Fault::because("cannot make an instance again", stop);
+        let mut instance = Instance::new(module, limits, image, shown).map_err(cannot)?;
+        let size = instance.memory().len();
+        let Some(missing) = registers.memory_bytes.checked_sub(size) else {
             return Err(Fault::new("a new instance is larger than the state it should continue"));
-        }
+        };
+        let grown = instance.memory.grow(&mut instance.store, (missing >> 16) as u64);
+        grown.map_err(|error| Fault::because("cannot grow linear memory", error))?;
+        // SAFETY: this instance is ours alone and no guest code runs, so nobody holds a reference into
+        // its memory. What goes is the initial data.
+        unsafe { instance.mapping.forget_all() }.map_err(io_fault("cannot drop written pages"))?;
+        instance.set_globals(registers)?;
         Ok(instance)
     }
 
-    /// Goes back to the image and `registers`, dropping everything written since. False if that needs a
-    /// new instance, because memory has grown and cannot shrink.
-    pub(super) fn reset(&mut self, registers: &Registers) -> Result<bool, Fault> {
-        let size = self.memory.data_size(&self.store);
-        if size > registers.memory_bytes {
+    /// Goes back to `image` and `registers`, dropping everything written since. False if that needs a new
+    /// instance, because memory has grown and cannot shrink.
+    pub(super) fn reset(&mut self, way: Way, image: &Image, registers: &Registers) -> Result<bool, Fault> {
+        let size = self.memory().len();
+        let Some(missing) = registers.memory_bytes.checked_sub(size) else {
             return Ok(false);
-        }
-        self.store.data_mut().begin(Call::Start);
-        if size < registers.memory_bytes {
-            let pages = (registers.memory_bytes - size) >> 16;
-            self.memory.grow(&mut self.store, pages as u64).map_err(|error| Fault::because("cannot grow linear memory", error))?;
-        }
-        for (global, value) in self.globals.iter().zip(&registers.globals) {
-            global.set(&mut self.store, *value).map_err(|error| Fault::because("cannot set a global", error))?;
-        }
-        // SAFETY: this instance is borrowed exclusively and no guest code runs, so nobody holds a
-        // reference into its memory.
-        unsafe { self.mapping.forget_all() }.map_err(|error| Fault::because("cannot drop written pages", error))?;
+        };
+        // Only the dirty ones: whatever else is mapped is read again soon, and mapping it costs.
+        let dirty = pages::dirty_ranges(way, self.memory(), image).map_err(io_fault("cannot find written pages"))?;
+        self.forget(&dirty)?;
+        let grown = self.memory.grow(&mut self.store, (missing >> 16) as u64);
+        grown.map_err(|error| Fault::because("cannot grow linear memory", error))?;
+        self.set_globals(registers)?;
         Ok(true)
     }
 
-    /// Drops the private pages of `ranges`; they must be in the image by now.
-    pub(super) fn forget(&mut self, ranges: &[std::ops::Range<usize>]) -> Result<(), Fault> {
+    fn set_globals(&mut self, registers: &Registers) -> Result<(), Fault> {
+        for (global, value) in self.globals.iter().zip(&registers.globals) {
+            global.set(&mut self.store, *value).map_err(|error| Fault::because("cannot set a global", error))?;
+        }
+        Ok(())
+    }
+
+    /// The address space of its memory.
+    pub(super) fn mapping(&self) -> &Arc<Mapping> {
+        &self.mapping
+    }
+
+    /// Drops the private pages of `ranges`: the image shows there.
+    pub(super) fn forget(&mut self, ranges: &[Range<usize>]) -> Result<(), Fault> {
         for range in ranges {
-            // SAFETY: as in `reset`.
-            unsafe { self.mapping.forget(range.clone()) }.map_err(|error| Fault::because("cannot drop written pages", error))?;
+            // SAFETY: this instance is borrowed exclusively and no guest code runs, so nobody holds a
+            // reference into its memory.
+            unsafe { self.mapping.forget(range.clone()) }.map_err(io_fault("cannot drop written pages"))?;
         }
         Ok(())
     }
@@ -691,6 +712,10 @@ impl Instance {
         let depth = self.globals.last().map(|global| global.get(&mut self.store));
         depth.and_then(|value| value.i32()).map_or(0, i32::cast_unsigned)
     }
+}
+
+pub(super) fn io_fault(doing: &str) -> impl Fn(std::io::Error) -> Fault {
+    move |error| Fault::because(doing, error)
 }
 
 fn no_stack(error: std::io::Error) -> Fault {

@@ -29,22 +29,24 @@ use super::Outcome;
 use super::RestoreError;
 use super::SnapshotError;
 use super::Trap;
+use super::image_file;
 use super::instance::Answer;
 use super::instance::Call;
 use super::instance::Instance;
 use super::instance::Registers;
-use super::image_file;
 use super::instance::Stop;
+use super::instance::io_fault;
 use super::memory::Image;
-use super::memory::ImageCopy;
+use super::memory::Mapping;
+use super::memory::can_hold;
 use super::pages;
 use super::pages::Way;
 
 /// A checkpoint is made when the redo list has this many entries, this many bytes of input, or took this
 /// much fuel: so much is at most applied twice when an entry traps.
-const REDO_ENTRIES_MAX: usize = 4096;
-const REDO_BYTES_MAX: usize = 4 << 20;
-const REDO_FUEL_MAX: u64 = 100_000_000;
+const REDO_ENTRIES_MAX: usize = 16_384;
+const REDO_BYTES_MAX: usize = 8 << 20;
+const REDO_FUEL_MAX: u64 = 50_000_000;
 
 /// Queries one view answers before it is set back, so that what they leave allocated does not pile up.
 const VIEW_QUERIES_MAX: u32 = 256;
@@ -60,9 +62,8 @@ pub struct Machine {
     registers: Registers,
     redo: Redo,
     view: Option<View>,
-    /// Frozen states whose copy of the image may not be whole yet.
-    copies: Vec<Weak<ImageCopy>>,
-    copy_buffer: Vec<u8>,
+    /// Memories of frozen states that show this machine's image.
+    frozen: Vec<Weak<Mapping>>,
     fault: Option<Fault>,
 }
 
@@ -102,15 +103,14 @@ impl Redo {
 }
 
 /// A state as it was at one moment; `Send`, to be written out on another thread while the machine goes on.
+///
+/// It shares the machine's image; a checkpoint that overwrites a page of it leaves the page to the frozen
+/// state first. So it costs memory only for what the machine changes while it lives.
 pub struct Frozen {
-    module: Module,
-    limits: Arc<Limits>,
+    instance: Instance,
+    image: Arc<Image>,
     registers: Registers,
-    copy: Arc<ImageCopy>,
-}
-
-fn io_fault(doing: &str) -> impl Fn(std::io::Error) -> Fault {
-    move |error| Fault::because(doing, error)
+    fuel: u64,
 }
 
 fn new_image(limits: &Limits) -> Result<Arc<Image>, Fault> {
@@ -178,7 +178,7 @@ impl Machine {
         match image_file::read(snapshot, &image, limits.memory_bytes(), module.saved_globals())? {
             Some(registers) => {
                 let limits = Arc::new(limits.clone());
-                let live = Instance::over(module, &limits, &image, &registers)?;
+                let live = Instance::over(module, &limits, &image, &registers, false)?;
                 std::io::copy(snapshot, &mut std::io::sink()).map_err(RestoreError::Unreadable)?;
                 Ok(Machine::begin(module, limits, image, live)?)
             }
@@ -197,8 +197,7 @@ impl Machine {
             registers,
             redo: Redo::default(),
             view: None,
-            copies: Vec::new(),
-            copy_buffer: Vec::new(),
+            frozen: Vec::new(),
             fault: None,
         };
         machine.checkpoint()?;
@@ -231,9 +230,8 @@ impl Machine {
         self.remember(result)
     }
 
-    /// The state as it is now, to be written out elsewhere. Takes a checkpoint's time; the copy is made
-    /// by [`Frozen::snapshot`], and chunk by chunk by this machine's next checkpoints as far as they
-    /// overwrite what is not copied yet.
+    /// The state as it is now, to be written out elsewhere. Takes the time of a checkpoint and of making
+    /// an instance, whatever the state's size; kernels older than Linux 5.14 copy the state here.
     pub fn freeze(&mut self) -> Result<Frozen, Fault> {
         self.sound()?;
         let result = self.try_freeze();
@@ -309,8 +307,8 @@ impl Machine {
 
     /// Goes back to the state before the entry that trapped.
     fn roll_back(&mut self) -> Result<(), Fault> {
-        if !self.live.reset(&self.registers)? {
-            self.live = Instance::over(&self.module, &self.limits, &self.image, &self.registers)?;
+        if !self.live.reset(self.way, &self.image, &self.registers)? {
+            self.live = Instance::over(&self.module, &self.limits, &self.image, &self.registers, false)?;
         }
         let mut effects = Effects::default();
         for (call, context, range) in &self.redo.entries {
@@ -336,10 +334,11 @@ impl Machine {
     fn checkpoint(&mut self) -> Result<(), Fault> {
         let memory = self.live.memory();
         let dirty = pages::dirty_ranges(self.way, memory, &self.image).map_err(io_fault("cannot find the pages an entry wrote"))?;
-        self.copies.retain(|copy| copy.strong_count() > 0);
-        for copy in self.copies.iter().filter_map(Weak::upgrade) {
-            self.copy_buffer.resize(256 << 10, 0);
-            copy.preserve(&dirty, &mut self.copy_buffer).map_err(io_fault("cannot copy a frozen state"))?;
+        self.frozen.retain(|mapping| mapping.strong_count() > 0);
+        for mapping in self.frozen.iter().filter_map(Weak::upgrade) {
+            for range in &dirty {
+                mapping.hold(range).map_err(io_fault("cannot hold pages of a frozen state"))?;
+            }
         }
         for range in &dirty {
             let bytes = memory.get(range.clone()).unwrap_or(&[]);
@@ -361,7 +360,7 @@ impl Machine {
             None => View { instance: self.new_view()?, stale: false, queries: 0 },
         };
         if view.stale || view.queries >= VIEW_QUERIES_MAX {
-            if !view.instance.reset(&self.registers)? {
+            if !view.instance.reset(self.way, &self.image, &self.registers)? {
                 view.instance = self.new_view()?;
             }
             view.stale = false;
@@ -383,15 +382,21 @@ impl Machine {
     }
 
     fn new_view(&self) -> Result<Instance, Fault> {
-        Instance::over(&self.module, &self.limits, &self.image, &self.registers)
+        Instance::over(&self.module, &self.limits, &self.image, &self.registers, false)
     }
 
     fn try_freeze(&mut self) -> Result<Frozen, Fault> {
         self.checkpoint_if_any()?;
-        let copy = ImageCopy::begin(&self.image, self.registers.memory_bytes).map_err(io_fault("cannot make a memory file"))?;
-        let copy = Arc::new(copy);
-        self.copies.push(Arc::downgrade(&copy));
-        Ok(Frozen { module: self.module.clone(), limits: self.limits.clone(), registers: self.registers.clone(), copy })
+        let image = if can_hold() {
+            self.image.clone()
+        } else {
+            Arc::new(self.image.duplicate().map_err(io_fault("cannot copy a memory file"))?)
+        };
+        let instance = Instance::over(&self.module, &self.limits, &image, &self.registers, true)?;
+        if Arc::ptr_eq(&image, &self.image) {
+            self.frozen.push(Arc::downgrade(instance.mapping()));
+        }
+        Ok(Frozen { instance, image, registers: self.registers.clone(), fuel: self.limits.fuel_snapshot })
     }
 
     fn digest(&self) -> Result<[u8; 32], Fault> {
@@ -402,11 +407,17 @@ impl Machine {
         }
         // Only pages that are not all zero, each with its offset: which pages the file holds as holes
         // is the host's affair.
-        for (number, page) in self.live.memory().chunks(4096).enumerate() {
-            if page.iter().any(|byte| *byte != 0) {
+        const PAGE_BYTES: usize = 4096;
+        let memory = self.live.memory();
+        let mut at = 0;
+        while let Some(data) = self.image.next_data(at, memory.len()).map_err(io_fault("cannot read a memory file"))? {
+            let first = data.start / PAGE_BYTES;
+            let pages = memory.get(first * PAGE_BYTES..data.end).unwrap_or(&[]).chunks(PAGE_BYTES);
+            for (number, page) in (first..).zip(pages).filter(|(_, page)| page.iter().any(|byte| *byte != 0)) {
                 digest.update((number as u64).to_le_bytes());
                 digest.update(page);
             }
+            at = data.end;
         }
         Ok(digest.finalize().into())
     }
@@ -435,23 +446,18 @@ impl Frozen {
     /// Writes the raw image of memory and globals, then the portable snapshot; returns how many bytes the
     /// portable part took.
     pub fn write(self, out: &mut (dyn Write + Send)) -> Result<u64, SnapshotError> {
-        let image = self.copy.finish().map_err(io_fault("cannot copy a frozen state"))?;
-        image_file::write(out, &image, &self.registers)?;
+        image_file::write(out, self.instance.memory(), &self.image, &self.registers)?;
         self.snapshot(out)
     }
 
     /// Runs the guest's `snapshot` on the frozen state and writes its bytes to `out`; returns how many.
-    ///
-    /// First copies what is left of the state, up to the size of the machine's memory.
-    pub fn snapshot(self, out: &mut (dyn Write + Send)) -> Result<u64, SnapshotError> {
-        let image = self.copy.finish().map_err(io_fault("cannot copy a frozen state"))?;
+    pub fn snapshot(mut self, out: &mut (dyn Write + Send)) -> Result<u64, SnapshotError> {
         let stopped = |stop: Stop| match stop {
             Stop::Trap(trap) => SnapshotError::Trapped(trap),
             Stop::Fault(fault) => SnapshotError::Fault(fault),
             Stop::Stream(error) => SnapshotError::Unwritable(error),
         };
-        let mut instance = Instance::over(&self.module, &self.limits, &image, &self.registers)?;
-        match instance.write_snapshot(self.limits.fuel_snapshot, out).map_err(stopped)? {
+        match self.instance.write_snapshot(self.fuel, out).map_err(stopped)? {
             (Answer::Reply(_), bytes) => Ok(bytes),
             (Answer::Rejected(text), _) => Err(SnapshotError::Rejected(text)),
         }

@@ -3,7 +3,8 @@
 //! Invariants:
 //! - An [`Image`] is a sparse memory file as large as the memory limit. Only a checkpoint writes to it.
 //! - A [`Mapping`] shows an image privately: what guest code writes stays in this mapping's own pages,
-//!   until `forget` drops them and the image shows through again.
+//!   until `forget` drops them and the image shows through again. What a checkpoint is about to
+//!   overwrite in the image can be held in a mapping by `hold`: so a frozen state stays as it was.
 //! - Bytes from the memory's size up to the end of the reservation and its guard are never accessible,
 //!   so compiled code needs no bounds checks.
 //! - A mapping lives as long as the wasmtime memory made from it (both hold the same `Arc`).
@@ -18,8 +19,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::OnceLock;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 
@@ -58,7 +58,8 @@ impl Image {
         self.file.read_exact_at(bytes, offset as u64)
     }
 
-    /// The next range at or after `from` and before `end` that may hold other bytes than zeros.
+    /// The next range at or after `from` and before `end` that may hold other bytes than zeros. What is not
+    /// in such a range must not be read through a mapping either: that would make a page of zeros of it.
     pub(super) fn next_data(&self, from: usize, end: usize) -> io::Result<Option<Range<usize>>> {
         if from >= end {
             return Ok(None);
@@ -75,78 +76,22 @@ impl Image {
         Ok(Some(start..hole.min(end)))
     }
 
-    /// Copies a range of `source` that holds data to the same place here.
-    fn copy_from(&self, source: &Image, range: Range<usize>, buffer: &mut [u8]) -> io::Result<()> {
-        let mut at = range.start;
-        while let Some(data) = source.next_data(at, range.end)? {
+    /// Another image with the same bytes.
+    pub(super) fn duplicate(&self) -> io::Result<Image> {
+        let copy = Image::new(self.capacity)?;
+        let mut buffer = vec![0; 1 << 20];
+        let mut at = 0;
+        while let Some(data) = self.next_data(at, self.capacity)? {
             at = data.start;
             while at < data.end {
                 let length = buffer.len().min(data.end - at);
                 let Some(part) = buffer.get_mut(..length) else { break };
-                source.read_at(at, part)?;
-                self.write_at(at, part)?;
+                self.read_at(at, part)?;
+                copy.write_at(at, part)?;
                 at += length;
             }
         }
-        Ok(())
-    }
-}
-
-/// A copy of an image as it was at one moment, made piece by piece while the image moves on.
-///
-/// Whoever comes first copies a chunk: the thread that wants the copy, or the checkpoint that is about
-/// to overwrite the chunk. So neither waits for more than one chunk.
-#[derive(Debug)]
-pub(super) struct ImageCopy {
-    source: Arc<Image>,
-    target: Arc<Image>,
-    /// Bytes of the image that count: the memory's size at that moment.
-    bytes: usize,
-    /// Which chunks are copied.
-    copied: Mutex<Vec<bool>>,
-}
-
-/// A chunk takes some ten microseconds to copy, which is the longest a checkpoint waits for the lock.
-const CHUNK_BYTES: usize = 256 << 10;
-
-impl ImageCopy {
-    /// A copy of the first `bytes` of `source` as they are now.
-    pub(super) fn begin(source: &Arc<Image>, bytes: usize) -> io::Result<ImageCopy> {
-        Ok(ImageCopy {
-            source: source.clone(),
-            target: Arc::new(Image::new(source.capacity)?),
-            bytes,
-            copied: Mutex::new(vec![false; bytes.div_ceil(CHUNK_BYTES)]),
-        })
-    }
-
-    fn copy_chunk(&self, number: usize, buffer: &mut [u8]) -> io::Result<()> {
-        let mut copied = self.copied.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(done @ false) = copied.get_mut(number) {
-            let start = number * CHUNK_BYTES;
-            self.target.copy_from(&self.source, start..(start + CHUNK_BYTES).min(self.bytes), buffer)?;
-            *done = true;
-        }
-        Ok(())
-    }
-
-    /// Must be called before `ranges` of the source are overwritten.
-    pub(super) fn preserve(&self, ranges: &[Range<usize>], buffer: &mut [u8]) -> io::Result<()> {
-        for range in ranges {
-            for number in range.start / CHUNK_BYTES..range.end.min(self.bytes).div_ceil(CHUNK_BYTES) {
-                self.copy_chunk(number, buffer)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Copies what is left and returns the copy, which nothing writes to from then on.
-    pub(super) fn finish(&self) -> io::Result<Arc<Image>> {
-        let mut buffer = vec![0; CHUNK_BYTES];
-        for number in 0..self.bytes.div_ceil(CHUNK_BYTES) {
-            self.copy_chunk(number, &mut buffer)?;
-        }
-        Ok(self.target.clone())
+        Ok(copy)
     }
 }
 
@@ -156,8 +101,10 @@ pub(super) struct Mapping {
     base: NonNull<u8>,
     /// Everything that was reserved: room for the largest memory, and the guard.
     reserved: usize,
-    /// Bytes of the image behind it, the most the memory can grow to.
+    /// The most the memory can grow to, bytes.
     capacity: usize,
+    /// Bytes of the image that are shown; what grows beyond them starts as zeros.
+    shown: usize,
     /// Bytes accessible now.
     size: AtomicUsize,
     /// Keeps the file open, though the kernel would keep the mapping without it.
@@ -171,19 +118,20 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    fn new(image: Arc<Image>, reserved: usize, size: usize) -> io::Result<Mapping> {
+    fn new(image: Arc<Image>, shown: usize, reserved: usize, size: usize) -> io::Result<Mapping> {
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         // SAFETY: a new mapping at an address of the kernel's choice takes nothing from anyone.
         let base = unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), reserved, ProtFlags::empty(), flags)? };
         let capacity = image.capacity.min(reserved);
+        let shown = shown.min(capacity);
         let base = NonNull::new(base.cast::<u8>()).ok_or_else(|| io::Error::other("mmap gave address 0"))?;
         // From here on dropping unmaps it.
-        let mapping = Mapping { base, reserved, capacity, size: AtomicUsize::new(0), _image: image.clone() };
-        if capacity > 0 {
+        let mapping = Mapping { base, reserved, capacity, shown, size: AtomicUsize::new(0), _image: image.clone() };
+        if shown > 0 {
             // SAFETY: the fixed address range lies within the reservation made above, which nothing
             // else uses yet, so only our own empty pages are replaced.
             unsafe {
-                rustix::mm::mmap(base.as_ptr().cast(), capacity, ProtFlags::empty(), flags | MapFlags::FIXED, &image.file, 0)?;
+                rustix::mm::mmap(base.as_ptr().cast(), shown, ProtFlags::empty(), flags | MapFlags::FIXED, &image.file, 0)?;
             }
         }
         mapping.grow(size)?;
@@ -219,6 +167,17 @@ impl Mapping {
             // SAFETY: the range lies within this mapping, and by this function's contract nobody holds
             // a reference to its bytes.
             unsafe { rustix::mm::madvise(self.address(range.start), end - range.start, Advice::LinuxDontNeed)? };
+        }
+        Ok(())
+    }
+
+    /// Makes the pages of `range` that the image still shows this mapping's own, so that the image may
+    /// be overwritten there. Their bytes do not change, so guest code may run on them meanwhile.
+    pub(super) fn hold(&self, range: &Range<usize>) -> io::Result<()> {
+        let end = range.end.min(self.shown);
+        if range.start < end {
+            // SAFETY: the range lies within this mapping, and the call changes no byte that can be read.
+            unsafe { rustix::mm::madvise(self.address(range.start), end - range.start, Advice::LinuxPopulateWrite)? };
         }
         Ok(())
     }
@@ -266,10 +225,21 @@ unsafe impl LinearMemory for HostMemory {
     }
 }
 
+/// Whether this kernel can do what [`Mapping::hold`] asks (Linux 5.14); where it cannot, a frozen state
+/// gets an image of its own.
+pub(super) fn can_hold() -> bool {
+    static CAN: OnceLock<bool> = OnceLock::new();
+    *CAN.get_or_init(|| {
+        let page = rustix::param::page_size();
+        let tried = Image::new(page).and_then(|image| Mapping::new(Arc::new(image), page, page, page)?.hold(&(0..page)));
+        tried.is_ok()
+    })
+}
+
 /// What passes between [`with_image`] and the creator that wasmtime calls on the same thread.
 enum Handover {
     Empty,
-    Asked(Arc<Image>),
+    Asked(Arc<Image>, usize),
     Made(Arc<Mapping>),
 }
 
@@ -277,14 +247,14 @@ thread_local! {
     static HANDOVER: RefCell<Handover> = const { RefCell::new(Handover::Empty) };
 }
 
-/// Runs `instantiate`, which must make exactly one memory; the memory shows `image` and its mapping is
-/// returned beside the result.
-pub(super) fn with_image<R>(image: Arc<Image>, instantiate: impl FnOnce() -> R) -> (R, Option<Arc<Mapping>>) {
-    HANDOVER.with(|handover| handover.replace(Handover::Asked(image)));
+/// Runs `instantiate`, which must make exactly one memory; the memory shows the first `shown` bytes of
+/// `image` and its mapping is returned beside the result.
+pub(super) fn with_image<R>(image: Arc<Image>, shown: usize, instantiate: impl FnOnce() -> R) -> (R, Option<Arc<Mapping>>) {
+    HANDOVER.with(|handover| handover.replace(Handover::Asked(image, shown)));
     let result = instantiate();
     match HANDOVER.with(|handover| handover.replace(Handover::Empty)) {
         Handover::Made(mapping) => (result, Some(mapping)),
-        Handover::Empty | Handover::Asked(_) => (result, None),
+        Handover::Empty | Handover::Asked(..) => (result, None),
     }
 }
 
@@ -304,10 +274,10 @@ unsafe impl MemoryCreator for Creator {
     ) -> Result<Box<dyn LinearMemory>, String> {
         let reserved = reserved_size_in_bytes.unwrap_or(0) + guard_size_in_bytes;
         let asked = HANDOVER.with(|handover| handover.replace(Handover::Empty));
-        let Handover::Asked(image) = asked else {
+        let Handover::Asked(image, shown) = asked else {
             return Err("an instance may have one memory, made for one image".to_string());
         };
-        let mapping = Mapping::new(image, reserved, minimum).map_err(|error| format!("cannot map linear memory: {error}"))?;
+        let mapping = Mapping::new(image, shown, reserved, minimum).map_err(|error| format!("cannot map linear memory: {error}"))?;
         let mapping = Arc::new(mapping);
         HANDOVER.with(|handover| handover.replace(Handover::Made(mapping.clone())));
         Ok(Box::new(HostMemory(mapping)))

@@ -29,8 +29,8 @@ fn an_entry_that_traps_after_writing_everywhere_leaves_no_trace() {
         let mut twin = new_machine();
         let trapping = [WRITE_AND_TRAP, FAIL, OUT_OF_BOUNDS, DIVIDE, GROW_AND_TRAP, LOOP, RECURSE, RECURSE_WIDE];
         let mut index = 0;
-        // Entry 1, entries in the middle, and right after checkpoints (the list of 4096 is full at 4096).
-        for count in [0, 1, 10, 4085, 1, 1000] {
+        // Entry 1, entries in the middle, right before and after a checkpoint (a full redo list makes one).
+        for count in [0, 1, 10, 16_383, 16_384, 1000] {
             for _ in 0..count {
                 index += 1;
                 apply(&mut machine, index, &[ADD, 3]);
@@ -47,7 +47,7 @@ fn an_entry_that_traps_after_writing_everywhere_leaves_no_trace() {
             assert_eq!(machine.image_digest().unwrap(), twin.image_digest().unwrap(), "after {index}");
         }
         assert_eq!(snapshot(&mut machine), snapshot(&mut twin));
-        assert_eq!(number(&apply(&mut machine, 9999, &[ADD, 1])), 5097 * 3 + 1);
+        assert_eq!(number(&apply(&mut machine, 99_999, &[ADD, 1])), 33_778 * 3 + 1);
     });
 }
 
@@ -159,11 +159,11 @@ fn a_frozen_state_does_not_move_while_the_machine_does() {
         machine.query(&at(2), &[ASK]).unwrap(); // A checkpoint that overwrites what the first has not copied.
         let second = machine.freeze().unwrap();
         let dropped = machine.freeze().unwrap();
-        for index in 3..5000 {
+        for index in 3..20_000 {
             apply(&mut machine, index, &[ADD, 1]);
         }
         drop(dropped);
-        apply(&mut machine, 5000, &[FILL_PAGES, 90]);
+        apply(&mut machine, 20_000, &[FILL_PAGES, 90]);
         machine.image_digest().unwrap();
         let bytes = |frozen: Frozen| {
             // On another thread, as hosts do.
@@ -176,7 +176,7 @@ fn a_frozen_state_does_not_move_while_the_machine_does() {
         let (second, first) = (bytes(second), bytes(first));
         assert_eq!(first.join().unwrap(), 1_u64.to_le_bytes());
         assert_eq!(second.join().unwrap(), 11_u64.to_le_bytes());
-        assert_eq!(snapshot(&mut machine), (11 + 4997_u64).to_le_bytes());
+        assert_eq!(snapshot(&mut machine), (11 + 19_997_u64).to_le_bytes());
     });
 }
 
@@ -263,4 +263,76 @@ fn all_ways_to_find_dirty_pages_give_the_same_memory() {
 fn after_init_is_rejected_there_is_no_machine() {
     let result = Machine::init(&MODULE, &limits(), &Context::default(), b"X", &mut Effects::default());
     assert!(matches!(result.map(|_| ()), Err(InitError::Rejected(text)) if text == "out of cheese"));
+}
+
+/// A guest whose entry writes its index to each of 400 pages, and whose snapshot reads them back slowly, in
+/// memory that it grows for the purpose.
+const STRIPES: &str = r#"(module
+  (import "statehouse" "write" (func $write (param i32 i32)))
+  (memory (export "memory") 26)
+  (func (export "statehouse_abi_1"))
+  (func (export "alloc") (param i32) (result i32) (i32.const 8))
+  (func (export "init") (param i32 i32) (result i64) (i64.const 0))
+  (func (export "apply") (param $ptr i32) (param $len i32) (result i64)
+    (local $page i32)
+    (if (i32.eq (local.get $len) (i32.const 49)) (then ;; a byte: grow, and write there
+      (drop (memory.grow (i32.const 1)))
+      (memory.fill (i32.const 1703936) (i32.const 255) (i32.const 65536))))
+    (loop $next
+      (i64.store (i32.add (i32.const 64) (i32.mul (local.get $page) (i32.const 4096))) (i64.load offset=8 (local.get $ptr)))
+      (br_if $next (i32.lt_u (local.tee $page (i32.add (local.get $page) (i32.const 1))) (i32.const 400))))
+    (i64.const 0))
+  (func (export "query") (param i32 i32) (result i64) (i64.const 0))
+  (func (export "restore") (result i64) (i64.const 0))
+  (func (export "snapshot") (result i64)
+    (local $page i32) (local $at i32)
+    (local.set $at (i32.mul (memory.grow (i32.const 1)) (i32.const 65536)))
+    (call $write (local.get $at) (i32.const 8)) ;; zeros
+    (loop $next
+      (i64.store (local.get $at) (i64.load (i32.add (i32.const 64) (i32.mul (local.get $page) (i32.const 4096)))))
+      (call $write (local.get $at) (i32.const 8))
+      (br_if $next (i32.lt_u (local.tee $page (i32.add (local.get $page) (i32.const 1))) (i32.const 400))))
+    (i64.const 0)))"#;
+
+#[test]
+fn snapshots_run_while_checkpoints_overwrite_the_image_they_share() {
+    story(|| {
+        let module = load(STRIPES);
+        let mut machine = Machine::init(&module, &limits(), &Context::default(), b"{}", &mut Effects::default()).unwrap();
+        let mut snapshots = Vec::new();
+        for index in 1..200 {
+            // Once the live memory grows to where the frozen ones grow too, and writes there.
+            apply(&mut machine, index, if index == 50 { b"x" } else { b"" });
+            machine.query(&at(index), b"").unwrap(); // A checkpoint.
+            if index % 4 == 0 {
+                let frozen = machine.freeze().unwrap();
+                snapshots.push(std::thread::spawn(move || {
+                    let mut bytes = Vec::new();
+                    frozen.snapshot(&mut bytes).unwrap();
+                    (index, bytes)
+                }));
+            }
+        }
+        for snapshot in snapshots {
+            let (index, bytes) = snapshot.join().unwrap();
+            let (grown, stripes) = bytes.split_at(8);
+            assert_eq!(grown, [0; 8], "what the frozen memory grows by is zeros, at entry {index}");
+            assert_eq!(stripes, index.to_le_bytes().repeat(400), "one moment's state and no other");
+        }
+    });
+}
+
+#[test]
+fn kernels_that_cannot_hold_pages_copy_the_image() {
+    let image = crate::module::memory::Image::new(10 << 20).unwrap();
+    image.write_at(5000, b"near").unwrap();
+    image.write_at(9 << 20, b"far").unwrap();
+    let copy = image.duplicate().unwrap();
+    image.write_at(5000, b"gone").unwrap();
+    let mut near = [0; 6];
+    copy.read_at(4999, &mut near).unwrap();
+    assert_eq!(&near, b"\0near\0");
+    let mut far = [0; 3];
+    copy.read_at(9 << 20, &mut far).unwrap();
+    assert_eq!(&far, b"far");
 }

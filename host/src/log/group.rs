@@ -87,34 +87,31 @@ fn encode_parts(group: GroupId, entries: &[Entry], limit: usize) -> Result<Vec<P
     Ok(parts)
 }
 
-/// Calls `change`, which alters the visible state and returns the operation that goes to disk.
-fn submit(log: &NodeLog, change: impl FnOnce(&mut State) -> Result<Operation, LogError>) -> Result<(), LogError> {
-    let mut state = log.shared.lock();
-    state.check()?;
-    let operation = change(&mut state)?;
-    state.push(operation);
-    log.shared.wake(state);
-    Ok(())
-}
-
-/// As `submit`, and waits until the operation is durable.
+/// Calls `change`, which alters the visible state and returns the operation for disk, queues that, and
+/// waits until it is durable.
 async fn submit_and_wait<RT: AsyncRuntime>(
     log: &NodeLog,
-    change: impl FnOnce(&mut State, Done) -> Result<Operation, LogError>,
+    change: impl FnOnce(&mut State, Done) -> Operation,
 ) -> Result<(), LogError> {
     let (sender, receiver) = RT::Oneshot::channel::<Result<(), LogError>>();
     let done: Done = Box::new(move |result| {
         // Nobody waits any more: the operation is done all the same.
         sender.send(result).ok();
     });
-    submit(log, |state| change(state, done))?;
+    {
+        let mut state = log.shared.lock();
+        state.check()?;
+        let operation = change(&mut state, done);
+        state.push(operation);
+        log.shared.wake(state);
+    }
     receiver.await.unwrap_or(Err(LogError::Closed))
 }
 
 pub(super) async fn remove<RT: AsyncRuntime>(log: &NodeLog, group: GroupId) -> Result<(), LogError> {
     submit_and_wait::<RT>(log, |state, done| {
         state.remove(group);
-        Ok(operation(group, &Record::Removed { group }, Effect::Nothing, Some(done)))
+        operation(group, &Record::Removed { group }, Effect::Nothing, Some(done))
     })
     .await
 }
@@ -305,7 +302,7 @@ impl<RT: AsyncRuntime> RaftLogStorage<Types<RT>> for GroupLog<RT> {
         let bytes = codec::encode(&vote)?;
         let saved = submit_and_wait::<RT>(&self.log, |state, done| {
             state.groups.entry(group).or_default().vote = Some(vote);
-            Ok(operation(group, &Record::Vote { group, vote: &bytes }, Effect::Vote, Some(done)))
+            operation(group, &Record::Vote { group, vote: &bytes }, Effect::Vote, Some(done))
         });
         Ok(saved.await?)
     }
@@ -358,20 +355,25 @@ impl<RT: AsyncRuntime> RaftLogStorage<Types<RT>> for GroupLog<RT> {
     async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
         let group = self.group;
         let from = last.map_or(0, |last| last.index + 1);
-        let truncated = submit(&self.log, |state| {
-            state.truncate(group, from);
-            Ok(operation(group, &Record::Truncate { group, from }, Effect::Nothing, None))
-        });
-        Ok(truncated?)
+        let mut state = self.log.shared.lock();
+        state.check()?;
+        state.truncate(group, from);
+        state.push(operation(group, &Record::Truncate { group, from }, Effect::Nothing, None));
+        self.log.shared.wake(state);
+        Ok(())
     }
 
     async fn purge(&mut self, upto: LogId) -> Result<(), io::Error> {
         let group = self.group;
-        let purged = submit(&self.log, |state| {
-            state.purge(group, upto);
-            let record = Record::Purge { group, index: upto.index, term: upto.leader_id.term };
-            Ok(operation(group, &record, Effect::Purge, None))
-        });
-        Ok(purged?)
+        let mut state = self.log.shared.lock();
+        state.check()?;
+        if state.groups.get(&group).is_some_and(|of| of.purged >= Some(upto)) {
+            return Ok(());
+        }
+        state.purge(group, upto);
+        let record = Record::Purge { group, index: upto.index, term: upto.leader_id.term };
+        state.push(operation(group, &record, Effect::Purge, None));
+        self.log.shared.wake(state);
+        Ok(())
     }
 }

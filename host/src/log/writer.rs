@@ -72,6 +72,9 @@ pub(super) struct InFlight {
     done: Vec<Done>,
     stamp: u64,
     start: Option<u64>,
+    /// Entries of which the batch has copies, and where those lie. Readers go on with the originals
+    /// until the copies are synced.
+    moved: Vec<(GroupId, u64, Slot, u32)>,
 }
 
 /// An entry that is to be copied out of an old segment.
@@ -92,6 +95,7 @@ struct Batch {
     records: u32,
     start: Option<u64>,
     stamp: u64,
+    moved: Vec<(GroupId, u64, Slot, u32)>,
 }
 
 impl Batch {
@@ -145,7 +149,7 @@ impl Writer {
         {
             let mut state = shared.lock();
             self.take_operations(&mut state, &shared.options, batch);
-            self.add_moves(&mut state, moves, batch);
+            self.add_moves(&state, moves, batch);
             if state.queue.is_empty() {
                 self.add_committed(&mut state, batch);
                 self.add_start(&mut state, batch);
@@ -175,6 +179,7 @@ impl Writer {
             done: operations.into_iter().filter_map(|operation| operation.done).collect(),
             stamp: batch.stamp,
             start: batch.start,
+            moved: std::mem::take(&mut batch.moved),
         });
         Ok(true)
     }
@@ -315,16 +320,17 @@ impl Writer {
         Ok(moves)
     }
 
-    fn add_moves(&self, state: &mut State, moves: Vec<Move>, batch: &mut Batch) {
+    fn add_moves(&self, state: &State, moves: Vec<Move>, batch: &mut Batch) {
         for Move { group, index, slot, record } in moves {
-            let Ok((Record::Entry { group: of, index: at, term, payload, .. }, _)) = Record::decode(&record) else { continue };
-            if (of, at) != (group, index) || !self.fits(batch, record.len()) {
+            // It may have been truncated or purged while it was read.
+            let is_there = state.groups.get(&group).and_then(|of| of.slot(index)) == Some(&slot);
+            if !is_there || !self.fits(batch, record.len()) {
                 continue;
             }
-            let offset = self.position + batch.bytes() as u64;
-            if state.move_slot(group, index, slot, self.sequence(), offset as u32) {
+            if let Ok((Record::Entry { term, payload, .. }, _)) = Record::decode(&record) {
+                let offset = self.position + batch.bytes() as u64;
                 batch.add(&Record::Entry { group, index, term, moved: true, payload });
-                state.stats.moved_entries += 1;
+                batch.moved.push((group, index, slot, offset as u32));
             }
         }
     }
@@ -347,6 +353,9 @@ impl Writer {
             let mut state = shared.lock();
             state.durable_stamp = in_flight.stamp;
             state.evict();
+            for (group, index, old, offset) in in_flight.moved {
+                state.stats.moved_entries += u64::from(state.move_slot(group, index, old, self.sequence(), offset));
+            }
             state.stats.batches += 1;
             state.stats.operations += in_flight.operations;
             state.stats.written_bytes += in_flight.bytes;

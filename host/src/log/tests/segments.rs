@@ -263,3 +263,41 @@ fn a_segment_that_becomes_a_spare_does_not_take_the_place_of_another() {
         assert_eq!(files, spares, "round {round}");
     }
 }
+
+/// A reader looked up an entry just when its copy was in a batch that was not written yet, and read what was
+/// there before. So the index points to the original until the copy is synced.
+#[test]
+fn a_copied_entry_is_read_at_its_old_place_until_the_copy_is_synced() {
+    let mut harness = Harness::new(SimDisk::new());
+    harness.run(&[Step::Append { group: 7, entries: 1, bytes: 500, term: 1 }]);
+    let place = |harness: &Harness| *harness.log.shared.lock().groups[&7].slot(0).unwrap();
+    let first = place(&harness);
+    for _ in 0..60 {
+        let before = place(&harness);
+        harness.step(&Step::Append { group: 1, entries: 4, bytes: 1000, term: 1 }).unwrap();
+        harness.step(&Step::Purge { group: 1, entries: 4 }).unwrap();
+        while harness.write().unwrap() {
+            assert_eq!(place(&harness), before);
+            harness.sync().unwrap();
+        }
+    }
+    assert!(place(&harness).segment > first.segment);
+}
+
+/// A late purge, of less than was purged before, was written too. When the segment of the earlier one was given
+/// up, the late one was taken for the newest, and the log was refused for a hole.
+#[test]
+fn an_older_purge_does_not_hide_a_newer_one() {
+    let mut harness = Harness::new(SimDisk::new());
+    harness.run(&[Step::Append { group: 2, entries: 9, bytes: 10, term: 1 }, Step::Purge { group: 2, entries: 6 }]);
+    let mut group = harness.group(2);
+    for round in 0..40 {
+        harness.run(&[Step::Append { group: 1, entries: 4, bytes: 1000, term: 1 }, Step::Append { group: 2, entries: 1, bytes: 9, term: 1 }]);
+        harness.run(&[Step::Purge { group: 1, entries: 4 }]);
+        if round < 30 {
+            now(group.purge(crate::log::record::log_id(1, 2))).unwrap();
+        }
+    }
+    harness.disk.crash_after(0, 0);
+    harness.check_recovers(&harness.disk, "after a crash");
+}

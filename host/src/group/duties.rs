@@ -202,8 +202,8 @@ impl<P: Platform> Duties<P> {
                 *next = (*next).min(Duration::from_millis(at_ms - wall_ms));
                 break;
             }
-            if !self.pending_timers.contains_key(&(*id, *at_ms)) {
-                self.pending_timers.insert((*id, *at_ms), now);
+            if let std::collections::btree_map::Entry::Vacant(pending) = self.pending_timers.entry((*id, *at_ms)) {
+                pending.insert(now);
                 due.push((*id, *at_ms));
             }
         }

@@ -97,6 +97,9 @@ pub struct GroupOptions<P: Platform, T: Transport> {
     pub seed: u64,
     /// The members to begin with: id to peer address.
     pub members: BTreeMap<NodeId, String>,
+    /// Whether this node stands for election at once if the group is new. One of the members should: if all wait
+    /// for their election clocks, a new group has no leader for as long, and longer if they stand together.
+    pub stands_first: bool,
     /// Makes the state.
     pub factory: Arc<dyn ModelFactory>,
     /// Its part of the node's log.
@@ -181,11 +184,11 @@ impl<P: Platform, T: Transport> Group<P, T> {
             let (store, factory) = (store.clone(), factory.clone());
             let (incarnation, seed, events_kept) = (options.incarnation, options.seed, options.events_kept);
             options.platform.run_guest(move || -> io::Result<Shared> {
-                let (newest, refused) = store.newest()?;
-                for error in refused {
+                let newest = store.newest()?;
+                for error in newest.refused {
                     tracing::error!(group = id, %error, "this snapshot is not used; an older one is");
                 }
-                Shared::open(id, node, incarnation, seed, events_kept, &*factory, newest)
+                Shared::open(id, node, incarnation, seed, events_kept, &*factory, newest.found)
             })
         };
         let shared = Arc::new(opened.await.ok_or_else(|| io::Error::other("opening the group's state failed"))??);
@@ -234,20 +237,23 @@ impl<P: Platform, T: Transport> Group<P, T> {
             touched: Mutex::default(),
             stopped: Mutex::new(false),
         });
-        group.start_membership(options.members).await?;
+        group.start_membership(options.members, options.stands_first).await?;
         drop(P::Runtime::spawn(propose::run(Arc::downgrade(&group), queue)));
         drop(P::Runtime::spawn(duties::run(Arc::downgrade(&group))));
         Ok(group)
     }
 
-    /// The initial membership, only when log and snapshot have none; and a sole voter's immediate election.
-    async fn start_membership(&self, members: BTreeMap<NodeId, String>) -> io::Result<()> {
+    /// The initial membership, only when log and snapshot have none; and the immediate election of a sole voter, or
+    /// of the member that is to stand first.
+    async fn start_membership(&self, members: BTreeMap<NodeId, String>, stands_first: bool) -> io::Result<()> {
         if !self.raft.is_initialized().await.map_err(io::Error::other)? {
             let members: BTreeMap<NodeId, openraft::BasicNode> =
                 members.into_iter().map(|(id, address)| (id, openraft::BasicNode { addr: address })).collect();
             // Every member does this with the same list; whoever is late finds it done by replication.
             if let Err(error) = self.raft.initialize(members).await {
                 tracing::info!(group = self.id, %error, "the group has its members already");
+            } else if stands_first {
+                self.raft.trigger().elect(false).await.map_err(io::Error::other)?;
             }
             return Ok(());
         }

@@ -104,19 +104,14 @@ pub fn entry_seed(group_seed: u64, index: u64) -> u64 {
 }
 
 impl HostState {
-    /// Arms, moves and clears the timers a call asked for. Over the limit, those that are new are
-    /// dropped: deterministic, and the guest's own limit a call is far below.
+    /// Arms, moves and clears the timers a call asked for. [`TIMERS_MAX`] was told to the call, which may pass it by
+    /// no more than its own limit.
     pub fn take_timers(&mut self, effects: &Effects) {
         for change in &effects.timers {
             match change.at_ms {
-                None => {
-                    self.timers.remove(&change.id);
-                }
-                Some(at_ms) if self.timers.len() < TIMERS_MAX || self.timers.contains_key(&change.id) => {
-                    self.timers.insert(change.id, at_ms);
-                }
-                Some(_) => tracing::error!(timer = change.id, "the group has {TIMERS_MAX} timers: this one is not armed"),
-            }
+                None => self.timers.remove(&change.id),
+                Some(at_ms) => self.timers.insert(change.id, at_ms),
+            };
         }
     }
 
@@ -133,6 +128,7 @@ impl HostState {
         let mut context =
             Context { index, time_ms: self.time_ms, seed: entry_seed(group_seed, index), session: 0 };
         let mut events = Vec::new();
+        effects.timers_full = self.timers.len() >= TIMERS_MAX;
         let mut wakes = matches!(proposal.kind, EntryKind::OpenSession { .. });
         let mut answer_index = index;
         let answer = match &proposal.kind {

@@ -293,6 +293,9 @@ impl HostState {
             let message = format!("more than {} timer changes in one call (timers_max)", self.limits.timers_max);
             return Err(trap(TrapCode::TooManyTimers, message));
         }
+        if at_ms.is_some() && self.effects.timers_full {
+            return Err(trap(TrapCode::TooManyTimers, "the group has as many armed timers as it may have".to_owned()));
+        }
         self.effects.timers.push(TimerChange { id: id.cast_unsigned(), at_ms });
         Ok(())
     }
@@ -555,6 +558,7 @@ impl Instance {
             return Err(Fault::new(format!("the module has no {}", call.name())).into());
         };
         self.begin(call, fuel)?;
+        self.store.data_mut().effects.timers_full = effects.timers_full;
         let answer = stack::on_guest_stack(|| self.enter(&function, context, payload)).map_err(no_stack)?;
         let answer = match answer {
             Ok(answer) => Ok(answer),

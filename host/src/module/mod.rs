@@ -86,6 +86,8 @@ pub enum LogLevel {
 pub struct Effects {
     /// Events in the order of emission. Empty when the call trapped.
     pub events: Vec<Vec<u8>>,
+    /// Told by the caller: the group has as many armed timers as it may have, and arming one more traps.
+    pub timers_full: bool,
     /// Timer changes in order; a later one of the same id wins. Empty when the call trapped.
     pub timers: Vec<TimerChange>,
     /// Log lines, also those of a call that trapped. Not part of the replicated outcome.

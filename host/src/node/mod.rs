@@ -140,6 +140,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
             incarnation,
             seed: u64::from_le_bytes(setup.cluster.first_chunk().copied().unwrap_or_default()),
             members: setup.members.clone(),
+            stands_first: false,
             factory: Arc::new(CatalogFactory(view.clone())),
             log: setup.log.group(CATALOG),
             disk: setup.disk.clone(),
@@ -252,6 +253,8 @@ impl<P: Platform, T: Transport> Node<P, T> {
             incarnation: self.0.incarnation,
             seed: entry.seed,
             members: entry.members.clone(),
+            // It is the first to see the group created, and known to be well.
+            stands_first: self.0.catalog.leads(),
             factory: Arc::new(factory),
             log: setup.log.group(entry.id),
             disk: setup.disk.clone(),

@@ -166,9 +166,17 @@ impl<P: Platform, T: Transport> Node<P, T> {
             members: self.catalog_members(),
         };
         let id = self.change_catalog(&command).await?;
+        let deadline = <P::Runtime as AsyncRuntime>::Instant::now() + self.timeout(None);
         let group = self.opened(&name, id).await?;
         // Ready means: it has a leader, and this node has seen the leader's first entry.
-        group.wait_read_index(false).await?;
+        while let Err(failed) = group.wait_read_index(false).await {
+            if <P::Runtime as AsyncRuntime>::Instant::now() >= deadline || self.is_stopping() {
+                // Not `no_leader`, which says that nothing was done: the group is there.
+                let detail = format!("group {name} is created, but has not answered yet: {}", failed.detail);
+                return Err(error(ErrorCode::Unavailable, detail));
+            }
+            P::Runtime::sleep(Duration::from_millis(5)).await;
+        }
         self.view_of(&name).await
     }
 

@@ -110,6 +110,15 @@ pub(super) fn verify(disk: &Arc<dyn Disk>, path: &Path) -> Result<(Head, Snapsho
     Ok((head, SnapshotFile { disk: disk.clone(), path: path.to_owned(), size, digest }))
 }
 
+/// What a search for the newest snapshot found.
+#[derive(Debug)]
+pub struct Newest {
+    /// The newest that verifies.
+    pub found: Option<(Head, SnapshotFile)>,
+    /// Why newer ones are not used.
+    pub refused: Vec<SnapshotError>,
+}
+
 /// One group's snapshots.
 #[derive(Clone)]
 pub struct SnapshotStore {
@@ -158,15 +167,15 @@ impl SnapshotStore {
     }
 
     /// The newest snapshot that verifies, and the errors of newer ones that do not.
-    pub fn newest(&self) -> Result<(Option<(Head, SnapshotFile)>, Vec<SnapshotError>), SnapshotError> {
+    pub fn newest(&self) -> Result<Newest, SnapshotError> {
         let mut refused = Vec::new();
         for name in self.names()? {
             match verify(&self.disk, &self.directory.join(&name)) {
-                Ok(found) => return Ok((Some(found), refused)),
+                Ok(found) => return Ok(Newest { found: Some(found), refused }),
                 Err(error) => refused.push(error),
             }
         }
-        Ok((None, refused))
+        Ok(Newest { found: None, refused })
     }
 
     fn name_of(head: &Head) -> String {

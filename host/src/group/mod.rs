@@ -200,6 +200,9 @@ impl<P: Platform, T: Transport> Group<P, T> {
             election_timeout_min: timing.election_timeout_ms,
             election_timeout_max: timing.election_timeout_ms.saturating_mul(2),
             enable_pre_vote: Some(true),
+            // A leader that comes back stands for election like anyone. Restored, it would lead its old term on with
+            // the commit index it last wrote down, and answer linearizable reads from before what it acknowledged.
+            enable_leader_restore: Some(false),
             // Check quorum: a leader that lost its majority stops its heartbeats so that others may elect.
             quorum_loss_probe_interval: Some(timing.election_timeout_ms.saturating_mul(8)),
             // Followers are sent entries as soon as they are in memory here, beside this node's own sync.

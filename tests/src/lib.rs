@@ -1,1 +1,13 @@
+//! What the whole-system tests are made of: real nodes in processes of their own, and clients.
+//!
+//! A node never outlives its test: it is killed when its handle is dropped, and if the test's process itself
+//! dies, it sees its standard input close. Every cluster has a loopback address of its own, so tests neither
+//! share nor race for ports.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::disallowed_methods)]
 
+pub mod cluster;
+pub mod http;
+pub mod load;
+pub mod modules;
+pub mod program;
+pub mod wait;

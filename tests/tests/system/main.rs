@@ -1,0 +1,13 @@
+//! Whole-system tests: real nodes in processes of their own, real disks and sockets, `kill -9`. Each test is
+//! a story; nothing in them waits for a fixed time.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::disallowed_methods)]
+
+mod bad_input;
+mod command_line;
+mod crashes;
+mod documents;
+mod events;
+mod first_steps;
+mod formats;
+mod sessions;
+mod traps;

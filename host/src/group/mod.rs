@@ -97,6 +97,8 @@ pub struct GroupOptions<P: Platform, T: Transport> {
     pub seed: u64,
     /// The members to begin with: id to peer address.
     pub members: BTreeMap<NodeId, String>,
+    /// Whether this node may vote from the start (see `node::settle`).
+    pub may_vote: bool,
     /// Whether this node stands for election at once if the group is new. One of the members should: if all wait
     /// for their election clocks, a new group has no leader for as long, and longer if they stand together.
     pub stands_first: bool,
@@ -145,6 +147,11 @@ pub struct Group<P: Platform, T: Transport> {
     /// Touched sessions this node has yet to tell the leader of.
     touched: Mutex<Vec<u64>>,
     stopped: Mutex<bool>,
+    /// Whether this node votes.
+    votes: Mutex<bool>,
+    /// The members to begin with, and whether this one stands for election first.
+    members: BTreeMap<NodeId, String>,
+    stands_first: bool,
 }
 
 /// Proposals a node may have under way in one group.
@@ -203,6 +210,7 @@ impl<P: Platform, T: Transport> Group<P, T> {
             // A leader that comes back stands for election like anyone. Restored, it would lead its old term on with
             // the commit index it last wrote down, and answer linearizable reads from before what it acknowledged.
             enable_leader_restore: Some(false),
+            enable_elect: options.may_vote,
             // Check quorum: a leader that lost its majority stops its heartbeats so that others may elect.
             quorum_loss_probe_interval: Some(timing.election_timeout_ms.saturating_mul(8)),
             // Followers are sent entries as soon as they are in memory here, beside this node's own sync.
@@ -239,23 +247,33 @@ impl<P: Platform, T: Transport> Group<P, T> {
             module: options.factory.module(),
             touched: Mutex::default(),
             stopped: Mutex::new(false),
+            votes: Mutex::new(false),
+            members: options.members,
+            stands_first: options.stands_first,
         });
-        group.start_membership(options.members, options.stands_first).await?;
+        if options.may_vote {
+            group.begin_voting().await?;
+        }
         drop(P::Runtime::spawn(propose::run(Arc::downgrade(&group), queue)));
         drop(P::Runtime::spawn(duties::run(Arc::downgrade(&group))));
         Ok(group)
     }
 
-    /// The initial membership, only when log and snapshot have none; and the immediate election of a sole voter, or
-    /// of the member that is to stand first.
-    async fn start_membership(&self, members: BTreeMap<NodeId, String>, stands_first: bool) -> io::Result<()> {
+    /// From now on this node votes and stands for election. The initial membership is written, only when log and
+    /// snapshot have none; a sole voter, or the member that is to stand first, stands at once.
+    pub async fn begin_voting(&self) -> io::Result<()> {
+        if std::mem::replace(&mut *self.votes.lock().unwrap_or_else(PoisonError::into_inner), true) {
+            return Ok(());
+        }
+        self.raft.runtime_config().elect(true);
+        let members = self.members.clone();
         if !self.raft.is_initialized().await.map_err(io::Error::other)? {
             let members: BTreeMap<NodeId, openraft::BasicNode> =
                 members.into_iter().map(|(id, address)| (id, openraft::BasicNode { addr: address })).collect();
             // Every member does this with the same list; whoever is late finds it done by replication.
             if let Err(error) = self.raft.initialize(members).await {
                 tracing::info!(group = self.id, %error, "the group has its members already");
-            } else if stands_first {
+            } else if self.stands_first {
                 self.raft.trigger().elect(false).await.map_err(io::Error::other)?;
             }
             return Ok(());
@@ -562,7 +580,11 @@ impl<P: Platform, T: Transport> Group<P, T> {
     /// Runs one Raft request of another node.
     pub async fn handle(self: &Arc<Self>, request: PeerRequest<RtOf<P>>) -> Result<PeerResponse<RtOf<P>>, String> {
         let text = |error: &dyn std::fmt::Display| format!("group {}: {error}", self.name);
+        let votes = *self.votes.lock().unwrap_or_else(PoisonError::into_inner);
         match request {
+            PeerRequest::Vote(..) | PeerRequest::PreVote(..) | PeerRequest::TransferLeader(..) if !votes => {
+                Err(text(&"this node began with an empty directory and does not vote until it has caught up"))
+            }
             PeerRequest::Append(_, rpc) => {
                 self.raft.append_entries(rpc).await.map(PeerResponse::Append).map_err(|error| text(&error))
             }

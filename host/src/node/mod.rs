@@ -9,6 +9,7 @@ pub mod identity;
 mod metrics;
 mod modules;
 mod service;
+pub mod settle;
 pub mod start;
 
 use std::collections::BTreeMap;
@@ -108,6 +109,8 @@ struct Inner<P: Platform, T: Transport> {
     /// Why a group that should run here does not.
     failures: Mutex<BTreeMap<GroupId, String>>,
     stopping: Mutex<bool>,
+    /// See [`settle`].
+    may_vote: Mutex<bool>,
 }
 
 /// A running node. Cheap to clone.
@@ -133,6 +136,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
         let incarnation = random_u64(&setup.platform);
         let view = Arc::new(View::default());
         let files = ModuleFiles::open(setup.disk.clone(), setup.data_dir.join("modules"))?;
+        let may_vote = !settle::is_marked(&*setup.disk, &setup.data_dir)?;
         let catalog = Group::open(GroupOptions {
             id: CATALOG,
             name: "catalog".to_string(),
@@ -140,6 +144,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
             incarnation,
             seed: u64::from_le_bytes(setup.cluster.first_chunk().copied().unwrap_or_default()),
             members: setup.members.clone(),
+            may_vote,
             stands_first: false,
             factory: Arc::new(CatalogFactory(view.clone())),
             log: setup.log.group(CATALOG),
@@ -162,8 +167,12 @@ impl<P: Platform, T: Transport> Node<P, T> {
             groups: Mutex::default(),
             failures: Mutex::default(),
             stopping: Mutex::new(false),
+            may_vote: Mutex::new(may_vote),
         }));
         node.reconcile().await;
+        if !may_vote {
+            drop(P::Runtime::spawn(node.clone().settle()));
+        }
         let follower = node.clone();
         drop(P::Runtime::spawn(async move { follower.follow_catalog().await }));
         Ok(node)
@@ -219,8 +228,14 @@ impl<P: Platform, T: Transport> Node<P, T> {
             }
             match self.open_group(name, entry).await {
                 Ok(group) => {
-                    lock(&self.0.groups).insert(id, group);
+                    lock(&self.0.groups).insert(id, group.clone());
                     lock(&self.0.failures).remove(&id);
+                    // It may have been opened while the node came to vote.
+                    if *lock(&self.0.may_vote)
+                        && let Err(error) = group.begin_voting().await
+                    {
+                        tracing::error!(group = name, %error, "the group cannot begin to vote");
+                    }
                 }
                 Err(error) => {
                     let text = error.to_string();
@@ -253,6 +268,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
             incarnation: self.0.incarnation,
             seed: entry.seed,
             members: entry.members.clone(),
+            may_vote: *lock(&self.0.may_vote),
             // It is the first to see the group created, and known to be well.
             stands_first: self.0.catalog.leads(),
             factory: Arc::new(factory),
@@ -357,7 +373,8 @@ impl<P: Platform, T: Transport> Node<P, T> {
             PeerRequest::SnapshotBegin(offer) => offer.group,
             PeerRequest::ModuleStore { .. } | PeerRequest::ModuleFetch { .. } => return self.answer_module(request).await,
             PeerRequest::Status => {
-                return Ok(PeerResponse::Status(PeerStatus { catalog_applied: self.0.catalog.applied() }));
+                // Index 0 is the membership that every node writes by itself; index 1 is a leader's.
+                return Ok(PeerResponse::Status(PeerStatus { formed: self.0.catalog.standing().last > 0 }));
             }
         };
         match self.group_by_id(id) {

@@ -22,6 +22,7 @@ use super::Setup;
 use super::identity;
 use super::identity::Identity;
 use super::identity::IdentityError;
+use super::settle;
 use crate::config::ServeConfig;
 use crate::disk::Disk;
 use crate::disk::RealDisk;
@@ -156,6 +157,9 @@ fn settle_identity(config: &ServeConfig, disk: &dyn Disk) -> Result<[u8; 16], St
         RealPlatform.fill_random(&mut drawn);
         drawn
     });
+    if config.initial_cluster.len() > 1 {
+        settle::mark(disk, &config.data_dir).map_err(in_data_dir)?;
+    }
     let new = Identity { format: identity::FORMAT, node: config.node_id, cluster: hex::encode(cluster) };
     identity::write(disk, &config.data_dir, &new).map_err(in_data_dir)?;
     Ok(cluster)

@@ -134,6 +134,6 @@ pub enum PeerResponse<RT: AsyncRuntime> {
 /// How a node stands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerStatus {
-    /// The highest catalog index it has applied; above 0 the cluster is running.
-    pub catalog_applied: u64,
+    /// Whether its log shows that the cluster has had a leader.
+    pub formed: bool,
 }

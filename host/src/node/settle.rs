@@ -1,0 +1,124 @@
+//! A node whose data directory is empty although its cluster is running: it has forgotten what it voted and
+//! what it acknowledged. If it voted now, a candidate without entries that it once helped to commit could win, and
+//! they would be lost. So a node that begins with an empty directory votes only when it has learnt that the
+//! cluster is new, or when it has caught up with a leader that others elected.
+//!
+//! What is left of the danger: the only peer that answers has itself never received an entry, and the one that
+//! has them is down.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use openraft::async_runtime::AsyncRuntime;
+
+use super::Node;
+use super::lock;
+use crate::disk::Disk;
+use crate::peer::Lane;
+use crate::peer::Transport;
+use crate::peer::message::PeerRequest;
+use crate::peer::message::PeerResponse;
+use crate::peer::raft::call;
+use crate::platform::Platform;
+
+/// There while the node must not vote, across restarts.
+const MARK: &str = "unsettled";
+const PAUSE: Duration = Duration::from_millis(100);
+const ANSWER_TIME_MAX: Duration = Duration::from_millis(500);
+
+/// Marks a new directory, durably.
+pub fn mark(disk: &dyn Disk, data_dir: &Path) -> io::Result<()> {
+    let path = data_dir.join(MARK);
+    if !disk.exists(&path)? {
+        disk.create(&path)?.sync_data()?;
+        disk.sync_dir(data_dir)?;
+    }
+    Ok(())
+}
+
+/// Whether the directory is marked.
+pub fn is_marked(disk: &dyn Disk, data_dir: &Path) -> io::Result<bool> {
+    disk.exists(&data_dir.join(MARK))
+}
+
+fn unmark(disk: &dyn Disk, data_dir: &Path) -> io::Result<()> {
+    disk.remove(&data_dir.join(MARK))?;
+    disk.sync_dir(data_dir)
+}
+
+/// What the peers that answered say.
+enum Cluster {
+    /// Too few answer to tell.
+    Unknown,
+    /// None of a majority, this node counted in, has ever heard a leader.
+    New,
+    /// It has been running.
+    Formed,
+}
+
+impl<P: Platform, T: Transport> Node<P, T> {
+    /// Runs until this node may vote.
+    pub(super) async fn settle(self) {
+        let mut said = false;
+        loop {
+            match self.look_around().await {
+                Cluster::New => break,
+                Cluster::Formed if self.has_caught_up().await => break,
+                Cluster::Formed if !said => {
+                    said = true;
+                    tracing::warn!("this node's data directory was empty, but its cluster has been running: it votes when it has caught up");
+                }
+                Cluster::Formed | Cluster::Unknown => {}
+            }
+            if self.is_stopping() {
+                return;
+            }
+            P::Runtime::sleep(PAUSE).await;
+        }
+        // Groups opened from here on vote; those that are open are told.
+        *lock(&self.0.may_vote) = true;
+        let mut groups: Vec<_> = lock(&self.0.groups).values().cloned().collect();
+        groups.push(self.0.catalog.clone());
+        for group in groups {
+            if let Err(error) = group.begin_voting().await {
+                tracing::error!(group = group.name(), %error, "the group cannot begin to vote");
+            }
+        }
+        if let Err(error) = unmark(&*self.0.setup.disk, &self.0.setup.data_dir) {
+            tracing::warn!(%error, "the mark of an empty start cannot be removed; the next start looks around again");
+        }
+    }
+
+    async fn look_around(&self) -> Cluster {
+        let members = &self.0.setup.members;
+        let others = members.keys().filter(|id| **id != self.id());
+        let asked = others.map(|id| {
+            let sent = call::<P::Runtime, T>(&self.0.setup.transport, *id, Lane::Bulk, &PeerRequest::Status);
+            P::Runtime::timeout(ANSWER_TIME_MAX, sent)
+        });
+        let mut fresh = 1;
+        for answer in futures_util::future::join_all(asked).await {
+            match answer {
+                Ok(Ok(PeerResponse::Status(status))) if status.formed => return Cluster::Formed,
+                Ok(Ok(PeerResponse::Status(_))) => fresh += 1,
+                _ => {}
+            }
+        }
+        if fresh > members.len() / 2 { Cluster::New } else { Cluster::Unknown }
+    }
+
+    /// Whether all that was committed before now, in every group, is applied here.
+    async fn has_caught_up(&self) -> bool {
+        if self.0.catalog.wait_read_index(false).await.is_err() {
+            return false;
+        }
+        for entry in self.0.view.get().groups.values() {
+            match self.group_by_id(entry.id) {
+                Some(group) if group.wait_read_index(false).await.is_ok() => {}
+                _ => return false,
+            }
+        }
+        true
+    }
+}

@@ -193,6 +193,10 @@ impl<P: Platform, T: Transport> Node<P, T> {
         if id == CATALOG { Some(self.0.catalog.clone()) } else { lock(&self.0.groups).get(&id).cloned() }
     }
 
+    fn may_vote(&self) -> bool {
+        *lock(&self.0.may_vote)
+    }
+
     fn is_stopping(&self) -> bool {
         *lock(&self.0.stopping)
     }
@@ -231,7 +235,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
                     lock(&self.0.groups).insert(id, group.clone());
                     lock(&self.0.failures).remove(&id);
                     // It may have been opened while the node came to vote.
-                    if *lock(&self.0.may_vote)
+                    if self.may_vote()
                         && let Err(error) = group.begin_voting().await
                     {
                         tracing::error!(group = name, %error, "the group cannot begin to vote");
@@ -261,6 +265,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
             params: entry.params.clone(),
             context: Context { index: 0, time_ms: entry.created_ms, seed: entry.seed, session: 0 },
         };
+        let may_vote = self.may_vote();
         Group::open(GroupOptions {
             id: entry.id,
             name: name.to_string(),
@@ -268,7 +273,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
             incarnation: self.0.incarnation,
             seed: entry.seed,
             members: entry.members.clone(),
-            may_vote: *lock(&self.0.may_vote),
+            may_vote,
             // It is the first to see the group created, and known to be well.
             stands_first: self.0.catalog.leads(),
             factory: Arc::new(factory),

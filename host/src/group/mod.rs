@@ -208,7 +208,8 @@ impl<P: Platform, T: Transport> Group<P, T> {
             election_timeout_max: timing.election_timeout_ms.saturating_mul(2),
             enable_pre_vote: Some(true),
             // A leader that comes back stands for election like anyone. Restored, it would lead its old term on with
-            // the commit index it last wrote down, and answer linearizable reads from before what it acknowledged.
+            // the commit index it last wrote down, and answer linearizable reads from before what it acknowledged; and
+            // what it sent to followers before its own sync and lost, it would number again (found by the simulator).
             enable_leader_restore: Some(false),
             enable_elect: options.may_vote,
             // A follower that lost its disk is sent everything again. (openraft's default ends the leader instead.)
@@ -218,9 +219,6 @@ impl<P: Platform, T: Transport> Group<P, T> {
             quorum_loss_probe_interval: Some(timing.election_timeout_ms.saturating_mul(8)),
             // Followers are sent entries as soon as they are in memory here, beside this node's own sync.
             broadcast_submitted_on_append: Some(true),
-            // ... so a leader that lost its unsynced tail must not lead on in its old term: it would give an index that
-            // a follower holds another entry (the simulator's first find).
-            enable_leader_restore: Some(false),
             max_payload_entries: 1024,
             snapshot_policy: openraft::SnapshotPolicy::Never,
             max_in_snapshot_log_to_keep: timing.log_entries_kept,

@@ -71,8 +71,8 @@ pub struct ServeConfig {
     pub heartbeat_ms: u64,
 
     /// How long a follower waits for a leader before it stands for election, milliseconds: a random
-    /// time from this to twice this
-    #[arg(long, value_name = "MS", default_value_t = 500, help_heading = "Cluster")]
+    /// time from this to half as much again
+    #[arg(long, value_name = "MS", default_value_t = 1000, help_heading = "Cluster")]
     pub election_timeout_ms: u64,
 
     /// Take a snapshot of a group after this many entries
@@ -615,7 +615,7 @@ mod tests {
         assert!(refused(&["--node-id", "0"]).contains("--node-id"));
         assert!(refused(&["--http", "0.0.0.0:7070"]).contains("--http 0.0.0.0:7070"));
         assert!(refused(&["--node-id", "3", "--initial-cluster", "1=a:1,2=b:2"]).contains("1, 2, but not this one"));
-        assert!(refused(&["--heartbeat-ms", "400"]).contains("--election-timeout-ms 500"));
+        assert!(refused(&["--heartbeat-ms", "600"]).contains("--election-timeout-ms 1000"));
         assert!(refused(&["--session-timeout-min-ms", "99999999999"]).contains("leave no timeout"));
         parse(&["--http", "0.0.0.0:7070", "--insecure"], None).unwrap().validate().unwrap();
     }

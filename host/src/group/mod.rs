@@ -69,8 +69,8 @@ use crate::types::Vote;
 pub struct Timing {
     /// A leader's sign of life, every so often.
     pub heartbeat_ms: u64,
-    /// *election*: a follower that hears no leader for a time drawn between this and twice this stands
-    /// for election. *vote* (a candidacy without a majority) and *step-down* (a leader without its quorum)
+    /// *election*: a follower that hears no leader for a time drawn between this and one and a half times this
+    /// stands for election. *vote* (a candidacy without a majority) and *step-down* (a leader without its quorum)
     /// follow from it.
     pub election_timeout_ms: u64,
     /// *snapshot*: by entries since the last one,
@@ -81,6 +81,16 @@ pub struct Timing {
     pub snapshot_interval_ms: u64,
     /// Entries that stay in the log behind a snapshot, so that a follower that is a little behind needs none.
     pub log_entries_kept: u64,
+}
+
+impl Timing {
+    /// openraft's shortest and longest election timeout. It waits the longest as the leader's lease and after that
+    /// a time drawn between the two: these make it a time from [`Self::election_timeout_ms`] to half as much again.
+    fn election_range_ms(&self) -> (u64, u64) {
+        let shortest = (self.election_timeout_ms / 4).max(self.heartbeat_ms.saturating_add(1));
+        let longest = self.election_timeout_ms.saturating_sub(shortest).max(shortest.saturating_add(shortest / 4 + 1));
+        (shortest, longest)
+    }
 }
 
 /// What a group needs to run.
@@ -201,11 +211,12 @@ impl<P: Platform, T: Transport> Group<P, T> {
         let shared = Arc::new(opened.await.ok_or_else(|| io::Error::other("opening the group's state failed"))??);
         check_joins(&options, &shared).await?;
 
+        let (election_timeout_min, election_timeout_max) = timing.election_range_ms();
         let config = openraft::Config {
             cluster_name: options.name.clone(),
             heartbeat_interval: timing.heartbeat_ms,
-            election_timeout_min: timing.election_timeout_ms,
-            election_timeout_max: timing.election_timeout_ms.saturating_mul(2),
+            election_timeout_min,
+            election_timeout_max,
             enable_pre_vote: Some(true),
             // A leader that comes back stands for election like anyone. Restored, it would lead its old term on with
             // the commit index it last wrote down, and answer linearizable reads from before what it acknowledged; and
@@ -216,7 +227,7 @@ impl<P: Platform, T: Transport> Group<P, T> {
             // What makes it safe is that such a node does not vote before: see `node::settle`.
             allow_log_reversion: Some(true),
             // Check quorum: a leader that lost its majority stops its heartbeats so that others may elect.
-            quorum_loss_probe_interval: Some(timing.election_timeout_ms.saturating_mul(8)),
+            quorum_loss_probe_interval: Some(timing.election_timeout_ms.saturating_mul(4)),
             // Followers are sent entries as soon as they are in memory here, beside this node's own sync.
             broadcast_submitted_on_append: Some(true),
             max_payload_entries: 1024,

@@ -63,6 +63,7 @@ fn a_silent_session_ends_and_a_touched_one_stays() {
         let request = Request::new("POST", path).header("statehouse-session", &lively.token);
         cluster.node(1 + turn % 3).client().ask(&request).expect(204);
     };
+    wait::until_true("both keys are seen at all nodes", || (1..=3).all(|node| held(node).len() == 2));
     wait::until("the silent session's key goes, and only that", || {
         touch();
         let all: Vec<_> = (1..=3).map(held).collect();

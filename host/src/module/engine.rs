@@ -125,7 +125,11 @@ impl Engine {
             Ok(module) => module,
             Err(ModuleError::Refused(error)) => return Err(error),
             Err(ModuleError::Compile(text)) => {
-                return gate::refuse(GateCode::CannotCompile, format!("the compiler says: {text}"), "report it with the module: the gate should have known");
+                return gate::refuse(
+                    GateCode::CannotCompile,
+                    format!("the compiler says: {text}"),
+                    "report it with the module: the gate should have known",
+                );
             }
             Err(error @ ModuleError::Host(_)) => return Err(host_failure(&error)),
         };
@@ -145,12 +149,13 @@ impl Engine {
     pub fn load(&self, wasm: &[u8], cache: Option<&dyn CodeCache>) -> Result<Module, ModuleError> {
         let analysis = gate::inspect(wasm, &Limits::ceiling())?;
         let key = format!("{}-{}", hex::encode(analysis.info.digest), self.0.hash);
-        let compiled = match cache.and_then(|cache| self.from_cache(cache, &key)) {
+        let compiled = match cache.and_then(|cache| self.cached(cache, &key)) {
             Some(compiled) => compiled,
             None => {
-                let rewritten = rewrite::rewrite(wasm, &analysis).map_err(|error| ModuleError::Compile(error.to_string()))?;
-                let compiled =
-                    wasmtime::Module::new(self.wasmtime(), rewritten).map_err(|error| ModuleError::Compile(format!("{error:#}")))?;
+                let rewritten =
+                    rewrite::rewrite(wasm, &analysis).map_err(|error| ModuleError::Compile(error.to_string()))?;
+                let compiled = wasmtime::Module::new(self.wasmtime(), rewritten)
+                    .map_err(|error| ModuleError::Compile(format!("{error:#}")))?;
                 if let Some(cache) = cache
                     && let Ok(bytes) = compiled.serialize()
                 {
@@ -159,13 +164,14 @@ impl Engine {
                 compiled
             }
         };
-        let pre = self.0.linker.instantiate_pre(&compiled).map_err(|error| ModuleError::Compile(format!("{error:#}")))?;
+        let pre =
+            self.0.linker.instantiate_pre(&compiled).map_err(|error| ModuleError::Compile(format!("{error:#}")))?;
         let saved_globals = analysis.mutable_globals.len() + 1;
         let has_start = analysis.start.is_some();
         Ok(Module(Arc::new(ModuleInner { engine: self.clone(), pre, info: analysis.info, saved_globals, has_start })))
     }
 
-    fn from_cache(&self, cache: &dyn CodeCache, key: &str) -> Option<wasmtime::Module> {
+    fn cached(&self, cache: &dyn CodeCache, key: &str) -> Option<wasmtime::Module> {
         let bytes = cache.get(key)?;
         // SAFETY: the bytes are code that will run with this process's rights, so they must be what this
         // engine's `serialize` made. A `CodeCache` promises to return only what was put under the key
@@ -264,5 +270,9 @@ fn rejected(call: &str, text: &str) -> GateError {
 }
 
 fn host_failure(error: &dyn std::fmt::Display) -> GateError {
-    gate::refusal(GateCode::HostFailure, format!("this host could not test the module: {error}"), "upload it again, here or at another node")
+    gate::refusal(
+        GateCode::HostFailure,
+        format!("this host could not test the module: {error}"),
+        "upload it again, here or at another node",
+    )
 }

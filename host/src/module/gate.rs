@@ -398,7 +398,10 @@ impl<'a> Inspector<'a> {
                 if count > self.limits.functions_max {
                     return refuse(
                         GateCode::TooManyFunctions,
-                        format!("the module defines {count} functions, over the limit of {} (functions_max)", self.limits.functions_max),
+                        format!(
+                            "the module defines {count} functions, over the limit of {} (functions_max)",
+                            self.limits.functions_max
+                        ),
                         "leave out unused dependencies, build with `lto = true`, or raise the limit",
                     );
                 }
@@ -422,7 +425,11 @@ impl<'a> Inspector<'a> {
                 if globals.count() > self.limits.globals_max {
                     return refuse(
                         GateCode::TooManyGlobals,
-                        format!("the module has {} globals, over the limit of {} (globals_max)", globals.count(), self.limits.globals_max),
+                        format!(
+                            "the module has {} globals, over the limit of {} (globals_max)",
+                            globals.count(),
+                            self.limits.globals_max
+                        ),
                         "keep state in linear memory, or raise the limit",
                     );
                 }
@@ -435,7 +442,9 @@ impl<'a> Inspector<'a> {
                         if matches!(global.ty.content_type, ValType::Ref(_)) {
                             return refuse(
                                 GateCode::ReferenceGlobal,
-                                format!("global {index} is mutable and holds a reference, which a snapshot of memory does not cover"),
+                                format!(
+                                    "global {index} is mutable and holds a reference, which a snapshot of memory does not cover"
+                                ),
                                 "make it immutable, or keep a table index in it instead",
                             );
                         }
@@ -480,7 +489,9 @@ impl<'a> Inspector<'a> {
         let known = IMPORTS.iter().find(|(known, ..)| module == "statehouse" && *known == name);
         let Some((_, params, results)) = known else {
             let remedy = match (module, ty) {
-                (_, TypeRef::Memory(_)) => "define the memory in the module and export it as `memory`: build without `--import-memory`",
+                (_, TypeRef::Memory(_)) => {
+                    "define the memory in the module and export it as `memory`: build without `--import-memory`"
+                }
                 ("wasi_snapshot_preview1" | "wasi_unstable", _) => {
                     "build for wasm32-unknown-unknown and without libraries that use files, clocks or sockets: time, randomness and input come with each entry"
                 }
@@ -493,7 +504,11 @@ impl<'a> Inspector<'a> {
             return refuse(GateCode::ForbiddenImport, format!("{full} is outside the ABI"), remedy);
         };
         let TypeRef::Func(type_index) = ty else {
-            return refuse(GateCode::WrongImportType, format!("{full} is not imported as a function"), "declare it as in docs/abi.md");
+            return refuse(
+                GateCode::WrongImportType,
+                format!("{full} is not imported as a function"),
+                "declare it as in docs/abi.md",
+            );
         };
         self.check_type(&full, type_index, params, results, GateCode::WrongImportType)?;
         self.analysis.imported_functions += 1;
@@ -513,7 +528,10 @@ impl<'a> Inspector<'a> {
         if bytes > self.limits.memory_bytes() as u64 {
             return refuse(
                 GateCode::TooMuchMemory,
-                format!("the module starts with {bytes} bytes of memory, over the limit of {} (memory_bytes_max)", self.limits.memory_bytes()),
+                format!(
+                    "the module starts with {bytes} bytes of memory, over the limit of {} (memory_bytes_max)",
+                    self.limits.memory_bytes()
+                ),
                 "use smaller statics or a smaller `--initial-memory`, or raise the limit",
             );
         }
@@ -521,7 +539,9 @@ impl<'a> Inspector<'a> {
     }
 
     fn check_tables(&self) -> Result<(), GateError> {
-        if self.tables > u64::from(self.limits.tables_max) || self.table_elements > u64::from(self.limits.table_elements_max) {
+        if self.tables > u64::from(self.limits.tables_max)
+            || self.table_elements > u64::from(self.limits.table_elements_max)
+        {
             return refuse(
                 GateCode::TooManyTables,
                 format!(
@@ -575,7 +595,10 @@ impl<'a> Inspector<'a> {
         if bytes as u64 > u64::from(self.limits.function_bytes_max) {
             return refuse(
                 GateCode::FunctionTooLarge,
-                format!("function {index} is {bytes} bytes, over the limit of {} (function_bytes_max)", self.limits.function_bytes_max),
+                format!(
+                    "function {index} is {bytes} bytes, over the limit of {} (function_bytes_max)",
+                    self.limits.function_bytes_max
+                ),
                 "split it (compile time grows faster than a function's size), or raise the limit",
             );
         }
@@ -592,7 +615,10 @@ impl<'a> Inspector<'a> {
             if count > u64::from(self.limits.locals_max) {
                 return refuse(
                     GateCode::TooManyLocals,
-                    format!("function {index} has {count} or more locals, over the limit of {} (locals_max)", self.limits.locals_max),
+                    format!(
+                        "function {index} has {count} or more locals, over the limit of {} (locals_max)",
+                        self.limits.locals_max
+                    ),
                     "split the function, or raise the limit",
                 );
             }
@@ -643,18 +669,31 @@ impl<'a> Inspector<'a> {
         };
         refuse(
             code,
-            format!("function {function} uses {name}: tables and segments are not state, so a trapped entry could not be undone"),
+            format!(
+                "function {function} uses {name}: tables and segments are not state, so a trapped entry could not be undone"
+            ),
             "fill tables by active element segments, data by active data segments, and change neither while running",
         )
     }
 
-    fn check_type(&self, name: &str, type_index: u32, params: &[ValType], results: &[ValType], code: GateCode) -> Result<(), GateError> {
+    fn check_type(
+        &self,
+        name: &str,
+        type_index: u32,
+        params: &[ValType],
+        results: &[ValType],
+        code: GateCode,
+    ) -> Result<(), GateError> {
         let found = self.analysis.types.get(type_index as usize);
         if found.is_some_and(|(p, r)| p == params && r == results) {
             return Ok(());
         }
         let found = found.map_or("no function type".to_string(), |(p, r)| signature(p, r));
-        refuse(code, format!("{name} has type {found}, the ABI says {}", signature(params, results)), "declare it as in docs/abi.md")
+        refuse(
+            code,
+            format!("{name} has type {found}, the ABI says {}", signature(params, results)),
+            "declare it as in docs/abi.md",
+        )
     }
 
     fn finish(mut self) -> Result<Analysis, GateError> {
@@ -672,15 +711,29 @@ impl<'a> Inspector<'a> {
                 return refuse(
                     GateCode::MissingAbiMarker,
                     format!("the module does not export {MARKER}, so it is not made for Statehouse"),
-                    format!("build it with statehouse-sdk, or export a function {MARKER} without parameters and results"),
+                    format!(
+                        "build it with statehouse-sdk, or export a function {MARKER} without parameters and results"
+                    ),
                 );
             }
         }
         self.function_export(MARKER, &[], &[])?;
         match self.exports.get("memory") {
             Some((ExternalKind::Memory, _)) if self.has_memory => {}
-            Some(_) => return refuse(GateCode::WrongExportType, "export \"memory\" is not a memory", "export the linear memory by this name"),
-            None => return refuse(GateCode::MissingExport, "export \"memory\" is not there", "export the linear memory by this name"),
+            Some(_) => {
+                return refuse(
+                    GateCode::WrongExportType,
+                    "export \"memory\" is not a memory",
+                    "export the linear memory by this name",
+                );
+            }
+            None => {
+                return refuse(
+                    GateCode::MissingExport,
+                    "export \"memory\" is not there",
+                    "export the linear memory by this name",
+                );
+            }
         }
         for (name, params, results, required) in EXPORTS {
             if *required && !self.exports.contains_key(*name) {
@@ -711,7 +764,11 @@ impl<'a> Inspector<'a> {
                 let type_index = self.function_types.get(*index as usize).copied().unwrap_or(u32::MAX);
                 self.check_type(&format!("export {name:?}"), type_index, params, results, GateCode::WrongExportType)
             }
-            Some(_) => refuse(GateCode::WrongExportType, format!("export {name:?} is not a function"), "declare it as in docs/abi.md"),
+            Some(_) => refuse(
+                GateCode::WrongExportType,
+                format!("export {name:?} is not a function"),
+                "declare it as in docs/abi.md",
+            ),
         }
     }
 }

@@ -24,7 +24,12 @@ const PAGE_BYTES: usize = 4096;
 const END: u32 = u32::MAX;
 
 /// Writes `registers` and `memory`, whose pages are read only where `image`, which lies behind it, has data.
-pub(super) fn write(out: &mut (dyn Write + Send), memory: &[u8], image: &Image, registers: &Registers) -> Result<(), SnapshotError> {
+pub(super) fn write(
+    out: &mut (dyn Write + Send),
+    memory: &[u8],
+    image: &Image,
+    registers: &Registers,
+) -> Result<(), SnapshotError> {
     let unwritable = SnapshotError::Unwritable;
     let mut head = Vec::new();
     head.extend_from_slice(MAGIC);

@@ -40,8 +40,8 @@ use super::memory::Mapping;
 use super::memory::with_image;
 use super::pages;
 use super::pages::Way;
-use super::rewrite::START;
 use super::rewrite::STACK_BYTES_MAX;
+use super::rewrite::START;
 use super::rewrite::global_name;
 use super::stack;
 
@@ -193,14 +193,22 @@ fn charge(caller: &mut Caller<'_, HostState>, bytes: u64) -> wasmtime::Result<()
 }
 
 /// The guest's bytes at `pointer`, and the host's state.
-fn bytes_at<'a>(caller: &'a mut Caller<'_, HostState>, import: &str, pointer: i32, length: i32) -> Result<(&'a mut [u8], &'a mut HostState), Stop> {
-    let memory = caller.data().memory.ok_or_else(|| Fault::new("an import was called before the instance was ready"))?;
+fn bytes_at<'a>(
+    caller: &'a mut Caller<'_, HostState>,
+    import: &str,
+    pointer: i32,
+    length: i32,
+) -> Result<(&'a mut [u8], &'a mut HostState), Stop> {
+    let memory =
+        caller.data().memory.ok_or_else(|| Fault::new("an import was called before the instance was ready"))?;
     let (memory, state) = memory.data_and_store_mut(caller);
     let size = memory.len();
     let (start, length) = (pointer.cast_unsigned() as usize, length.cast_unsigned() as usize);
     match memory.get_mut(start..start.saturating_add(length)) {
         Some(bytes) => Ok((bytes, state)),
-        None => Err(trap(TrapCode::BadPointer, format!("{import} was given {length} bytes at {start}, memory has {size}"))),
+        None => {
+            Err(trap(TrapCode::BadPointer, format!("{import} was given {length} bytes at {start}, memory has {size}")))
+        }
     }
 }
 
@@ -211,41 +219,65 @@ fn forbidden(import: &str, call: Call) -> Stop {
 /// Defines the ABI's imports.
 pub(super) fn define_imports(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
     const MODULE: &str = "statehouse";
-    linker.func_wrap(MODULE, "emit", |mut caller: Caller<'_, HostState>, pointer: i32, length: i32| -> wasmtime::Result<()> {
-        charge(&mut caller, u64::from(length.cast_unsigned()))?;
-        let (bytes, state) = bytes_at(&mut caller, "emit", pointer, length)?;
-        Ok(state.emit(bytes.to_vec())?)
-    })?;
-    linker.func_wrap(MODULE, "set_timer", |mut caller: Caller<'_, HostState>, id: i64, at_ms: i64| -> wasmtime::Result<()> {
-        charge(&mut caller, 0)?;
-        Ok(caller.data_mut().change_timer("set_timer", id, Some(at_ms.cast_unsigned()))?)
-    })?;
+    linker.func_wrap(
+        MODULE,
+        "emit",
+        |mut caller: Caller<'_, HostState>, pointer: i32, length: i32| -> wasmtime::Result<()> {
+            charge(&mut caller, u64::from(length.cast_unsigned()))?;
+            let (bytes, state) = bytes_at(&mut caller, "emit", pointer, length)?;
+            Ok(state.emit(bytes.to_vec())?)
+        },
+    )?;
+    linker.func_wrap(
+        MODULE,
+        "set_timer",
+        |mut caller: Caller<'_, HostState>, id: i64, at_ms: i64| -> wasmtime::Result<()> {
+            charge(&mut caller, 0)?;
+            Ok(caller.data_mut().change_timer("set_timer", id, Some(at_ms.cast_unsigned()))?)
+        },
+    )?;
     linker.func_wrap(MODULE, "clear_timer", |mut caller: Caller<'_, HostState>, id: i64| -> wasmtime::Result<()> {
         charge(&mut caller, 0)?;
         Ok(caller.data_mut().change_timer("clear_timer", id, None)?)
     })?;
-    linker.func_wrap(MODULE, "log", |mut caller: Caller<'_, HostState>, level: i32, pointer: i32, length: i32| -> wasmtime::Result<()> {
-        charge(&mut caller, u64::from(length.cast_unsigned()))?;
-        let (bytes, state) = bytes_at(&mut caller, "log", pointer, length)?;
-        state.log(level, bytes);
-        Ok(())
-    })?;
-    linker.func_wrap(MODULE, "fail", |mut caller: Caller<'_, HostState>, pointer: i32, length: i32| -> wasmtime::Result<()> {
-        charge(&mut caller, u64::from(length.cast_unsigned()))?;
-        let (bytes, _) = bytes_at(&mut caller, "fail", pointer, length)?;
-        Err(trap(TrapCode::Panic, text(bytes, 16 << 10)).into())
-    })?;
-    linker.func_wrap(MODULE, "write", |mut caller: Caller<'_, HostState>, pointer: i32, length: i32| -> wasmtime::Result<()> {
-        charge(&mut caller, u64::from(length.cast_unsigned()))?;
-        let (bytes, state) = bytes_at(&mut caller, "write", pointer, length)?;
-        Ok(state.write(bytes)?)
-    })?;
-    linker.func_wrap(MODULE, "read", |mut caller: Caller<'_, HostState>, pointer: i32, length: i32| -> wasmtime::Result<i32> {
-        let (bytes, state) = bytes_at(&mut caller, "read", pointer, length)?;
-        let read = state.read(bytes)?;
-        charge(&mut caller, u64::from(read))?;
-        Ok(read.cast_signed())
-    })?;
+    linker.func_wrap(
+        MODULE,
+        "log",
+        |mut caller: Caller<'_, HostState>, level: i32, pointer: i32, length: i32| -> wasmtime::Result<()> {
+            charge(&mut caller, u64::from(length.cast_unsigned()))?;
+            let (bytes, state) = bytes_at(&mut caller, "log", pointer, length)?;
+            state.log(level, bytes);
+            Ok(())
+        },
+    )?;
+    linker.func_wrap(
+        MODULE,
+        "fail",
+        |mut caller: Caller<'_, HostState>, pointer: i32, length: i32| -> wasmtime::Result<()> {
+            charge(&mut caller, u64::from(length.cast_unsigned()))?;
+            let (bytes, _) = bytes_at(&mut caller, "fail", pointer, length)?;
+            Err(trap(TrapCode::Panic, text(bytes, 16 << 10)).into())
+        },
+    )?;
+    linker.func_wrap(
+        MODULE,
+        "write",
+        |mut caller: Caller<'_, HostState>, pointer: i32, length: i32| -> wasmtime::Result<()> {
+            charge(&mut caller, u64::from(length.cast_unsigned()))?;
+            let (bytes, state) = bytes_at(&mut caller, "write", pointer, length)?;
+            Ok(state.write(bytes)?)
+        },
+    )?;
+    linker.func_wrap(
+        MODULE,
+        "read",
+        |mut caller: Caller<'_, HostState>, pointer: i32, length: i32| -> wasmtime::Result<i32> {
+            let (bytes, state) = bytes_at(&mut caller, "read", pointer, length)?;
+            let read = state.read(bytes)?;
+            charge(&mut caller, u64::from(read))?;
+            Ok(read.cast_signed())
+        },
+    )?;
     Ok(())
 }
 
@@ -270,15 +302,23 @@ impl HostState {
             return Err(forbidden("emit", self.call));
         }
         if self.effects.events.len() >= limits.events_max as usize {
-            return Err(trap(TrapCode::TooManyEvents, format!("more than {} events in one call (events_max)", limits.events_max)));
+            return Err(trap(
+                TrapCode::TooManyEvents,
+                format!("more than {} events in one call (events_max)", limits.events_max),
+            ));
         }
         if event.len() as u64 > u64::from(limits.event_bytes_max) {
-            let message = format!("an event of {} bytes, over the limit of {} (event_bytes_max)", event.len(), limits.event_bytes_max);
+            let message = format!(
+                "an event of {} bytes, over the limit of {} (event_bytes_max)",
+                event.len(),
+                limits.event_bytes_max
+            );
             return Err(trap(TrapCode::EventTooLarge, message));
         }
         self.events_bytes += event.len() as u64;
         if self.events_bytes > u64::from(limits.events_bytes_max) {
-            let message = format!("events of more than {} bytes in one call (events_bytes_max)", limits.events_bytes_max);
+            let message =
+                format!("events of more than {} bytes in one call (events_bytes_max)", limits.events_bytes_max);
             return Err(trap(TrapCode::EventTooLarge, message));
         }
         self.effects.events.push(event);
@@ -318,7 +358,8 @@ impl HostState {
         };
         self.streamed = self.streamed.saturating_add(bytes.len() as u64);
         if self.streamed > self.limits.snapshot_bytes_max {
-            let message = format!("a snapshot of more than {} bytes (snapshot_bytes_max)", self.limits.snapshot_bytes_max);
+            let message =
+                format!("a snapshot of more than {} bytes (snapshot_bytes_max)", self.limits.snapshot_bytes_max);
             return Err(trap(TrapCode::SnapshotTooLarge, message));
         }
         // SAFETY: `stream_call` set the pointer from an exclusive borrow that lives until it returns, and
@@ -393,12 +434,17 @@ impl Instance {
         store.set_fuel(u64::MAX).map_err(cannot)?;
         let (instance, mapping) = with_image(image.clone(), shown, || module.pre().instantiate(&mut store));
         let instance = instance.map_err(|error| match error.downcast_ref::<wasmtime::Trap>() {
-            Some(wasmtime::Trap::MemoryOutOfBounds) => trap(TrapCode::OutOfBounds, "a data segment does not fit the initial memory"),
-            Some(wasmtime::Trap::TableOutOfBounds) => trap(TrapCode::TableOutOfBounds, "an element segment does not fit its table"),
+            Some(wasmtime::Trap::MemoryOutOfBounds) => {
+                trap(TrapCode::OutOfBounds, "a data segment does not fit the initial memory")
+            }
+            Some(wasmtime::Trap::TableOutOfBounds) => {
+                trap(TrapCode::TableOutOfBounds, "an element segment does not fit its table")
+            }
             _ => cannot(error).into(),
         })?;
         let mapping = mapping.ok_or_else(|| Fault::new("an instance was made without its memory"))?;
-        let memory = instance.get_memory(&mut store, "memory").ok_or_else(|| Fault::new("the instance has no memory"))?;
+        let memory =
+            instance.get_memory(&mut store, "memory").ok_or_else(|| Fault::new("the instance has no memory"))?;
         store.data_mut().memory = Some(memory);
         let mut globals = Vec::with_capacity(module.saved_globals());
         for number in 0..module.saved_globals() {
@@ -417,7 +463,8 @@ impl Instance {
         let restore = instance.get_typed_func(&mut store, "restore").map_err(cannot)?;
         let alloc = instance.get_typed_func(&mut store, "alloc").map_err(cannot)?;
         let marker = instance.get_typed_func(&mut store, MARKER).map_err(cannot)?;
-        let start = if module.has_start() { Some(instance.get_typed_func(&mut store, START).map_err(cannot)?) } else { None };
+        let start =
+            if module.has_start() { Some(instance.get_typed_func(&mut store, START).map_err(cannot)?) } else { None };
         Ok(Instance {
             store,
             memory,
@@ -438,7 +485,12 @@ impl Instance {
     }
 
     /// A new state: the start function and the marker have run. Returns the fuel left of `fuel`.
-    pub(super) fn fresh(module: &Module, limits: &Arc<Limits>, image: &Arc<Image>, fuel: u64) -> Result<(Instance, u64), Stop> {
+    pub(super) fn fresh(
+        module: &Module,
+        limits: &Arc<Limits>,
+        image: &Arc<Image>,
+        fuel: u64,
+    ) -> Result<(Instance, u64), Stop> {
         let mut instance = Instance::new(module, limits, image, usize::MAX)?;
         instance.begin(Call::Start, fuel)?;
         let result = stack::on_guest_stack(|| {
@@ -458,7 +510,13 @@ impl Instance {
 
     /// An instance that continues the state in `image` and `registers`. With `frozen`, what grows beyond
     /// that state's size never shows what the image gets there later.
-    pub(super) fn over(module: &Module, limits: &Arc<Limits>, image: &Arc<Image>, registers: &Registers, frozen: bool) -> Result<Instance, Fault> {
+    pub(super) fn over(
+        module: &Module,
+        limits: &Arc<Limits>,
+        image: &Arc<Image>,
+        registers: &Registers,
+        frozen: bool,
+    ) -> Result<Instance, Fault> {
         let shown = if frozen { registers.memory_bytes } else { usize::MAX };
         let cannot = |stop: Stop| Fault::because("cannot make an instance again", stop);
         let mut instance = Instance::new(module, limits, image, shown).map_err(cannot)?;
@@ -544,7 +602,14 @@ impl Instance {
     }
 
     /// Calls an export that takes a header and a payload. `effects` gets what the call did.
-    pub(super) fn call(&mut self, call: Call, context: &Context, payload: &[u8], fuel: u64, effects: &mut Effects) -> Result<Answer, Stop> {
+    pub(super) fn call(
+        &mut self,
+        call: Call,
+        context: &Context,
+        payload: &[u8],
+        fuel: u64,
+        effects: &mut Effects,
+    ) -> Result<Answer, Stop> {
         let function = match call {
             Call::Init => Some(&self.init),
             Call::Apply => Some(&self.apply),
@@ -583,7 +648,8 @@ impl Instance {
 
     fn enter(&mut self, function: &Answering, context: &Context, payload: &[u8]) -> wasmtime::Result<Answer> {
         let length = HEADER_BYTES + payload.len();
-        let argument = i32::try_from(length).map_err(|_| trap(TrapCode::MemoryLimit, format!("an input of {length} bytes")))?;
+        let argument =
+            i32::try_from(length).map_err(|_| trap(TrapCode::MemoryLimit, format!("an input of {length} bytes")))?;
         let pointer = self.alloc.call(&mut self.store, argument)?;
         if pointer == 0 {
             return Err(trap(TrapCode::MemoryLimit, format!("alloc has no room for {length} bytes of input")).into());
@@ -591,7 +657,11 @@ impl Instance {
         let start = pointer.cast_unsigned() as usize;
         let room = self.memory.data_mut(&mut self.store).get_mut(start..start.saturating_add(length));
         let Some((header, rest)) = room.and_then(|room| room.split_at_mut_checked(HEADER_BYTES)) else {
-            return Err(trap(TrapCode::BadResult, format!("alloc answered {start}, where {length} bytes do not lie in memory")).into());
+            return Err(trap(
+                TrapCode::BadResult,
+                format!("alloc answered {start}, where {length} bytes do not lie in memory"),
+            )
+            .into());
         };
         header.copy_from_slice(&header_bytes(context));
         rest.copy_from_slice(payload);
@@ -607,13 +677,17 @@ impl Instance {
         let length = (result & 0x7fff_ffff) as usize;
         let limits = &self.store.data().limits;
         if length as u64 > u64::from(limits.reply_bytes_max) {
-            let message = format!("a reply of {length} bytes, over the limit of {} (reply_bytes_max)", limits.reply_bytes_max);
+            let message =
+                format!("a reply of {length} bytes, over the limit of {} (reply_bytes_max)", limits.reply_bytes_max);
             return Err(trap(TrapCode::ReplyTooLarge, message));
         }
         let memory = self.memory();
         let bytes = if length == 0 { Some([].as_slice()) } else { memory.get(start..start.saturating_add(length)) };
         let Some(bytes) = bytes else {
-            return Err(trap(TrapCode::BadResult, format!("a result of {length} bytes at {start}, memory has {}", memory.len())));
+            return Err(trap(
+                TrapCode::BadResult,
+                format!("a result of {length} bytes at {start}, memory has {}", memory.len()),
+            ));
         };
         if !rejected {
             return Ok(Answer::Reply(bytes.to_vec()));
@@ -627,7 +701,8 @@ impl Instance {
     /// Calls `snapshot` with its bytes going to `out`; returns the answer and how many bytes went.
     pub(super) fn write_snapshot(&mut self, fuel: u64, out: &mut (dyn Write + Send)) -> Result<(Answer, u64), Stop> {
         // SAFETY: the same pointer type, its borrow's length apart, which `stream_call` does not outlive.
-        let out = unsafe { std::mem::transmute::<*mut (dyn Write + Send + '_), *mut (dyn Write + Send + 'static)>(out) };
+        let out =
+            unsafe { std::mem::transmute::<*mut (dyn Write + Send + '_), *mut (dyn Write + Send + 'static)>(out) };
         let function = self.snapshot.clone();
         let answer = self.stream_call(Call::Snapshot, fuel, Stream::Out(out), |instance| {
             let result = function.call(&mut instance.store, ())?;
@@ -637,9 +712,15 @@ impl Instance {
     }
 
     /// Calls `restore`, or `migrate` with `context`, with the stream's bytes coming from `input`.
-    pub(super) fn read_snapshot(&mut self, migrate: Option<&Context>, fuel: u64, input: &mut (dyn Read + Send)) -> Result<Answer, Stop> {
+    pub(super) fn read_snapshot(
+        &mut self,
+        migrate: Option<&Context>,
+        fuel: u64,
+        input: &mut (dyn Read + Send),
+    ) -> Result<Answer, Stop> {
         // SAFETY: as in `write_snapshot`.
-        let input = unsafe { std::mem::transmute::<*mut (dyn Read + Send + '_), *mut (dyn Read + Send + 'static)>(input) };
+        let input =
+            unsafe { std::mem::transmute::<*mut (dyn Read + Send + '_), *mut (dyn Read + Send + 'static)>(input) };
         let function = self.restore.clone();
         let migrate = migrate.zip(self.migrate.clone());
         let call = if migrate.is_some() { Call::Migrate } else { Call::Restore };
@@ -698,11 +779,17 @@ impl Instance {
             }
             Some(wasmtime::Trap::MemoryOutOfBounds) => (TrapCode::OutOfBounds, "access outside linear memory"),
             Some(wasmtime::Trap::TableOutOfBounds) => (TrapCode::TableOutOfBounds, "table index out of range"),
-            Some(wasmtime::Trap::IndirectCallToNull) => (TrapCode::IndirectCallToNull, "indirect call through an empty slot"),
-            Some(wasmtime::Trap::BadSignature) => (TrapCode::BadSignature, "indirect call of a function of another type"),
+            Some(wasmtime::Trap::IndirectCallToNull) => {
+                (TrapCode::IndirectCallToNull, "indirect call through an empty slot")
+            }
+            Some(wasmtime::Trap::BadSignature) => {
+                (TrapCode::BadSignature, "indirect call of a function of another type")
+            }
             Some(wasmtime::Trap::IntegerOverflow) => (TrapCode::IntegerOverflow, "integer overflow"),
             Some(wasmtime::Trap::IntegerDivisionByZero) => (TrapCode::IntegerDivideByZero, "integer division by zero"),
-            Some(wasmtime::Trap::BadConversionToInteger) => (TrapCode::BadConversionToInteger, "a float that does not fit an integer"),
+            Some(wasmtime::Trap::BadConversionToInteger) => {
+                (TrapCode::BadConversionToInteger, "a float that does not fit an integer")
+            }
             // The host's own stack ended before the guest's logical one, or wasmtime has a trap this
             // version knows nothing of: nothing says that other replicas would see the same.
             _ => return Fault::because("guest code stopped for a reason that is not the guest's", fault_text).into(),

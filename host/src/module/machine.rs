@@ -43,9 +43,10 @@ use super::pages;
 use super::pages::Way;
 
 /// A checkpoint is made when the redo list has this many entries, this many bytes of input, or took this
-/// much fuel: so much is at most applied twice when an entry traps.
-const REDO_ENTRIES_MAX: usize = 16_384;
-const REDO_BYTES_MAX: usize = 8 << 20;
+/// much fuel. More would apply more again when an entry traps, and make the checkpoint's own pause longer,
+/// which takes some microseconds for each page that was written; fewer would copy hot pages more often.
+const REDO_ENTRIES_MAX: usize = 4096;
+const REDO_BYTES_MAX: usize = 4 << 20;
 const REDO_FUEL_MAX: u64 = 50_000_000;
 
 /// Queries one view answers before it is set back, so that what they leave allocated does not pile up.
@@ -120,7 +121,13 @@ fn new_image(limits: &Limits) -> Result<Arc<Image>, Fault> {
 
 impl Machine {
     /// A new machine: instantiates and calls `init` with `params`.
-    pub fn init(module: &Module, limits: &Limits, context: &Context, params: &[u8], effects: &mut Effects) -> Result<Machine, InitError> {
+    pub fn init(
+        module: &Module,
+        limits: &Limits,
+        context: &Context,
+        params: &[u8],
+        effects: &mut Effects,
+    ) -> Result<Machine, InitError> {
         effects.clear();
         let limits = Arc::new(limits.clone());
         let image = new_image(&limits)?;
@@ -140,16 +147,30 @@ impl Machine {
 
     /// A machine from a snapshot stream. Bytes that the module leaves unread are an error: they would be
     /// state that is silently lost.
-    pub fn restore(module: &Module, limits: &Limits, snapshot: &mut (dyn Read + Send)) -> Result<Machine, RestoreError> {
+    pub fn restore(
+        module: &Module,
+        limits: &Limits,
+        snapshot: &mut (dyn Read + Send),
+    ) -> Result<Machine, RestoreError> {
         Machine::read(module, limits, None, snapshot)
     }
 
     /// A machine of a new module from the old module's snapshot stream: `migrate` if exported, else `restore`.
-    pub fn migrate(module: &Module, limits: &Limits, context: &Context, snapshot: &mut (dyn Read + Send)) -> Result<Machine, RestoreError> {
+    pub fn migrate(
+        module: &Module,
+        limits: &Limits,
+        context: &Context,
+        snapshot: &mut (dyn Read + Send),
+    ) -> Result<Machine, RestoreError> {
         Machine::read(module, limits, Some(context), snapshot)
     }
 
-    fn read(module: &Module, limits: &Limits, migrate: Option<&Context>, snapshot: &mut (dyn Read + Send)) -> Result<Machine, RestoreError> {
+    fn read(
+        module: &Module,
+        limits: &Limits,
+        migrate: Option<&Context>,
+        snapshot: &mut (dyn Read + Send),
+    ) -> Result<Machine, RestoreError> {
         let limits = Arc::new(limits.clone());
         let image = new_image(&limits)?;
         let stopped = |stop: Stop| match stop {
@@ -173,7 +194,11 @@ impl Machine {
     /// globals are byte for byte what they were, so that this machine uses the same fuel and grows its memory at
     /// the same entries as one that never stopped. An image of another version is passed over, and the
     /// module's own `restore` reads the portable part behind it.
-    pub fn restore_image(module: &Module, limits: &Limits, snapshot: &mut (dyn Read + Send)) -> Result<Machine, RestoreError> {
+    pub fn restore_image(
+        module: &Module,
+        limits: &Limits,
+        snapshot: &mut (dyn Read + Send),
+    ) -> Result<Machine, RestoreError> {
         let image = new_image(limits)?;
         match image_file::read(snapshot, &image, limits.memory_bytes(), module.saved_globals())? {
             Some(registers) => {
@@ -278,14 +303,26 @@ impl Machine {
         result
     }
 
-    fn entry(&mut self, call: Call, context: &Context, payload: &[u8], effects: &mut Effects) -> Result<Outcome, Fault> {
+    fn entry(
+        &mut self,
+        call: Call,
+        context: &Context,
+        payload: &[u8],
+        effects: &mut Effects,
+    ) -> Result<Outcome, Fault> {
         self.sound()?;
         effects.clear();
         let result = self.try_entry(call, context, payload, effects);
         self.remember(result)
     }
 
-    fn try_entry(&mut self, call: Call, context: &Context, payload: &[u8], effects: &mut Effects) -> Result<Outcome, Fault> {
+    fn try_entry(
+        &mut self,
+        call: Call,
+        context: &Context,
+        payload: &[u8],
+        effects: &mut Effects,
+    ) -> Result<Outcome, Fault> {
         if !self.live.has(call) {
             return Ok(Outcome::Reply(Vec::new()));
         }
@@ -316,7 +353,10 @@ impl Machine {
             match self.live.call(*call, context, payload, self.limits.fuel_per_entry, &mut effects) {
                 Ok(_) => {}
                 Err(Stop::Trap(trap)) => {
-                    let what = format!("entry {} trapped when it was applied again ({trap}): this host gave two outcomes", context.index);
+                    let what = format!(
+                        "entry {} trapped when it was applied again ({trap}): this host gave two outcomes",
+                        context.index
+                    );
                     return Err(Fault::new(what));
                 }
                 Err(stop) => return Err(into_fault(stop)),
@@ -333,7 +373,8 @@ impl Machine {
     /// Moves what the live instance wrote since the last checkpoint into the image.
     fn checkpoint(&mut self) -> Result<(), Fault> {
         let memory = self.live.memory();
-        let dirty = pages::dirty_ranges(self.way, memory, &self.image).map_err(io_fault("cannot find the pages an entry wrote"))?;
+        let dirty = pages::dirty_ranges(self.way, memory, &self.image)
+            .map_err(io_fault("cannot find the pages an entry wrote"))?;
         self.frozen.retain(|mapping| mapping.strong_count() > 0);
         for mapping in self.frozen.iter().filter_map(Weak::upgrade) {
             for range in &dirty {

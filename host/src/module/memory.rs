@@ -131,7 +131,14 @@ impl Mapping {
             // SAFETY: the fixed address range lies within the reservation made above, which nothing
             // else uses yet, so only our own empty pages are replaced.
             unsafe {
-                rustix::mm::mmap(base.as_ptr().cast(), shown, ProtFlags::empty(), flags | MapFlags::FIXED, &image.file, 0)?;
+                rustix::mm::mmap(
+                    base.as_ptr().cast(),
+                    shown,
+                    ProtFlags::empty(),
+                    flags | MapFlags::FIXED,
+                    &image.file,
+                    0,
+                )?;
             }
         }
         mapping.grow(size)?;
@@ -150,7 +157,9 @@ impl Mapping {
         if size > before {
             // SAFETY: the range lies within this mapping; making more of it accessible invalidates
             // no reference, as none can exist to inaccessible pages.
-            unsafe { rustix::mm::mprotect(self.address(before), size - before, MprotectFlags::READ | MprotectFlags::WRITE)? };
+            unsafe {
+                rustix::mm::mprotect(self.address(before), size - before, MprotectFlags::READ | MprotectFlags::WRITE)?
+            };
             self.size.store(size, Ordering::Release);
         }
         Ok(())
@@ -231,7 +240,8 @@ pub(super) fn can_hold() -> bool {
     static CAN: OnceLock<bool> = OnceLock::new();
     *CAN.get_or_init(|| {
         let page = rustix::param::page_size();
-        let tried = Image::new(page).and_then(|image| Mapping::new(Arc::new(image), page, page, page)?.hold(&(0..page)));
+        let tried =
+            Image::new(page).and_then(|image| Mapping::new(Arc::new(image), page, page, page)?.hold(&(0..page)));
         tried.is_ok()
     })
 }
@@ -249,7 +259,11 @@ thread_local! {
 
 /// Runs `instantiate`, which must make exactly one memory; the memory shows the first `shown` bytes of
 /// `image` and its mapping is returned beside the result.
-pub(super) fn with_image<R>(image: Arc<Image>, shown: usize, instantiate: impl FnOnce() -> R) -> (R, Option<Arc<Mapping>>) {
+pub(super) fn with_image<R>(
+    image: Arc<Image>,
+    shown: usize,
+    instantiate: impl FnOnce() -> R,
+) -> (R, Option<Arc<Mapping>>) {
     HANDOVER.with(|handover| handover.replace(Handover::Asked(image, shown)));
     let result = instantiate();
     match HANDOVER.with(|handover| handover.replace(Handover::Empty)) {
@@ -277,7 +291,8 @@ unsafe impl MemoryCreator for Creator {
         let Handover::Asked(image, shown) = asked else {
             return Err("an instance may have one memory, made for one image".to_string());
         };
-        let mapping = Mapping::new(image, shown, reserved, minimum).map_err(|error| format!("cannot map linear memory: {error}"))?;
+        let mapping = Mapping::new(image, shown, reserved, minimum)
+            .map_err(|error| format!("cannot map linear memory: {error}"))?;
         let mapping = Arc::new(mapping);
         HANDOVER.with(|handover| handover.replace(Handover::Made(mapping.clone())));
         Ok(Box::new(HostMemory(mapping)))

@@ -15,6 +15,7 @@
 mod cache;
 mod cost;
 mod engine;
+pub mod fuzz;
 mod gate;
 mod image_file;
 mod instance;

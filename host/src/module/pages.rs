@@ -54,7 +54,10 @@ pub(super) fn best_way() -> Way {
 /// `/proc/self/pagemap`, opened once. It stays bound to this process's memory.
 fn pagemap() -> io::Result<&'static File> {
     static PAGEMAP: OnceLock<Result<File, io::ErrorKind>> = OnceLock::new();
-    PAGEMAP.get_or_init(|| File::open("/proc/self/pagemap").map_err(|error| error.kind())).as_ref().map_err(|kind| (*kind).into())
+    PAGEMAP
+        .get_or_init(|| File::open("/proc/self/pagemap").map_err(|error| error.kind()))
+        .as_ref()
+        .map_err(|kind| (*kind).into())
 }
 
 /// The dirty ranges of `memory`, a private mapping over `image` from its first byte on: byte offsets,

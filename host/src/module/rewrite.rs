@@ -125,7 +125,9 @@ impl CallGraph {
         for index in &analysis.referenced {
             let Some(number) = index.checked_sub(analysis.imported_functions) else { continue };
             let number = number as usize;
-            let Some(node) = analysis.functions.get(number).and_then(|function| node_of_type.get(function.type_index as usize)) else {
+            let Some(node) =
+                analysis.functions.get(number).and_then(|function| node_of_type.get(function.type_index as usize))
+            else {
                 continue;
             };
             if let Some(list) = edges.get_mut(*node) {
@@ -225,7 +227,14 @@ impl Search {
 /// The module to compile in place of `wasm`, which [`inspect`](super::gate::inspect) has let in.
 pub(super) fn rewrite(wasm: &[u8], analysis: &Analysis) -> Result<Vec<u8>, BinaryReaderError> {
     let counted = recursive(analysis);
-    let mut rewriter = Rewriter { wasm, analysis, counted, depth: analysis.globals, out: wasm_encoder::Module::new(), result_types: Vec::new() };
+    let mut rewriter = Rewriter {
+        wasm,
+        analysis,
+        counted,
+        depth: analysis.globals,
+        out: wasm_encoder::Module::new(),
+        result_types: Vec::new(),
+    };
     rewriter.run()?;
     Ok(rewriter.out.finish())
 }

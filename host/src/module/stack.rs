@@ -26,13 +26,13 @@ pub fn on_guest_stack<R: Send>(work: impl FnOnce() -> R + Send) -> std::io::Resu
         return Ok(work());
     }
     std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new()
-            .name("guest".into())
-            .stack_size(GUEST_STACK_BYTES)
-            .spawn_scoped(scope, || {
+        let thread = std::thread::Builder::new().name("guest".into()).stack_size(GUEST_STACK_BYTES).spawn_scoped(
+            scope,
+            || {
                 mark_guest_thread();
                 work()
-            })?;
+            },
+        )?;
         match thread.join() {
             Ok(result) => Ok(result),
             Err(panic) => std::panic::resume_unwind(panic),

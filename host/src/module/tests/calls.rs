@@ -41,7 +41,9 @@ fn each_breach_has_its_code() {
 fn up_to_each_limit_all_is_well_and_effects_come_in_order() {
     let mut machine = new_machine();
     let mut effects = Effects::default();
-    assert!(matches!(machine.apply(&at(1), &[LONG_REPLY, 10], &mut effects).unwrap(), Outcome::Reply(bytes) if bytes.len() == 1000));
+    assert!(
+        matches!(machine.apply(&at(1), &[LONG_REPLY, 10], &mut effects).unwrap(), Outcome::Reply(bytes) if bytes.len() == 1000)
+    );
     machine.apply(&at(2), &[EMIT, 10], &mut effects).unwrap();
     let letters: Vec<u8> = effects.events.concat();
     assert_eq!(letters, b"out of che");

@@ -55,7 +55,11 @@ fn a_damaged_file_in_the_cache_is_compiled_again_and_replaced() {
     let cache = DirCache::open(directory.path()).unwrap();
     let wasm = wat::parse_str(SCRIPT).unwrap();
     ENGINE.load(&wasm, Some(&cache)).unwrap();
-    let file = std::fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().path()).find(|path| !path.ends_with("key")).unwrap();
+    let file = std::fs::read_dir(directory.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| !path.ends_with("key"))
+        .unwrap();
     let whole = std::fs::read(&file).unwrap();
     let mut damaged = whole.clone();
     let middle = damaged.len() / 2;
@@ -118,13 +122,19 @@ fn only_functions_that_can_recurse_count_their_frames() {
     let counted = |functions: &str| rewritten(&with(functions))[7..].to_string();
     assert_eq!(counted("(func $a (call $b)) (func $b)"), "00", "a chain");
     assert_eq!(counted("(func $a (call $a)) (func $b (call $a))"), "20", "itself");
-    assert_eq!(counted("(func $a (call $b)) (func $b (call $c)) (func $c (call $a)) (func $d (call $a))"), "2220", "a circle");
+    assert_eq!(
+        counted("(func $a (call $b)) (func $b (call $c)) (func $c (call $a)) (func $d (call $a))"),
+        "2220",
+        "a circle"
+    );
     let indirect = "(func $a (param i32) (result i32) (call_indirect (type $unary) (i32.const 0) (i32.const 0)))";
     assert_eq!(counted(indirect), "0", "nobody's reference is taken");
     assert_eq!(counted(&format!("{indirect} (elem (i32.const 0) $a)")), "2", "its own may be in the table");
     assert_eq!(counted(&format!("{indirect} (func $b) (elem (i32.const 0) $b)")), "00", "another type");
     assert_eq!(
-        counted(&format!("{indirect} (func $b (param i32) (result i32) (call $a (i32.const 0))) (elem (i32.const 0) $b)")),
+        counted(&format!(
+            "{indirect} (func $b (param i32) (result i32) (call $a (i32.const 0))) (elem (i32.const 0) $b)"
+        )),
         "22",
         "through the table and back"
     );
@@ -145,8 +155,9 @@ fn a_chain_deeper_than_the_stack_counts_without_recursion() {
 fn a_counting_function_gives_back_what_it_took_on_every_way_out() {
     // Ways out of a recursive function: its end, `return` at several depths, branches to its own label,
     // with none, one and several results. What stays would sum up to an overflow within 20000 rounds.
-    let module = load(&with(
-        r#"
+    let module = load(
+        &with(
+            r#"
         (func $several (param i32) (result i32 i64)
           (if (i32.eq (local.get 0) (i32.const 1)) (then (block (loop (return (i32.const 1) (i64.const 2))))))
           (if (i32.eq (local.get 0) (i32.const 2)) (then (br 1 (i32.const 3) (i64.const 4))))
@@ -162,16 +173,18 @@ fn a_counting_function_gives_back_what_it_took_on_every_way_out() {
           (if (i32.eq (local.get 0) (i32.const 9)) (then (drop (drop (call $several (i32.const 0))))))
           (block (br_table 0 1 (local.get 0))))
         "#,
-    ).replace(
-        r#"(export "apply") (param i32 i32) (result i64) (i64.const 0))"#,
-        r#"(export "apply") (param i32 i32) (result i64) (local $n i32)
+        )
+        .replace(
+            r#"(export "apply") (param i32 i32) (result i64) (i64.const 0))"#,
+            r#"(export "apply") (param i32 i32) (result i64) (local $n i32)
           (loop $again
             (call $none (i32.and (local.get $n) (i32.const 3)))
             (drop (call $one (i32.and (local.get $n) (i32.const 3))))
             (call $several (i32.and (local.get $n) (i32.const 3))) (drop) (drop)
             (br_if $again (i32.lt_u (local.tee $n (i32.add (local.get $n) (i32.const 1))) (i32.const 20000))))
           (i64.const 0))"#,
-    ));
+        ),
+    );
     let limits = Limits { fuel_per_entry: 1 << 40, ..limits() };
     let mut machine = Machine::init(&module, &limits, &Context::default(), b"{}", &mut Effects::default()).unwrap();
     assert_eq!(apply(&mut machine, 1, b""), Outcome::Reply(Vec::new()));
@@ -188,24 +201,27 @@ fn frames_far_larger_than_the_source_shows_still_meet_the_logical_limit_first() 
     for _ in 1..2000 {
         body.push_str("(i64.add)");
     }
-    let module = load(
-        &with(&format!("(func $deep (param i64) (result i64) {body} (i64.add))"))
-            .replace(r#"(export "apply") (param i32 i32) (result i64) (i64.const 0))"#, r#"(export "apply") (param i32 i32) (result i64) (call $deep (i64.const 0)))"#),
-    );
+    let module = load(&with(&format!("(func $deep (param i64) (result i64) {body} (i64.add))")).replace(
+        r#"(export "apply") (param i32 i32) (result i64) (i64.const 0))"#,
+        r#"(export "apply") (param i32 i32) (result i64) (call $deep (i64.const 0)))"#,
+    ));
     let mut machine = Machine::init(&module, &limits(), &Context::default(), b"{}", &mut Effects::default()).unwrap();
     assert_eq!(code(&apply(&mut machine, 1, b"")), TrapCode::StackOverflow);
 }
 
 #[test]
 fn a_start_function_runs_once_in_a_machines_life() {
-    let module = load(&with(
-        r#"(global $starts (mut i32) (i32.const 0))
+    let module = load(
+        &with(
+            r#"(global $starts (mut i32) (i32.const 0))
         (func $start (global.set $starts (i32.add (global.get $starts) (i32.const 1))))
         (start $start)"#,
-    ).replace(
-        r#"(export "query") (param i32 i32) (result i64) (i64.const 0))"#,
-        r#"(export "query") (param i32 i32) (result i64) (i64.extend_i32_u (global.get $starts)))"#,
-    ));
+        )
+        .replace(
+            r#"(export "query") (param i32 i32) (result i64) (i64.const 0))"#,
+            r#"(export "query") (param i32 i32) (result i64) (i64.extend_i32_u (global.get $starts)))"#,
+        ),
+    );
     let mut machine = Machine::init(&module, &limits(), &Context::default(), b"{}", &mut Effects::default()).unwrap();
     // A result of length 1: the start function has run once, also on the view made later.
     assert!(matches!(machine.query(&at(1), b"").unwrap(), Outcome::Reply(bytes) if bytes.len() == 1));

@@ -62,7 +62,12 @@ fn what_is_not_a_core_module() {
 #[test]
 fn imports_outside_the_abi() {
     let read = r#"(import "statehouse" "read" (func (param i32 i32) (result i32)))"#;
-    refused(read, r#"(import "wasi_snapshot_preview1" "fd_write" (func))"#, GateCode::ForbiddenImport, r#""wasi_snapshot_preview1"."fd_write""#);
+    refused(
+        read,
+        r#"(import "wasi_snapshot_preview1" "fd_write" (func))"#,
+        GateCode::ForbiddenImport,
+        r#""wasi_snapshot_preview1"."fd_write""#,
+    );
     refused(read, r#"(import "statehouse" "open" (func))"#, GateCode::ForbiddenImport, r#""statehouse"."open""#);
     refused(read, r#"(import "env" "memory" (memory 1))"#, GateCode::ForbiddenImport, "memory");
     refused(read, r#"(import "statehouse" "read" (func))"#, GateCode::WrongImportType, "() -> ()");
@@ -77,8 +82,18 @@ fn exports_that_lack_or_have_another_type() {
     }
     refused(r#"(export "statehouse_abi_1")"#, "", GateCode::MissingAbiMarker, "statehouse_abi_1");
     refused("statehouse_abi_1", "statehouse_abi_2", GateCode::MissingAbiMarker, "statehouse_abi_2");
-    refused(r#"(export "snapshot") (result i64) (i64.const 0)"#, r#"(export "snapshot")"#, GateCode::WrongExportType, "snapshot");
-    refused(r#"(func (export "restore") (result i64) (i64.const 0))"#, r#"(global (export "restore") i32 (i32.const 0))"#, GateCode::WrongExportType, "restore");
+    refused(
+        r#"(export "snapshot") (result i64) (i64.const 0)"#,
+        r#"(export "snapshot")"#,
+        GateCode::WrongExportType,
+        "snapshot",
+    );
+    refused(
+        r#"(func (export "restore") (result i64) (i64.const 0))"#,
+        r#"(global (export "restore") i32 (i32.const 0))"#,
+        GateCode::WrongExportType,
+        "restore",
+    );
     refused_with(r#"(func (export "timer"))"#, GateCode::WrongExportType, "timer");
     refused_with(r#"(func (export "statehouse:g0"))"#, GateCode::ReservedName, "statehouse:g0");
 }
@@ -86,14 +101,28 @@ fn exports_that_lack_or_have_another_type() {
 #[test]
 fn proposals_that_are_off_are_named() {
     refused_with("(func (drop (i32.atomic.load (i32.const 0))))", GateCode::FeatureOff, "threads");
-    refused_with("(func (drop (i32x4.relaxed_trunc_f32x4_s (v128.const i32x4 0 0 0 0))))", GateCode::FeatureOff, "relaxed SIMD");
+    refused_with(
+        "(func (drop (i32x4.relaxed_trunc_f32x4_s (v128.const i32x4 0 0 0 0))))",
+        GateCode::FeatureOff,
+        "relaxed SIMD",
+    );
     refused_with("(func $f (return_call $f))", GateCode::FeatureOff, "tail calls");
     refused_with("(memory 1)", GateCode::FeatureOff, "several memories");
     refused_with("(func (param externref))", GateCode::FeatureOff, "references other than functions");
     refused_with("(tag)", GateCode::FeatureOff, "exceptions");
     refused_with("(type (struct))", GateCode::FeatureOff, "garbage collection");
-    refused(r#"(memory (export "memory") 1 2)"#, r#"(memory (export "memory") i64 1 2)"#, GateCode::FeatureOff, "64-bit memory");
-    refused(r#"(memory (export "memory") 1 2)"#, r#"(memory (export "memory") 1 2 shared)"#, GateCode::FeatureOff, "shared");
+    refused(
+        r#"(memory (export "memory") 1 2)"#,
+        r#"(memory (export "memory") i64 1 2)"#,
+        GateCode::FeatureOff,
+        "64-bit memory",
+    );
+    refused(
+        r#"(memory (export "memory") 1 2)"#,
+        r#"(memory (export "memory") 1 2 shared)"#,
+        GateCode::FeatureOff,
+        "shared",
+    );
 }
 
 #[test]
@@ -101,16 +130,32 @@ fn state_that_a_roll_back_would_miss() {
     refused_with("(global (mut funcref) (ref.null func))", GateCode::ReferenceGlobal, "global 0");
     refused_with("(func (table.set (i32.const 0) (ref.null func)))", GateCode::MutableTable, "table.set");
     refused_with("(func (drop (table.grow (ref.null func) (i32.const 1))))", GateCode::MutableTable, "table.grow");
-    refused_with("(func (table.fill (i32.const 0) (ref.null func) (i32.const 1)))", GateCode::MutableTable, "table.fill");
+    refused_with(
+        "(func (table.fill (i32.const 0) (ref.null func) (i32.const 1)))",
+        GateCode::MutableTable,
+        "table.fill",
+    );
     refused_with("(func (table.copy (i32.const 0) (i32.const 0) (i32.const 1)))", GateCode::MutableTable, "table.copy");
-    refused_with("(elem $e func) (func (table.init $e (i32.const 0) (i32.const 0) (i32.const 0)))", GateCode::MutableTable, "table.init");
+    refused_with(
+        "(elem $e func) (func (table.init $e (i32.const 0) (i32.const 0) (i32.const 0)))",
+        GateCode::MutableTable,
+        "table.init",
+    );
     refused_with("(elem $e func) (func (elem.drop $e))", GateCode::DroppedSegment, "elem.drop");
     refused_with("(data $d \"x\") (func (data.drop $d))", GateCode::DroppedSegment, "data.drop");
 }
 
 #[test]
 fn sizes_over_the_limits() {
-    let tight = Limits { functions_max: 8, locals_max: 10, function_bytes_max: 100, tables_max: 2, table_elements_max: 5, globals_max: 2, ..limits() };
+    let tight = Limits {
+        functions_max: 8,
+        locals_max: 10,
+        function_bytes_max: 100,
+        tables_max: 2,
+        table_elements_max: 5,
+        globals_max: 2,
+        ..limits()
+    };
     let refused_with = |line: &str, code: GateCode| {
         let wat = GOOD.replace("(table 1 funcref)", &format!("(table 1 funcref) {line}"));
         assert_eq!(ENGINE.gate(&wat::parse_str(wat).unwrap(), &tight).unwrap_err().code, code, "{line}");
@@ -121,7 +166,12 @@ fn sizes_over_the_limits() {
     refused_with("(table 1 funcref) (table 1 funcref)", GateCode::TooManyTables);
     refused_with("(table 5 funcref)", GateCode::TooManyTables);
     refused_with("(global i32 (i32.const 0)) (global i32 (i32.const 0))", GateCode::TooManyGlobals);
-    refused(r#"(memory (export "memory") 1 2)"#, r#"(memory (export "memory") 65 100)"#, GateCode::TooMuchMemory, "memory_bytes_max");
+    refused(
+        r#"(memory (export "memory") 1 2)"#,
+        r#"(memory (export "memory") 65 100)"#,
+        GateCode::TooMuchMemory,
+        "memory_bytes_max",
+    );
 }
 
 #[test]
@@ -134,9 +184,16 @@ fn the_self_test_finds_what_only_running_shows() {
     let data_outside = format!("{init} (data (i32.const 65536) \"x\")");
     refused(init, &data_outside, GateCode::SelfTestTrapped, "out_of_bounds");
     let restore = r#"(func (export "restore") (result i64) (i64.const 0))"#;
-    refused(restore, r#"(func (export "restore") (result i64) (i64.const 0x80000000))"#, GateCode::SelfTestRejected, "restore");
+    refused(
+        restore,
+        r#"(func (export "restore") (result i64) (i64.const 0x80000000))"#,
+        GateCode::SelfTestRejected,
+        "restore",
+    );
     // Rejecting `{}` is no fault: the module wants parameters.
-    let info = gate(&GOOD.replace(init, r#"(func (export "init") (param i32 i32) (result i64) (i64.const 0x80000000))"#)).unwrap();
+    let info =
+        gate(&GOOD.replace(init, r#"(func (export "init") (param i32 i32) (result i64) (i64.const 0x80000000))"#))
+            .unwrap();
     assert_eq!(info.self_test, SelfTest::ParamsNeeded(String::new()));
 }
 

@@ -109,6 +109,16 @@ fn appends(criterion: &mut Criterion) {
             bencher.iter_custom(|rounds| runtime.block_on(append(&mut group, &mut next, entries, rounds)));
         });
     }
+    let mut groups: Vec<_> = (100..164).map(|id| (log.group::<TokioRuntime>(id), 0)).collect();
+    measured.throughput(Throughput::Elements(groups.len() as u64));
+    measured.bench_function("64 groups, 1 entry each", |bencher| {
+        bencher.iter_custom(|rounds| {
+            let all = groups.iter_mut().map(|(group, next)| append(group, next, 1, rounds));
+            let begun = Instant::now();
+            runtime.block_on(futures_util::future::join_all(all));
+            begun.elapsed()
+        });
+    });
     measured.finish();
     let stats = log.stats();
     eprintln!("{} operations in {} batches, {} recycled segments", stats.operations, stats.batches, stats.recycled_segments);

@@ -128,14 +128,16 @@ impl Content {
             let at = offset + done;
             let within = at % PAGE_BYTES;
             let step = (PAGE_BYTES - within).min(bytes.len() as u64 - done);
-            let page = self.pages.entry(at / PAGE_BYTES).or_insert_with(|| Arc::new(ZEROS));
-            if let (Some(to), Some(from)) = (
-                Arc::make_mut(page).get_mut(within as usize..(within + step) as usize),
-                bytes.get(done as usize..(done + step) as usize),
-            ) {
-                to.copy_from_slice(from);
-            }
+            let piece = bytes.get(done as usize..(done + step) as usize).unwrap_or_default();
             done += step;
+            // A page that was never written is zeros already: a file filled with zeros costs nothing.
+            if piece.iter().all(|byte| *byte == 0) && !self.pages.contains_key(&(at / PAGE_BYTES)) {
+                continue;
+            }
+            let page = self.pages.entry(at / PAGE_BYTES).or_insert_with(|| Arc::new(ZEROS));
+            if let Some(to) = Arc::make_mut(page).get_mut(within as usize..(within + step) as usize) {
+                to.copy_from_slice(piece);
+            }
         }
         self.len = self.len.max(offset + bytes.len() as u64);
         self.reserved = self.reserved.max(self.len);

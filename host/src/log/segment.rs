@@ -251,7 +251,7 @@ pub(super) fn scan(segment: &SegmentFile, until: Until, visit: Visit<'_>) -> Res
         if let Until::Known { end, next_batch } = until
             && at >= end
         {
-            if at == end && scan.next_batch == next_batch {
+            if at == end && scan.next_batch == next_batch && later_batch(&mut window, at, next_batch)?.is_none() {
                 scan.proven = true;
                 return Ok(scan);
             }
@@ -308,19 +308,30 @@ fn end_of(
     if matches!(until, Until::Known { .. }) {
         return Err(LogError::corrupt(&segment.path, scan.end, format!("{what}, and later segments follow")));
     }
-    let mut at = behind;
+    match later_batch(window, behind, scan.next_batch)? {
+        None => Ok(scan),
+        Some((at, number)) => {
+            let what = format!("{what}, but it was synced: batch {number} follows at byte offset {at}");
+            Err(LogError::corrupt(&segment.path, scan.end, what))
+        }
+    }
+}
+
+/// Looks from `at` on for the header of a batch with this number or a later one, tail marks of this number
+/// aside. Returns its offset and number.
+fn later_batch(window: &mut Window<'_>, mut at: u64, number: u64) -> Result<Option<(u64, u64)>, LogError> {
     loop {
+        let segment = window.segment;
         let sector = window.at(at, BATCH_HEADER_BYTES)?;
         if sector.len() < BATCH_HEADER_BYTES {
-            return Ok(scan);
+            return Ok(None);
         }
         // The checksum's seed is costly against a look at the magic, and nearly all sectors fail that.
         if sector.starts_with(&BATCH_MAGIC)
-            && let Some(later) = BatchHeader::decode(sector, segment.seed(at))
-            && later.number > scan.next_batch
+            && let Some(found) = BatchHeader::decode(sector, segment.seed(at))
+            && (found.number > number || (found.number == number && found.records > 0))
         {
-            let what = format!("{what}, but it was synced: batch {} follows at byte offset {at}", later.number);
-            return Err(LogError::corrupt(&segment.path, scan.end, what));
+            return Ok(Some((at, found.number)));
         }
         at += SECTOR_BYTES;
     }

@@ -9,6 +9,10 @@ use crate::log::Record;
 use crate::log::inspect;
 use crate::log::segment::BATCH_HEADER_BYTES;
 use crate::log::segment::FIRST_BATCH;
+use crate::log::segment::SegmentHeader;
+use crate::log::segment::seal_batch;
+use openraft::storage::IOFlushed;
+use openraft::storage::RaftLogStorage;
 use std::path::Path;
 
 /// A log of two segments, closed in order.
@@ -158,6 +162,30 @@ fn a_missing_segment_is_refused_by_name() {
     }
 }
 
+/// An operator puts one segment back from a copy of the directory, and the copy is of another day.
+#[test]
+fn segments_of_two_days_do_not_make_a_log() {
+    let mut yesterday = Harness::new(SimDisk::new());
+    yesterday.run(&[Step::Append { group: 1, entries: 2, bytes: 1000, term: 1 }]);
+    let disk = yesterday.disk.fork();
+    let (log, _) = open(&disk).unwrap();
+    let mut today = Harness::on(disk, log);
+    today.run(&[Step::Append { group: 1, entries: 2, bytes: 1000, term: 1 }]);
+    for harness in [&mut yesterday, &mut today] {
+        harness.run(&[Step::Append { group: 1, entries: 1, bytes: 11_000, term: 1 }]);
+    }
+    let (old, new) = (yesterday.disk.read(&segment_path(2)).unwrap(), today.disk.read(&segment_path(2)).unwrap());
+    assert_ne!(old, new);
+    today.disk.open(&segment_path(2)).unwrap().write_all_at(0, &old).unwrap();
+    match open(&today.disk).err().expect("it is refused") {
+        LogError::Corrupt { path, what, .. } => {
+            assert_eq!(path, segment_path(1));
+            assert!(what.contains("its end is not the one that the next segment names"), "{what}");
+        }
+        error => panic!("{error}"),
+    }
+}
+
 #[test]
 fn a_shortened_segment_is_refused() {
     let harness = closed_log();
@@ -194,27 +222,28 @@ fn an_entry_damaged_under_a_running_log_is_an_error_to_its_reader() {
     assert_eq!(now(harness.group(1).try_get_log_entries(1..3)).unwrap().len(), 2);
 }
 
-/// A client stores the bytes of a log file as a value. The file's batches end up inside an entry, at sector
-/// boundaries, and that entry's batch is torn. Nothing in it may count as proof that it was synced.
+/// A client stores bytes that look like a batch of this very log, placed so that they begin at a sector, and
+/// the batch around them is torn. Were they taken for a later batch, they would prove that the torn one had been
+/// synced, and the node would not start. What the client cannot know is the log's salt.
 #[test]
-fn batches_inside_a_payload_prove_nothing() {
-    let other = closed_log();
-    let file = other.disk.read(&segment_path(1)).unwrap();
-    let disk = SimDisk::new();
-    let (log, _) = open_with(&disk, LogOptions { salt: 8, ..options() }).unwrap();
-    let mut harness = Harness::on(disk, log);
-    let mut group = harness.group(1);
-    use openraft::storage::RaftLogStorage;
-    for shift in 0..512 {
-        let mut payload = vec![0; shift];
-        payload.extend_from_slice(&file[4096..8192]);
-        let entries = [entry(1, shift as u64, &payload)];
-        now(group.append(entries, openraft::storage::IOFlushed::noop())).unwrap();
-        harness.write().unwrap();
-        // The first sector is lost, the others reached the disk.
-        let torn = harness.disk.fork();
-        torn.crash_without_first_sector();
-        open(&torn).unwrap_or_else(|error| panic!("shift {shift}: {error}"));
-        harness.sync().unwrap();
-    }
+fn batches_inside_a_payload_prove_nothing_to_those_who_do_not_know_the_salt() {
+    let refusals = |guessed_salt: u64| {
+        let refused = |shift: &usize| {
+            let harness = Harness::new(SimDisk::new());
+            let position = harness.log.shared.writer.lock().unwrap().as_ref().unwrap().position;
+            let of = harness.log.shared.lock().segments[&1].file.header;
+            let mut forged = vec![0; BATCH_HEADER_BYTES];
+            seal_batch(&mut forged, &SegmentHeader { salt: guessed_salt, ..of }, position + 1024, 1000, 0);
+            let mut payload = vec![0; *shift];
+            payload.extend_from_slice(&forged);
+            let mut group = harness.group(1);
+            now(group.append([entry(1, 0, &payload)], IOFlushed::noop())).unwrap();
+            harness.write().unwrap();
+            harness.disk.crash_without_first_sector();
+            open(&harness.disk).is_err()
+        };
+        (800..1000).filter(refused).count()
+    };
+    assert_eq!(refusals(options().salt), 1, "one shift puts it at the sector");
+    assert_eq!(refusals(options().salt + 1), 0);
 }

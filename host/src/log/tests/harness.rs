@@ -44,7 +44,14 @@ pub(super) fn segment_path(sequence: u64) -> PathBuf {
 }
 
 pub(super) fn options() -> LogOptions {
-    LogOptions { segment_bytes: 16 << 10, cache_bytes: 4000, keep_segments: 3, salt: 7, ..LogOptions::default() }
+    LogOptions {
+        segment_bytes: 16 << 10,
+        cache_bytes: 4000,
+        max_batch_bytes: 4000,
+        keep_segments: 3,
+        salt: 7,
+        ..LogOptions::default()
+    }
 }
 
 pub(super) fn open(disk: &SimDisk) -> Result<(NodeLog, RecoveryReport), LogError> {
@@ -164,7 +171,11 @@ impl Harness {
                 for index in next..next + entries {
                     new.push(entry(term, index, &vec![(1 + index % 251) as u8; bytes]));
                 }
-                of.entries.extend(new.iter().cloned());
+                // A large append is written in parts, so each of its entries may be the last on disk.
+                for entry in &new {
+                    self.possible.push(self.model.clone());
+                    self.model.entry(group).or_default().entries.push(entry.clone());
+                }
                 now(self.group(group).append(new, IOFlushed::noop()))?;
             }
             Step::Vote { group, term } => {

@@ -273,12 +273,13 @@ fn a_copied_entry_is_read_at_its_old_place_until_the_copy_is_synced() {
     let place = |harness: &Harness| *harness.log.shared.lock().groups[&7].slot(0).unwrap();
     let first = place(&harness);
     for _ in 0..60 {
-        let before = place(&harness);
         harness.step(&Step::Append { group: 1, entries: 4, bytes: 1000, term: 1 }).unwrap();
         harness.step(&Step::Purge { group: 1, entries: 4 }).unwrap();
+        let mut before = place(&harness);
         while harness.write().unwrap() {
             assert_eq!(place(&harness), before);
             harness.sync().unwrap();
+            before = place(&harness);
         }
     }
     assert!(place(&harness).segment > first.segment);
@@ -300,4 +301,30 @@ fn an_older_purge_does_not_hide_a_newer_one() {
     }
     harness.disk.crash_after(0, 0);
     harness.check_recovers(&harness.disk, "after a crash");
+}
+
+#[test]
+fn a_log_may_be_opened_with_other_options() {
+    let mut harness = Harness::new(SimDisk::new());
+    for _ in 0..8 {
+        harness.run(&[Step::Append { group: 1, entries: 4, bytes: 1000, term: 1 }]);
+        harness.run(&[Step::Purge { group: 1, entries: 3 }]);
+        harness.rest();
+    }
+    assert!(harness.log.stats().spare_segments > 0);
+    harness.close().unwrap();
+    let larger = LogOptions { segment_bytes: 32 << 10, cache_bytes: 0, salt: 99, ..options() };
+    let (log, _) = open_with(&harness.disk, larger.clone()).unwrap();
+    assert_eq!(log.stats().spare_segments, 0, "the spares have the old size");
+    let mut harness = Harness::on(harness.disk.clone(), log);
+    for _ in 0..12 {
+        harness.run(&[Step::Append { group: 1, entries: 4, bytes: 1000, term: 1 }]);
+        harness.run(&[Step::Purge { group: 1, entries: 4 }]);
+    }
+    harness.disk.crash_after(0, 0);
+    let (log, _) = open_with(&harness.disk, larger).unwrap();
+    assert_eq!(observe(&log), harness.model);
+    // The salt of the log stays the one it was made with.
+    let salts = log.shared.lock().segments.values().map(|segment| segment.file.header.salt).collect::<Vec<_>>();
+    assert!(salts.iter().all(|salt| *salt == 7), "{salts:?}");
 }

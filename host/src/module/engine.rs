@@ -31,8 +31,9 @@ use super::SnapshotError;
 use super::Trap;
 use super::cost;
 use super::gate;
-use super::instance::HostState;
-use super::instance::define_imports;
+use super::imports::HostState;
+use super::imports::define_imports;
+use super::inspect::inspect;
 use super::memory::Creator;
 use super::rewrite;
 use super::stack;
@@ -120,7 +121,7 @@ impl Engine {
     ///
     /// Compiles the module, which takes up to a second for each few MiB; not for a thread in a hurry.
     pub fn gate(&self, wasm: &[u8], limits: &Limits) -> Result<ModuleInfo, GateError> {
-        gate::inspect(wasm, limits)?;
+        inspect(wasm, limits)?;
         let module = match self.load(wasm, None) {
             Ok(module) => module,
             Err(ModuleError::Refused(error)) => return Err(error),
@@ -147,7 +148,7 @@ impl Engine {
     ///
     /// Holds it to the ABI again, but not to a group's limits: those are the gate's.
     pub fn load(&self, wasm: &[u8], cache: Option<&dyn CodeCache>) -> Result<Module, ModuleError> {
-        let analysis = gate::inspect(wasm, &Limits::ceiling())?;
+        let analysis = inspect(wasm, &Limits::ceiling())?;
         let key = format!("{}-{}", hex::encode(analysis.info.digest), self.0.hash);
         let compiled = match cache.and_then(|cache| self.cached(cache, &key)) {
             Some(compiled) => compiled,

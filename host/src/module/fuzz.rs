@@ -29,13 +29,13 @@ use super::Engine;
 use super::Limits;
 use super::Machine;
 use super::Outcome;
-use super::gate;
+use super::inspect::inspect;
 use super::rewrite;
 use super::stack::on_guest_stack;
 
 /// The gate answers any bytes, and what it lets in is still valid after the rewrite.
 pub fn gate(bytes: &[u8]) {
-    if let Ok(analysis) = gate::inspect(bytes, &Limits::default()) {
+    if let Ok(analysis) = inspect(bytes, &Limits::default()) {
         let rewritten = rewrite::rewrite(bytes, &analysis);
         assert!(rewritten.is_ok_and(|module| wasmparser::validate(&module).is_ok()), "the rewrite broke a good module");
     }

@@ -9,7 +9,7 @@
 //! - A query never touches the live instance: it runs on another one over the same image (`machine.rs`).
 //! - The same entries give the same state, replies, events and fuel on every host: cost table
 //!   (`cost.rs`), NaN canonicalisation and features (`engine.rs`), stack bound in the guest's own
-//!   code (`rewrite.rs`), memory growth decided by [`Limits`] alone (`instance.rs`).
+//!   code (`rewrite.rs`), memory growth decided by [`Limits`] alone (`imports.rs`).
 //! - What is this host's trouble is a [`Fault`], never an [`Outcome`].
 
 mod cache;
@@ -18,6 +18,8 @@ mod engine;
 pub mod fuzz;
 mod gate;
 mod image_file;
+mod imports;
+mod inspect;
 mod instance;
 mod limits;
 mod machine;

@@ -24,7 +24,7 @@ use wasmparser::Parser;
 use wasmparser::Payload;
 use wasmparser::ValType;
 
-use super::gate::Analysis;
+use super::inspect::Analysis;
 
 /// Exports of this prefix are the host's own.
 pub(super) const RESERVED_PREFIX: &str = "statehouse:";
@@ -224,7 +224,7 @@ impl Search {
     }
 }
 
-/// The module to compile in place of `wasm`, which [`inspect`](super::gate::inspect) has let in.
+/// The module to compile in place of `wasm`, which [`inspect`](super::inspect::inspect) has let in.
 pub(super) fn rewrite(wasm: &[u8], analysis: &Analysis) -> Result<Vec<u8>, BinaryReaderError> {
     let counted = recursive(analysis);
     let mut rewriter = Rewriter {

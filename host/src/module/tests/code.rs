@@ -8,7 +8,7 @@ use sha2::Sha256;
 
 use super::*;
 use crate::module::cost;
-use crate::module::gate;
+use crate::module::inspect::inspect;
 use crate::module::rewrite;
 
 /// A cache that counts what is asked of it.
@@ -81,7 +81,7 @@ fn costs() {
 /// The rewritten module, validated, as text.
 fn rewritten(wat: &str) -> String {
     let wasm = wat::parse_str(wat).unwrap();
-    let analysis = gate::inspect(&wasm, &Limits::ceiling()).unwrap();
+    let analysis = inspect(&wasm, &Limits::ceiling()).unwrap();
     let bytes = rewrite::rewrite(&wasm, &analysis).unwrap();
     wasmparser::validate(&bytes).unwrap();
     // How often the depth, the last global, is set in each function.

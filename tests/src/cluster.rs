@@ -297,7 +297,8 @@ impl Cluster {
         let path = format!("/v1/groups/{group}");
         wait::until(&format!("a leader of {group}"), || {
             let mut seen = Vec::new();
-            let running: Vec<u64> = self.nodes.iter_mut().filter_map(|node| node.is_running().then_some(node.id)).collect();
+            let running: Vec<u64> =
+                self.nodes.iter_mut().filter_map(|node| node.is_running().then_some(node.id)).collect();
             for &id in &running {
                 let answer = match self.node(id).client().send(&Request::new("GET", &path)) {
                     Ok(answer) if answer.status == 200 => answer.json(),
@@ -355,7 +356,11 @@ impl Cluster {
                     other => return Err(format!("node {}: {other:?}", node.id)),
                 }
             }
-            if digests.iter().all(|(index, _)| *index == digests[0].0) { Ok(digests) } else { Err(format!("{digests:?}")) }
+            if digests.iter().all(|(index, _)| *index == digests[0].0) {
+                Ok(digests)
+            } else {
+                Err(format!("{digests:?}"))
+            }
         });
         assert!(digests.iter().all(|digest| *digest == digests[0]), "the replicas of {group} differ: {digests:?}");
         digests[0].clone()

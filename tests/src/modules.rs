@@ -39,12 +39,18 @@ pub fn importing(from: &str, name: &str) -> Vec<u8> {
 
 /// Never returns from `init`.
 pub fn looping_in_init() -> Vec<u8> {
-    module(&["init"], r#"(func (export "init") (param i32 i32) (result i64) (loop $for_ever (br $for_ever)) (i64.const 0))"#)
+    module(
+        &["init"],
+        r#"(func (export "init") (param i32 i32) (result i64) (loop $for_ever (br $for_ever)) (i64.const 0))"#,
+    )
 }
 
 /// Never returns from `apply`; its queries answer at once.
 pub fn burning_all_fuel() -> Vec<u8> {
-    module(&["apply"], r#"(func (export "apply") (param i32 i32) (result i64) (loop $for_ever (br $for_ever)) (i64.const 0))"#)
+    module(
+        &["apply"],
+        r#"(func (export "apply") (param i32 i32) (result i64) (loop $for_ever (br $for_ever)) (i64.const 0))"#,
+    )
 }
 
 /// As good as any, and larger than `bytes`.

@@ -11,6 +11,7 @@ use statehouse_tests::http::Request;
 use statehouse_tests::load::Session;
 use statehouse_tests::modules;
 use statehouse_tests::program;
+use statehouse_tests::report;
 
 /// Uploads through a follower and a leader alike; `check` says the same without adding, and so does the command
 /// line without a server.
@@ -67,7 +68,11 @@ fn requests_that_name_what_is_not_there_or_make_no_sense() {
         let mut client = node.client();
         for path in ["apply", "query", "sessions"] {
             let body = if path == "sessions" { "{\"timeout_ms\":5000}" } else { "{}" };
-            client.post(&format!("/v1/groups/nowhere/{path}"), body).expect_problem(404, "group_not_found", &["nowhere"]);
+            client.post(&format!("/v1/groups/nowhere/{path}"), body).expect_problem(
+                404,
+                "group_not_found",
+                &["nowhere"],
+            );
         }
         for path in ["", "/events", "/digest"] {
             client.get(&format!("/v1/groups/nowhere{path}")).expect_problem(404, "group_not_found", &["nowhere"]);
@@ -77,8 +82,16 @@ fn requests_that_name_what_is_not_there_or_make_no_sense() {
         let no_module = json!({ "name": "g", "module": "nothing" }).to_string();
         client.post("/v1/groups", no_module).expect_problem(404, "module_not_found", &["nothing"]);
         client.post("/v1/groups", "{\"name\":").expect_problem(400, "bad_request", &["JSON"]);
-        client.post("/v1/groups", json!({ "name": "No Name", "module": "counter" }).to_string()).expect_problem(400, "bad_request", &["No Name"]);
-        client.post("/v1/groups/counter/query?consistency=maybe", "\"Get\"").expect_problem(400, "bad_request", &["maybe"]);
+        client.post("/v1/groups", json!({ "name": "No Name", "module": "counter" }).to_string()).expect_problem(
+            400,
+            "bad_request",
+            &["No Name"],
+        );
+        client.post("/v1/groups/counter/query?consistency=maybe", "\"Get\"").expect_problem(
+            400,
+            "bad_request",
+            &["maybe"],
+        );
         client.get("/v1/nothing").expect_problem(404, "route_not_found", &["/v1/nothing"]);
         client.delete("/v1/groups").expect_problem(405, "method_not_allowed", &["DELETE"]);
         // The module's own refusals carry its own words.
@@ -194,7 +207,8 @@ fn a_damaged_log_is_refused_with_file_and_offset_and_left_as_it_is() {
     let segment = &segments[0];
     let bytes = std::fs::read(segment).unwrap();
     // The first command is long before the tail.
-    let at = bytes.windows(9).position(|window| window == b"{\"Add\":1}").expect("commands are in the log as they came") as u64;
+    let at = bytes.windows(9).position(|window| window == b"{\"Add\":1}").expect("commands are in the log as they came")
+        as u64;
     let file = OpenOptions::new().write(true).open(segment).unwrap();
     file.write_all_at(b"[", at).unwrap();
     let damaged = std::fs::read(segment).unwrap();
@@ -232,7 +246,7 @@ impl Drop for SmallDisk {
 #[test]
 fn a_full_disk_stops_no_cluster_and_loses_nothing() {
     let Some(disk) = SmallDisk::mount(40) else {
-        println!("not tested: this process may not mount a tmpfs, so there is no disk to fill");
+        report("not tested: this process may not mount a tmpfs, so there is no disk to fill");
         return;
     };
     let mut cluster = Cluster::prepare(3, &["--snapshot-entries", "1000000"]);
@@ -254,7 +268,9 @@ fn a_full_disk_stops_no_cluster_and_loses_nothing() {
     }
     load.wait_for(50);
     drop(load.stop());
-    statehouse_tests::wait::until_true("node 3 says that its disk is full", || cluster.node(3).said().contains("disk is full"));
+    statehouse_tests::wait::until_true("node 3 says that its disk is full", || {
+        cluster.node(3).said().contains("disk is full")
+    });
     std::fs::remove_file(&filler).unwrap();
     drop(Command::new("mount").args(["-o", "remount,size=400m"]).arg(disk.0.path()).output().unwrap());
     cluster.node_mut(3).kill();

@@ -94,10 +94,12 @@ fn failures_have_exit_codes_and_say_what_to_do() {
     run(program::command().args(["serve", "--node-id", "0"]), b"").fails(2, &["--node-id", "try: "]);
     run(program::command().args(["serve", "--http", "0.0.0.0:0"]), b"").fails(2, &["--insecure"]);
     run(program::command().args(["serve", "--heartbeat-ms", "soon"]), b"").fails(2, &["--heartbeat-ms", "soon"]);
-    run(program::command().arg("serve").env("STATEHOUSE_HEARTBEAT_MS", "soon"), b"").fails(2, &["soon", "STATEHOUSE_HEARTBEAT_MS"]);
+    run(program::command().arg("serve").env("STATEHOUSE_HEARTBEAT_MS", "soon"), b"")
+        .fails(2, &["soon", "STATEHOUSE_HEARTBEAT_MS"]);
     let config = nobody.folder().join("node.toml");
     std::fs::write(&config, "hearbeat-ms = 50\n").unwrap();
-    run(program::command().arg("serve").arg("--config").arg(&config), b"").fails(2, &["hearbeat-ms", "did you mean `heartbeat-ms`"]);
+    run(program::command().arg("serve").arg("--config").arg(&config), b"")
+        .fails(2, &["hearbeat-ms", "did you mean `heartbeat-ms`"]);
 }
 
 #[test]
@@ -120,11 +122,17 @@ fn settings_come_from_file_and_environment_too() {
     let cluster = Cluster::prepare(1, &[]);
     let node = cluster.node(1);
     let config = cluster.folder().join("node.toml");
-    let text = format!("data-dir = {:?}\nhttp = \"127.0.0.1:1\"\npeer = \"{}\"\nlog-segment-bytes = \"4MiB\"\n", node.data_dir, node.peer);
+    let text = format!(
+        "data-dir = {:?}\nhttp = \"127.0.0.1:1\"\npeer = \"{}\"\nlog-segment-bytes = \"4MiB\"\n",
+        node.data_dir, node.peer
+    );
     std::fs::write(&config, text).unwrap();
     let log = File::create(&node.log).unwrap();
     let mut command = program::command();
-    command.args(["serve", "--exit-with-parent"]).env("STATEHOUSE_CONFIG", &config).env("STATEHOUSE_HTTP", node.http.to_string());
+    command
+        .args(["serve", "--exit-with-parent"])
+        .env("STATEHOUSE_CONFIG", &config)
+        .env("STATEHOUSE_HTTP", node.http.to_string());
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
     let server = format!("http://{}", node.http);
     wait::until("it serves", || {
@@ -153,11 +161,13 @@ impl Local {
         command.args(["local", "-o", "json", "--nodes", &count.to_string()]).arg("--data-dir").arg(folder.path());
         command.args(["--http-base", &base.to_string(), "--peer-base", &(base + 10).to_string()]);
         let err = File::create(folder.path().join("err")).unwrap();
-        let mut child = command.env("STATEHOUSE_LOG_SEGMENT_BYTES", "4MiB").stdout(Stdio::piped()).stderr(err).spawn().unwrap();
+        let mut child =
+            command.env("STATEHOUSE_LOG_SEGMENT_BYTES", "4MiB").stdout(Stdio::piped()).stderr(err).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let nodes = serde_json::from_str::<Value>(&line).ok().and_then(|line| line["nodes"].as_array().cloned());
-        let nodes = nodes.unwrap_or_else(|| panic!("{line:?}: {}", std::fs::read_to_string(folder.path().join("err")).unwrap()));
+        let nodes = nodes
+            .unwrap_or_else(|| panic!("{line:?}: {}", std::fs::read_to_string(folder.path().join("err")).unwrap()));
         Self { child, nodes, folder }
     }
 
@@ -238,7 +248,19 @@ fn bench_reports_what_the_machine_can_do() {
     cluster.deploy("counter", modules::bundled("counter"));
     let server = format!("http://{}", cluster.node(1).http);
     let mut bench = Command::new(program::path());
-    bench.args(["bench", "apply", "counter", "--connections", "4", "--duration-s", "1", "--warmup-s", "0", "-o", "json"]);
+    bench.args([
+        "bench",
+        "apply",
+        "counter",
+        "--connections",
+        "4",
+        "--duration-s",
+        "1",
+        "--warmup-s",
+        "0",
+        "-o",
+        "json",
+    ]);
     bench.arg("--bench-dir").arg(cluster.folder()).env("STATEHOUSE_SERVER", &server);
     let report = json_of(run(&mut bench, b""));
     assert_eq!(report["errors"], 0);

@@ -7,6 +7,7 @@ use statehouse_tests::cluster::Cluster;
 use statehouse_tests::load::Load;
 use statehouse_tests::load::assert_exactly_once;
 use statehouse_tests::modules;
+use statehouse_tests::report;
 use statehouse_tests::wait;
 
 #[test]
@@ -20,14 +21,20 @@ fn the_leader_is_killed_again_and_again_and_nothing_acknowledged_is_lost_or_doub
         let killed = Instant::now();
         cluster.node_mut(leader).kill();
         load.wait_for(50);
-        println!("round {round}: node {leader} led and was killed; the longest outage was {:?}", load.longest_outage(killed));
+        report(format!(
+            "round {round}: node {leader} led and was killed; the longest outage was {:?}",
+            load.longest_outage(killed)
+        ));
         cluster.node_mut(leader).start();
         cluster.node_mut(leader).wait_ready();
         load.wait_for(20);
     }
     let told = load.stop();
     let retries: u64 = told.iter().map(|client| client.retries).sum();
-    println!("{} commands were acknowledged, {retries} sent again", told.iter().map(|client| client.puts.len()).sum::<usize>());
+    report(format!(
+        "{} commands were acknowledged, {retries} sent again",
+        told.iter().map(|client| client.puts.len()).sum::<usize>()
+    ));
     assert_exactly_once(&cluster.addresses(), "kv", &told);
     cluster.assert_equal_state("kv");
 }
@@ -96,7 +103,8 @@ fn without_a_majority_nothing_is_acknowledged() {
     cluster.node_mut(2).kill();
     cluster.node_mut(3).kill();
     for path in ["/v1/groups/counter/apply", "/v1/groups/counter/query"] {
-        let answer = cluster.node(1).client().post(path, if path.ends_with("apply") { "{\"Add\":1}" } else { "\"Get\"" });
+        let answer =
+            cluster.node(1).client().post(path, if path.ends_with("apply") { "{\"Add\":1}" } else { "\"Get\"" });
         let code = answer.code();
         assert!(["no_leader", "timeout", "outcome_unknown"].contains(&code.as_str()), "{path}: {answer}");
     }

@@ -69,7 +69,11 @@ impl Beside {
 
     fn interrupt(mut self) {
         program::signal(&self.child, Signal::INT);
-        assert!(program::wait(&mut self.child, Duration::from_secs(40)).is_some(), "Ctrl-C did not end it:\n{}", self.said());
+        assert!(
+            program::wait(&mut self.child, Duration::from_secs(40)).is_some(),
+            "Ctrl-C did not end it:\n{}",
+            self.said()
+        );
     }
 }
 
@@ -117,7 +121,17 @@ impl Reader {
         let mut shell = shell.spawn().unwrap();
         let input = shell.stdin.take();
         let answers = BufReader::new(shell.stdout.take().unwrap());
-        Self { folder, http_base, cluster: None, listener: None, shell, input, answers, printed: String::new(), count: 0 }
+        Self {
+            folder,
+            http_base,
+            cluster: None,
+            listener: None,
+            shell,
+            input,
+            answers,
+            printed: String::new(),
+            count: 0,
+        }
     }
 
     /// Other ports than 7070 and 7170, by the same settings a person would use; and no network, since all the
@@ -125,7 +139,10 @@ impl Reader {
     fn environment(command: &mut Command, bin: &Path, http_base: u16) {
         for (name, _) in std::env::vars_os() {
             let name = name.to_string_lossy();
-            if name.starts_with("STATEHOUSE_") || (name.starts_with("CARGO") && name != "CARGO_HOME") || name.starts_with("RUSTFLAGS") {
+            if name.starts_with("STATEHOUSE_")
+                || (name.starts_with("CARGO") && name != "CARGO_HOME")
+                || name.starts_with("RUSTFLAGS")
+            {
                 command.env_remove(&*name);
             }
         }
@@ -157,7 +174,10 @@ impl Reader {
 
     fn beside(&mut self, line: &str) -> Beside {
         self.count += 1;
-        let (out, err) = (self.folder.path().join(format!("out-{}", self.count)), self.folder.path().join(format!("err-{}", self.count)));
+        let (out, err) = (
+            self.folder.path().join(format!("out-{}", self.count)),
+            self.folder.path().join(format!("err-{}", self.count)),
+        );
         let mut command = Command::new("bash");
         // The shell becomes the program, so that signals reach it.
         command.args(["-c", &format!("exec {line}")]).current_dir(self.here());
@@ -203,7 +223,13 @@ impl Reader {
         self.answers.read_line(&mut answer).unwrap();
         let read = |path: &Path| String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
         self.printed = read(&out);
-        assert_eq!(answer, "ran 0\n", "line {line}: a command failed:\n{script}\nIt printed:\n{}\n{}", self.printed, read(&err));
+        assert_eq!(
+            answer,
+            "ran 0\n",
+            "line {line}: a command failed:\n{script}\nIt printed:\n{}\n{}",
+            self.printed,
+            read(&err)
+        );
     }
 
     fn compare(&self, block: &Block) {
@@ -231,7 +257,6 @@ impl Reader {
         let blocks = blocks(&text);
         assert!(blocks.iter().filter(|block| block.language == "sh").count() >= 5, "{document} has hardly a command");
         for block in &blocks {
-            println!("{document}:{}", block.line);
             match (block.language.as_str(), &block.file) {
                 ("sh", None) => self.type_in(block),
                 ("text", None) => {

@@ -15,10 +15,16 @@ fn an_uploaded_module_becomes_a_service_at_every_node() {
     assert_eq!(module["name"], "counter");
     assert_eq!(module["size"], modules::bundled("counter").len());
     // The same upload again is a success: whoever lost the answer may repeat it.
-    assert_eq!(cluster.upload(3, "counter", modules::bundled("counter")).expect(201).json()["digest"], module["digest"]);
+    assert_eq!(
+        cluster.upload(3, "counter", modules::bundled("counter")).expect(201).json()["digest"],
+        module["digest"]
+    );
 
     let group = cluster.create(3, "c1", "counter").expect(201).json();
-    assert_eq!((&group["name"], &group["module"], &group["digest"]), (&json!("c1"), &json!("counter"), &module["digest"]));
+    assert_eq!(
+        (&group["name"], &group["module"], &group["digest"]),
+        (&json!("c1"), &json!("counter"), &module["digest"])
+    );
     assert_eq!(group["members"].as_array().unwrap().len(), 3);
 
     let mut sum = 0;
@@ -60,7 +66,10 @@ fn modules_and_groups_are_listed_shown_and_removed_at_any_node() {
         list[what].as_array().unwrap().iter().map(|item| item["name"].as_str().unwrap().to_owned()).collect()
     };
     for node in 1..=3 {
-        assert_eq!((names(node, "modules"), names(node, "groups")), (vec!["counter".into(), "kv".into()], vec!["counter".into()]));
+        assert_eq!(
+            (names(node, "modules"), names(node, "groups")),
+            (vec!["counter".into(), "kv".into()], vec!["counter".into()])
+        );
     }
     let shown = cluster.node(3).client().get("/v1/modules/counter").expect(200).json();
     assert_eq!(shown["groups"], json!(["counter"]));
@@ -95,9 +104,11 @@ fn a_node_that_missed_an_upload_fetches_the_module_later() {
     cluster.node_mut(3).start();
     cluster.node_mut(3).wait_ready();
     let path = "/v1/groups/counter/query?consistency=local";
-    wait::until("node 3 has the group's state", || match cluster.node(3).client().send(&Request::new("POST", path).body(b"\"Get\"")) {
-        Ok(answer) if answer.status == 200 && answer.text() == "7" => Ok(()),
-        other => Err(format!("{other:?}")),
+    wait::until("node 3 has the group's state", || {
+        match cluster.node(3).client().send(&Request::new("POST", path).body(b"\"Get\"")) {
+            Ok(answer) if answer.status == 200 && answer.text() == "7" => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
     });
     cluster.assert_equal_state("counter");
 }

@@ -45,14 +45,20 @@ fn a_silent_session_ends_and_a_touched_one_stays() {
     let cluster = Cluster::start(3, &[]);
     cluster.deploy("kv", modules::bundled("kv"));
     let put = |session: &mut Session, key: &str| {
-        session.apply(json!({ "Put": { "key": key, "value": "x", "ephemeral": true } }).to_string().as_bytes()).expect(200);
+        session
+            .apply(json!({ "Put": { "key": key, "value": "x", "ephemeral": true } }).to_string().as_bytes())
+            .expect(200);
     };
     let mut silent = Session::open_for(&cluster.addresses(), "kv", 4_000);
     let mut lively = Session::open_for(&cluster.addresses(), "kv", 4_000);
     put(&mut silent, "silent");
     put(&mut lively, "lively");
     let held = |node: u64| {
-        let answer = cluster.node(node).client().post("/v1/groups/kv/query?consistency=local", "{\"Range\":{\"keys_only\":true}}").expect(200);
+        let answer = cluster
+            .node(node)
+            .client()
+            .post("/v1/groups/kv/query?consistency=local", "{\"Range\":{\"keys_only\":true}}")
+            .expect(200);
         let items = answer.json()["items"].as_array().unwrap().clone();
         items.iter().map(|item| item["key"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
     };
@@ -80,7 +86,10 @@ fn a_silent_session_ends_and_a_touched_one_stays() {
     }
     put(&mut lively, "still");
     let request = Request::new("POST", "/v1/groups/kv/apply").header("statehouse-session", &silent.token);
-    let late = cluster.node(2).client().ask(&request.header("statehouse-sequence", 2).body(b"{\"Delete\":{\"key\":\"lively\"}}"));
+    let late = cluster
+        .node(2)
+        .client()
+        .ask(&request.header("statehouse-sequence", 2).body(b"{\"Delete\":{\"key\":\"lively\"}}"));
     late.expect_problem(404, "session_not_found", &[&silent.id().to_string()]);
 
     let close = Request::new("DELETE", format!("/v1/groups/kv/sessions/{}", lively.id()));

@@ -9,6 +9,7 @@ use statehouse_tests::http::Answer;
 use statehouse_tests::http::Request;
 use statehouse_tests::load::Session;
 use statehouse_tests::modules;
+use statehouse_tests::report;
 
 fn apply(cluster: &Cluster, node: u64, group: &str, command: &[u8]) -> Answer {
     let path = format!("/v1/groups/{group}/apply");
@@ -108,7 +109,10 @@ fn a_module_that_burns_all_its_fuel_delays_no_one() {
             answered += 1;
         }
     });
-    println!("{answered} commands of another group were answered in {:?} of burning, the slowest in {slowest:?}", started.elapsed());
+    report(format!(
+        "{answered} commands of another group were answered in {:?} of burning, the slowest in {slowest:?}",
+        started.elapsed()
+    ));
     assert!(answered > 10, "the other group got {answered} answers in {:?}", started.elapsed());
     let after = [standing(&mut cluster, "burner"), standing(&mut cluster, "counter")];
     assert_eq!(after, before, "a leader was lost");

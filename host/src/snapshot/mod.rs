@@ -3,7 +3,7 @@
 //! Invariants:
 //! - A file named `*.snap` was synced whole before it got its name; the directory is synced before anyone
 //!   hears of it. So damage inside one is damage, never a crash's trace.
-//! - The newest file is never removed; [`SnapshotStore::keep`] older ones stay as a fallback.
+//! - The newest file is never removed; as many older ones as the store keeps stay as a fallback.
 //! - The bytes depend on the replicated state alone: replicas write equal files at equal indexes.
 //!
 //! The format is drawn in `docs/formats.md`.

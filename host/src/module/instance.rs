@@ -216,13 +216,46 @@ impl Instance {
     }
 
     /// Drops the private pages of `ranges`: the image shows there.
-    pub(super) fn forget(&mut self, ranges: &[Range<usize>]) -> Result<(), Fault> {
+    fn forget(&mut self, ranges: &[Range<usize>]) -> Result<(), Fault> {
         for range in ranges {
             // SAFETY: this instance is borrowed exclusively and no guest code runs, so nobody holds a
             // reference into its memory.
             unsafe { self.mapping.forget(range.clone()) }.map_err(io_fault("cannot drop written pages"))?;
         }
         Ok(())
+    }
+
+    /// Brings `image` up to this instance's memory. `before_writing` is told the ranges that are about to
+    /// change. Returns how many pages changed.
+    ///
+    /// Pages that were written stay private, for they are likely to be written again soon, which then costs no
+    /// page fault; those that were not written since the last time are given back.
+    pub(super) fn commit(
+        &mut self,
+        way: Way,
+        image: &Image,
+        before_writing: impl FnOnce(&[Range<usize>]) -> Result<(), Fault>,
+    ) -> Result<usize, Fault> {
+        let page = pages::page_bytes();
+        let memory = self.memory();
+        let private = pages::dirty_ranges(way, memory, image).map_err(io_fault("cannot find written pages"))?;
+        let (mut changed, mut idle) = (Vec::new(), Vec::new());
+        for range in private {
+            let bytes = memory.get(range.clone()).unwrap_or(&[]);
+            for (start, bytes) in range.step_by(page).zip(bytes.chunks(page)) {
+                // SAFETY: `self` is borrowed and its machine is the image's only writer, so no guest code of
+                // it runs and nobody updates the image.
+                let differs = unsafe { image.differs(start, bytes) };
+                pages::push(if differs { &mut changed } else { &mut idle }, start..start + bytes.len());
+            }
+        }
+        before_writing(&changed)?;
+        for range in &changed {
+            // SAFETY: as above; the pages are private, and frozen states hold them by now.
+            unsafe { image.update(range.start, memory.get(range.clone()).unwrap_or(&[])) };
+        }
+        self.forget(&idle)?;
+        Ok(changed.iter().map(|range| range.len() / page).sum())
     }
 
     /// Linear memory as it is.

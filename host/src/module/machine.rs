@@ -42,12 +42,15 @@ use super::memory::can_hold;
 use super::pages;
 use super::pages::Way;
 
-/// A checkpoint is made when the redo list has this many entries, this many bytes of input, or took this
-/// much fuel. More would apply more again when an entry traps, and make the checkpoint's own pause longer,
-/// which takes some microseconds for each page that was written; fewer would copy hot pages more often.
-const REDO_ENTRIES_MAX: usize = 4096;
-const REDO_BYTES_MAX: usize = 4 << 20;
-const REDO_FUEL_MAX: u64 = 50_000_000;
+/// A checkpoint is made when the redo list has so many entries, this many bytes of input, or took this
+/// much fuel (some tenths of a second): so much at most is applied again when an entry traps.
+const REDO_BYTES_MAX: usize = 16 << 20;
+const REDO_FUEL_MAX: u64 = 200_000_000;
+/// How many entries is found out: as many as write some ten thousand pages, which keeps the checkpoint's own
+/// pause at some tens of milliseconds, and lets it come seldom where the same pages are written again.
+const REDO_ENTRIES: Range<usize> = 1024..65_536;
+const REDO_ENTRIES_FIRST: usize = 4096;
+const CHECKPOINT_PAGES: Range<usize> = 8192..16_384;
 
 /// Queries one view answers before it is set back, so that what they leave allocated does not pile up.
 const VIEW_QUERIES_MAX: u32 = 256;
@@ -77,14 +80,27 @@ struct View {
 }
 
 /// Entries applied since the last checkpoint, their bytes in one buffer.
-#[derive(Default)]
 struct Redo {
     entries: Vec<(Call, Context, Range<usize>)>,
+    entries_max: usize,
     bytes: Vec<u8>,
     fuel: u64,
 }
 
 impl Redo {
+    fn new() -> Redo {
+        Redo { entries: Vec::new(), entries_max: REDO_ENTRIES_FIRST, bytes: Vec::new(), fuel: 0 }
+    }
+
+    /// Adapts the list's length to what the checkpoint of a full one wrote.
+    fn pace(&mut self, pages: usize) {
+        if pages > CHECKPOINT_PAGES.end {
+            self.entries_max = (self.entries_max / 2).max(REDO_ENTRIES.start);
+        } else if pages < CHECKPOINT_PAGES.start {
+            self.entries_max = (self.entries_max * 2).min(REDO_ENTRIES.end);
+        }
+    }
+
     fn push(&mut self, call: Call, context: &Context, payload: &[u8], fuel: u64) {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(payload);
@@ -93,7 +109,7 @@ impl Redo {
     }
 
     fn is_full(&self) -> bool {
-        self.entries.len() >= REDO_ENTRIES_MAX || self.bytes.len() >= REDO_BYTES_MAX || self.fuel >= REDO_FUEL_MAX
+        self.entries.len() >= self.entries_max || self.bytes.len() >= REDO_BYTES_MAX || self.fuel >= REDO_FUEL_MAX
     }
 
     fn clear(&mut self) {
@@ -220,7 +236,7 @@ impl Machine {
             live,
             image,
             registers,
-            redo: Redo::default(),
+            redo: Redo::new(),
             view: None,
             frozen: Vec::new(),
             fault: None,
@@ -267,7 +283,7 @@ impl Machine {
     /// same entries. A machine restored from a snapshot may lay its memory out otherwise.
     pub fn image_digest(&mut self) -> Result<[u8; 32], Fault> {
         self.sound()?;
-        let result = self.checkpoint().and_then(|()| self.digest());
+        let result = self.checkpoint().and_then(|_| self.digest());
         self.remember(result)
     }
 
@@ -337,7 +353,8 @@ impl Machine {
         };
         self.redo.push(call, context, payload, effects.fuel_used);
         if self.redo.is_full() {
-            self.checkpoint()?;
+            let pages = self.checkpoint()?;
+            self.redo.pace(pages);
         }
         Ok(outcome)
     }
@@ -367,31 +384,31 @@ impl Machine {
     }
 
     fn checkpoint_if_any(&mut self) -> Result<(), Fault> {
-        if self.redo.entries.is_empty() { Ok(()) } else { self.checkpoint() }
+        if !self.redo.entries.is_empty() {
+            self.checkpoint()?;
+        }
+        Ok(())
     }
 
-    /// Moves what the live instance wrote since the last checkpoint into the image.
-    fn checkpoint(&mut self) -> Result<(), Fault> {
-        let memory = self.live.memory();
-        let dirty = pages::dirty_ranges(self.way, memory, &self.image)
-            .map_err(io_fault("cannot find the pages an entry wrote"))?;
+    /// Brings the image up to the live instance; returns how many pages it wrote.
+    fn checkpoint(&mut self) -> Result<usize, Fault> {
         self.frozen.retain(|mapping| mapping.strong_count() > 0);
-        for mapping in self.frozen.iter().filter_map(Weak::upgrade) {
-            for range in &dirty {
-                mapping.hold(range).map_err(io_fault("cannot hold pages of a frozen state"))?;
+        let frozen = &self.frozen;
+        let hold = |changed: &[Range<usize>]| {
+            for mapping in frozen.iter().filter_map(Weak::upgrade) {
+                for range in changed {
+                    mapping.hold(range).map_err(io_fault("cannot hold pages of a frozen state"))?;
+                }
             }
-        }
-        for range in &dirty {
-            let bytes = memory.get(range.clone()).unwrap_or(&[]);
-            self.image.write_at(range.start, bytes).map_err(io_fault("cannot write to a memory file"))?;
-        }
-        self.live.forget(&dirty)?;
+            Ok(())
+        };
+        let pages = self.live.commit(self.way, &self.image, hold)?;
         self.registers = self.live.registers();
         self.redo.clear();
         if let Some(view) = &mut self.view {
             view.stale = true;
         }
-        Ok(())
+        Ok(pages)
     }
 
     fn ask(&mut self, context: &Context, query: &[u8]) -> Result<Outcome, Fault> {

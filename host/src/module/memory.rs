@@ -38,19 +38,63 @@ use wasmtime::MemoryType;
 pub(super) struct Image {
     file: File,
     capacity: usize,
+    /// The whole file, mapped shared: a checkpoint compares and copies thousands of pages, and a system
+    /// call for each would take longer than the copy.
+    shared: NonNull<u8>,
 }
+
+// SAFETY: the pointer is to a mapping that this value owns alone; see `Image::update` for who may touch it.
+unsafe impl Send for Image {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for Image {}
 
 impl Image {
     /// An image of zeros, `capacity` bytes, taking room only for what is written.
     pub(super) fn new(capacity: usize) -> io::Result<Image> {
         let file = File::from(rustix::fs::memfd_create(c"statehouse-memory", MemfdFlags::CLOEXEC)?);
         rustix::fs::ftruncate(&file, capacity as u64)?;
-        Ok(Image { file, capacity })
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
+        // A mapping cannot be empty; the bytes past a file's end are never touched.
+        let length = capacity.max(1);
+        // SAFETY: a new mapping at an address of the kernel's choice takes nothing from anyone.
+        let shared = unsafe { rustix::mm::mmap(std::ptr::null_mut(), length, protection, flags, &file, 0)? };
+        let shared = NonNull::new(shared.cast::<u8>()).ok_or_else(|| io::Error::other("mmap gave address 0"))?;
+        Ok(Image { file, capacity, shared })
     }
 
     /// Writes `bytes` at `offset`.
     pub(super) fn write_at(&self, offset: usize, bytes: &[u8]) -> io::Result<()> {
         self.file.write_all_at(bytes, offset as u64)
+    }
+
+    /// Whether the image has other bytes than `bytes` at `offset`. False for what lies outside.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Image::update`].
+    pub(super) unsafe fn differs(&self, offset: usize, bytes: &[u8]) -> bool {
+        if offset.checked_add(bytes.len()).is_none_or(|end| end > self.capacity) {
+            return false;
+        }
+        // SAFETY: the range lies within the mapping, and by the contract nobody writes to it meanwhile.
+        let own = unsafe { std::slice::from_raw_parts(self.shared.as_ptr().add(offset), bytes.len()) };
+        own != bytes
+    }
+
+    /// Copies `bytes` to `offset`; what lies outside is left out.
+    ///
+    /// # Safety
+    ///
+    /// Only the machine that owns the image may call it, from one thread at a time, while its instances run
+    /// no guest code; `bytes` must be private pages, so that they are not the image's own. Frozen states
+    /// on other threads must hold the range.
+    pub(super) unsafe fn update(&self, offset: usize, bytes: &[u8]) {
+        if offset.checked_add(bytes.len()).is_some_and(|end| end <= self.capacity) {
+            // SAFETY: the range lies within the mapping, no reference to it exists but in `differs`,
+            // which by its contract is not running, and `bytes` is other memory.
+            unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.shared.as_ptr().add(offset), bytes.len()) };
+        }
     }
 
     /// Fills `bytes` from `offset`.
@@ -92,6 +136,13 @@ impl Image {
             }
         }
         Ok(copy)
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is this value's own, and no pointer into it outlives it.
+        let _ = unsafe { rustix::mm::munmap(self.shared.as_ptr().cast(), self.capacity.max(1)) };
     }
 }
 

@@ -60,6 +60,11 @@ fn pagemap() -> io::Result<&'static File> {
         .map_err(|kind| (*kind).into())
 }
 
+/// The size of this host's pages.
+pub(super) fn page_bytes() -> usize {
+    rustix::param::page_size()
+}
+
 /// The dirty ranges of `memory`, a private mapping over `image` from its first byte on: byte offsets,
 /// ascending, apart, whole pages.
 pub(super) fn dirty_ranges(way: Way, memory: &[u8], image: &Image) -> io::Result<Vec<Range<usize>>> {
@@ -70,7 +75,8 @@ pub(super) fn dirty_ranges(way: Way, memory: &[u8], image: &Image) -> io::Result
     }
 }
 
-fn push(ranges: &mut Vec<Range<usize>>, found: Range<usize>) {
+/// Adds a range that begins at or after the last one's end.
+pub(super) fn push(ranges: &mut Vec<Range<usize>>, found: Range<usize>) {
     match ranges.last_mut() {
         Some(last) if last.end == found.start => last.end = found.end,
         _ => ranges.push(found),

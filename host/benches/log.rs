@@ -36,7 +36,8 @@ use statehouse::types::Types;
 const ENTRY_BYTES: usize = 100;
 
 fn directory() -> tempfile::TempDir {
-    let base = std::env::var_os("STATEHOUSE_BENCH_DIR").map_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR")), PathBuf::from);
+    let base = std::env::var_os("STATEHOUSE_BENCH_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR")), PathBuf::from);
     tempfile::tempdir_in(base).unwrap()
 }
 
@@ -121,7 +122,10 @@ fn appends(criterion: &mut Criterion) {
     });
     measured.finish();
     let stats = log.stats();
-    eprintln!("{} operations in {} batches, {} recycled segments", stats.operations, stats.batches, stats.recycled_segments);
+    eprintln!(
+        "{} operations in {} batches, {} recycled segments",
+        stats.operations, stats.batches, stats.recycled_segments
+    );
     driver.close();
 }
 

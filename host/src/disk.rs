@@ -118,7 +118,7 @@ impl DiskFile for RealFile {
             Ok(()) => Ok(()),
             // Some file systems cannot reserve; there the length alone is set and a write may still
             // meet a full disk, which every writer has to handle anyway.
-            Err(error) if error == rustix::io::Errno::OPNOTSUPP => {
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {
                 if self.len()? < len {
                     self.0.set_len(len)?;
                 }

@@ -68,6 +68,21 @@ pub enum LogError {
         /// The file that should exist.
         path: PathBuf,
     },
+    /// Entries of a group are missing between others, although no segment is.
+    #[error(
+        "{}: group {group} has no entry {expected}, but has entry {found}. Restore the directory, or move it away and let \
+         the node join again as an empty replica; and report this", path.display()
+    )]
+    Hole {
+        /// The log's directory.
+        path: PathBuf,
+        /// The group.
+        group: GroupId,
+        /// The index that is missing.
+        expected: u64,
+        /// The next index that is there.
+        found: u64,
+    },
     /// A file of another version of this program.
     #[error("{} has format version {found}; this program reads version {known}. Use the program that wrote it", path.display())]
     Version {
@@ -136,11 +151,15 @@ impl From<LogError> for io::Error {
     fn from(error: LogError) -> Self {
         let kind = match &error {
             LogError::DiskFull { .. } => io::ErrorKind::StorageFull,
-            LogError::Corrupt { .. } | LogError::Codec { .. } | LogError::Version { .. } => io::ErrorKind::InvalidData,
+            LogError::Corrupt { .. } | LogError::Hole { .. } | LogError::Codec { .. } | LogError::Version { .. } => {
+                io::ErrorKind::InvalidData
+            }
             LogError::Missing { .. } => io::ErrorKind::NotFound,
             LogError::Gap { .. } | LogError::TooLarge { .. } | LogError::Options(_) => io::ErrorKind::InvalidInput,
             LogError::Io { source, .. } => source.kind(),
-            LogError::Sync { .. } | LogError::Panicked | LogError::Closed | LogError::Stopped(_) => io::ErrorKind::Other,
+            LogError::Sync { .. } | LogError::Panicked | LogError::Closed | LogError::Stopped(_) => {
+                io::ErrorKind::Other
+            }
         };
         io::Error::new(kind, error)
     }

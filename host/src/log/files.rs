@@ -118,7 +118,11 @@ impl<'a> Files<'a> {
     }
 
     /// Makes a segment, of a spare if there is one of the right size.
-    pub(super) fn make_segment(&self, header: SegmentHeader, spares: &mut Vec<PathBuf>) -> Result<Arc<SegmentFile>, LogError> {
+    pub(super) fn make_segment(
+        &self,
+        header: SegmentHeader,
+        spares: &mut Vec<PathBuf>,
+    ) -> Result<Arc<SegmentFile>, LogError> {
         let usual = header.size == self.options.segment_bytes;
         let (spare, file) = match if usual { spares.pop() } else { None } {
             Some(path) => {

@@ -177,7 +177,13 @@ impl<RT: AsyncRuntime> GroupLog<RT> {
         })
     }
 
-    fn read_led(&self, leader: &LeaderId, next: u64, end: u64, begun: bool) -> Result<Vec<Entry>, LeaderBoundedStreamError<Types<RT>>> {
+    fn read_led(
+        &self,
+        leader: &LeaderId,
+        next: u64,
+        end: u64,
+        begun: bool,
+    ) -> Result<Vec<Entry>, LeaderBoundedStreamError<Types<RT>>> {
         // Before and after: what was read in between is of this leader's log.
         let check = || match self.is_led_by(leader) {
             Ok(Ok(())) => Ok(()),
@@ -185,7 +191,8 @@ impl<RT: AsyncRuntime> GroupLog<RT> {
             Err(error) => Err(LeaderBoundedStreamError::IoError(error.into())),
         };
         check()?;
-        let entries = self.read_on(next, end, begun).map_err(|error| LeaderBoundedStreamError::IoError(error.into()))?;
+        let entries =
+            self.read_on(next, end, begun).map_err(|error| LeaderBoundedStreamError::IoError(error.into()))?;
         check()?;
         Ok(entries)
     }

@@ -36,7 +36,13 @@ struct Span<'a> {
 impl NodeLog {
     /// The entries of `group` from index `start` to before `end`, without those that are purged or not there yet;
     /// at least one, if there is one, but no more than fit in `limit` bytes.
-    pub(super) fn read_entries(&self, group: GroupId, start: u64, end: u64, limit: usize) -> Result<Vec<Entry>, LogError> {
+    pub(super) fn read_entries(
+        &self,
+        group: GroupId,
+        start: u64,
+        end: u64,
+        limit: usize,
+    ) -> Result<Vec<Entry>, LogError> {
         let mut on_disk = Vec::new();
         let mut files: BTreeMap<Sequence, Arc<SegmentFile>> = BTreeMap::new();
         let mut cached = Vec::new();
@@ -112,13 +118,21 @@ fn read_bytes(file: &SegmentFile, offset: u64, length: usize) -> Result<Vec<u8>,
 }
 
 /// The payload of the record, if it is the one that the index promises.
-fn check_record<'a>(file: &SegmentFile, group: GroupId, index: u64, slot: &Slot, bytes: &'a [u8]) -> Result<&'a [u8], LogError> {
+fn check_record<'a>(
+    file: &SegmentFile,
+    group: GroupId,
+    index: u64,
+    slot: &Slot,
+    bytes: &'a [u8],
+) -> Result<&'a [u8], LogError> {
     let damaged = |what: String| {
         let what = format!("entry {index} of group {group} was here; {what}");
         LogError::corrupt(&file.path, u64::from(slot.offset), what)
     };
     match Record::decode(bytes) {
-        Ok((Record::Entry { group: of, index: at, term, payload, .. }, _)) if (of, at, term) == (group, index, slot.term) => {
+        Ok((Record::Entry { group: of, index: at, term, payload, .. }, _))
+            if (of, at, term) == (group, index, slot.term) =>
+        {
             Ok(payload)
         }
         Ok((other, _)) => Err(damaged(format!("now there is {other:?}"))),

@@ -128,7 +128,10 @@ pub(super) fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
 }
 
 /// Appends length, checksum and what `body` appends. Returns the record's whole length.
-fn frame(out: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>) -> Result<(), codec::CodecError>) -> Result<usize, codec::CodecError> {
+fn frame(
+    out: &mut Vec<u8>,
+    body: impl FnOnce(&mut Vec<u8>) -> Result<(), codec::CodecError>,
+) -> Result<usize, codec::CodecError> {
     let at = out.len();
     out.extend_from_slice(&[0; PREFIX_BYTES]);
     if let Err(error) = body(out) {
@@ -207,7 +210,9 @@ impl<'a> Record<'a> {
             },
             KIND_VOTE => Record::Vote { group: number(0)?, vote: after(1)? },
             KIND_TRUNCATE => exactly(2).and(Ok(Record::Truncate { group: number(0)?, from: number(1)? }))?,
-            KIND_PURGE => exactly(3).and(Ok(Record::Purge { group: number(0)?, index: number(1)?, term: number(2)? }))?,
+            KIND_PURGE => {
+                exactly(3).and(Ok(Record::Purge { group: number(0)?, index: number(1)?, term: number(2)? }))?
+            }
             KIND_COMMITTED => {
                 exactly(3).and(Ok(Record::Committed { group: number(0)?, index: number(1)?, term: number(2)? }))?
             }
@@ -242,8 +247,8 @@ pub(super) fn encode_entry(group: GroupId, entry: &Entry, out: &mut Vec<u8>) -> 
 
 /// The entry of a record's parts.
 pub(super) fn decode_entry(group: GroupId, index: u64, term: u64, payload: &[u8]) -> Result<Entry, LogError> {
-    let payload: Payload = codec::decode(payload)
-        .map_err(|error| LogError::Codec { group, what: format!("entry {index}: {error}") })?;
+    let payload: Payload =
+        codec::decode(payload).map_err(|error| LogError::Codec { group, what: format!("entry {index}: {error}") })?;
     Ok(Entry { log_id: log_id(term, index), payload })
 }
 

@@ -120,7 +120,7 @@ pub(super) fn open(disk: &Arc<dyn Disk>, dir: &Path, options: &LogOptions) -> Re
         report.cut = Some(Cut { path: last.path.clone(), offset: end.end, bytes: end.torn_bytes });
     }
     report.closed = replay.closed && report.cut.is_none();
-    let state = replay.finish()?;
+    let state = replay.finish(dir)?;
     report.groups = state.groups.len() as u64;
     report.entries = state.groups.values().map(|group| group.slots.len() as u64).sum();
 
@@ -354,7 +354,7 @@ impl Replay {
     }
 
     /// Joins the moved entries to the others and checks that no group has a hole.
-    fn finish(mut self) -> Result<State, LogError> {
+    fn finish(mut self, dir: &Path) -> Result<State, LogError> {
         for (group, moved) in std::mem::take(&mut self.moved) {
             let of = self.state.groups.entry(group).or_default();
             for (index, slot) in moved.into_iter().rev() {
@@ -362,25 +362,25 @@ impl Replay {
                     of.first = index + 1;
                 }
                 if index + 1 != of.first {
-                    return Err(LogError::Gap { group, expected: of.first.saturating_sub(1), found: index });
+                    return Err(LogError::Hole { path: dir.to_owned(), group, expected: index + 1, found: of.first });
                 }
                 of.slots.push_front(slot);
                 of.first = index;
             }
         }
         for (&group, of) in &mut self.state.groups {
-            check_group(group, of)?;
+            check_group(dir, group, of)?;
         }
         Ok(self.state)
     }
 }
 
-fn check_group(group: GroupId, of: &mut GroupState) -> Result<(), LogError> {
+fn check_group(dir: &Path, group: GroupId, of: &mut GroupState) -> Result<(), LogError> {
     if let Some(purged) = of.purged
         && !of.slots.is_empty()
         && of.first != purged.index + 1
     {
-        return Err(LogError::Gap { group, expected: purged.index + 1, found: of.first });
+        return Err(LogError::Hole { path: dir.to_owned(), group, expected: purged.index + 1, found: of.first });
     }
     // A mark is written after the entries it is about, so it is not beyond them, unless it was carried
     // over a purge that a snapshot caused; then the last entry is committed too.

@@ -192,7 +192,9 @@ impl BatchHeader {
     /// The header at the start of `bytes`, if there is a valid one for this place.
     fn decode(bytes: &[u8], seed: u32) -> Option<Self> {
         let header = bytes.get(..BATCH_HEADER_BYTES)?;
-        if header.get(..4) != Some(&BATCH_MAGIC) || u32_at(header, 28)? != crc32c::crc32c_append(seed, header.get(..28)?) {
+        if header.get(..4) != Some(&BATCH_MAGIC)
+            || u32_at(header, 28)? != crc32c::crc32c_append(seed, header.get(..28)?)
+        {
             return None;
         }
         Some(Self {
@@ -269,7 +271,9 @@ pub(super) fn scan(segment: &SegmentFile, until: Until, visit: Visit<'_>) -> Res
         }
         let length = BATCH_HEADER_BYTES + header.body_length as usize;
         let whole = window.at(at, length)?;
-        let body = whole.get(BATCH_HEADER_BYTES..length).filter(|body| crc32c::crc32c_append(seed, body) == header.body_checksum);
+        let body = whole
+            .get(BATCH_HEADER_BYTES..length)
+            .filter(|body| crc32c::crc32c_append(seed, body) == header.body_checksum);
         let Some(body) = body else {
             let after = at.saturating_add(to_sector(length as u64));
             scan.torn_bytes = to_sector(length as u64);

@@ -79,7 +79,11 @@ pub(super) struct Operation {
 /// What getting a place on disk means for the visible state.
 pub(super) enum Effect {
     /// The entries from this index on, with stamps counting from `stamp`, get their slots.
-    Entries { first: u64, stamp: u64, lengths: Vec<u32> },
+    Entries {
+        first: u64,
+        stamp: u64,
+        lengths: Vec<u32>,
+    },
     Vote,
     Purge,
     /// Nothing refers to where a truncation or a removal lies.

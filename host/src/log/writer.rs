@@ -341,7 +341,12 @@ impl Writer {
     }
 
     /// Tells everyone in the written batch how its sync, which took `micros`, went.
-    pub(super) fn complete(&mut self, shared: &Shared, synced: Result<(), LogError>, micros: u64) -> Result<(), LogError> {
+    pub(super) fn complete(
+        &mut self,
+        shared: &Shared,
+        synced: Result<(), LogError>,
+        micros: u64,
+    ) -> Result<(), LogError> {
         let Some(in_flight) = self.in_flight.take() else { return synced };
         if let Err(error) = synced {
             shared.stop(&error, in_flight.done);

@@ -52,7 +52,8 @@ impl<RT: AsyncRuntime> RaftSnapshotBuilder<Types<RT>> for Machine<RT> {
 
     async fn build_snapshot(&mut self) -> Result<SnapshotOf<Types<RT>, ()>, io::Error> {
         let mut applied = self.0.lock().unwrap();
-        let meta = SnapshotMetaOf::<Types<RT>> { last_log_id: applied.last, last_membership: applied.membership.clone() };
+        let meta =
+            SnapshotMetaOf::<Types<RT>> { last_log_id: applied.last, last_membership: applied.membership.clone() };
         applied.snapshot = Some(meta.clone());
         Ok(SnapshotOf::<Types<RT>, ()> { meta, snapshot: () })
     }
@@ -122,7 +123,9 @@ fn openraft_accepts_the_log_on_the_simulated_disk() {
 
 struct Real;
 
-impl StoreBuilder<Types<TokioRuntime>, GroupLog<TokioRuntime>, Machine<TokioRuntime>, (ThreadDriver, tempfile::TempDir)> for Real {
+impl StoreBuilder<Types<TokioRuntime>, GroupLog<TokioRuntime>, Machine<TokioRuntime>, (ThreadDriver, tempfile::TempDir)>
+    for Real
+{
     async fn build(
         &self,
     ) -> Result<

@@ -21,7 +21,8 @@ fn script() -> Vec<Vec<Step>> {
             Step::Committed { group: 1 },
             Step::Append { group: 5 + round, entries: 1, bytes: 5, term: 1 },
         ]);
-        batches.push(vec![Step::Purge { group: 1, entries: 7 }, Step::Append { group: 2, entries: 1, bytes: 5, term: 4 }]);
+        batches
+            .push(vec![Step::Purge { group: 1, entries: 7 }, Step::Append { group: 2, entries: 1, bytes: 5, term: 4 }]);
     }
     batches.push(vec![Step::Remove { group: 6 }, Step::Install { group: 2, beyond: 5, term: 5 }]);
     batches.push(vec![Step::Append { group: 2, entries: 4, bytes: 2000, term: 5 }]);

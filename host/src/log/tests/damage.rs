@@ -11,6 +11,8 @@ use crate::log::segment::BATCH_HEADER_BYTES;
 use crate::log::segment::FIRST_BATCH;
 use crate::log::segment::SegmentHeader;
 use crate::log::segment::seal_batch;
+use crate::log::state::Effect;
+use crate::log::state::Operation;
 use openraft::storage::IOFlushed;
 use openraft::storage::RaftLogStorage;
 use std::path::Path;
@@ -66,11 +68,16 @@ fn flip_each(harness: &Harness, segments: u64, mut bits: impl FnMut() -> Vec<u8>
                 disk.flip_bit(&path, at, bit).unwrap();
                 match open(&disk) {
                     Err(LogError::Corrupt { path: named, offset, .. }) if means => {
-                        assert!(named == path && offset <= at, "byte {at} of segment {sequence}: {named:?} at {offset}");
+                        assert!(
+                            named == path && offset <= at,
+                            "byte {at} of segment {sequence}: {named:?} at {offset}"
+                        );
                         refused += 1;
                     }
                     // A damaged version may look like that of a newer program: refused all the same.
-                    Err(LogError::Version { path: named, .. }) if means && (8..12).contains(&at) => assert_eq!(named, path),
+                    Err(LogError::Version { path: named, .. }) if means && (8..12).contains(&at) => {
+                        assert_eq!(named, path)
+                    }
                     Ok((log, _)) if !means => {
                         assert_eq!(observe(&log), harness.model, "byte {at} of segment {sequence}");
                         harmless += 1;
@@ -106,7 +113,8 @@ fn an_inspection_tells_all_records_and_all_damage_and_changes_nothing() {
     let harness = closed_log();
     let look = |disk: &SimDisk| {
         let mut records = Vec::new();
-        let wrong = inspect(disk, Path::new(DIR), &mut |found| records.push((found.path.clone(), found.offset))).unwrap();
+        let wrong =
+            inspect(disk, Path::new(DIR), &mut |found| records.push((found.path.clone(), found.offset))).unwrap();
         (records, wrong)
     };
     let (records, wrong) = look(&harness.disk);
@@ -246,4 +254,32 @@ fn batches_inside_a_payload_prove_nothing_to_those_who_do_not_know_the_salt() {
     };
     assert_eq!(refusals(options().salt), 1, "one shift puts it at the sector");
     assert_eq!(refusals(options().salt + 1), 0);
+}
+
+/// No crash makes such a log; a bug in what gives segments up could. It must not start as if nothing were missing.
+#[test]
+fn missing_entries_of_a_group_are_refused() {
+    for records in [
+        vec![Record::Purge { group: 1, index: 2, term: 1 }, of_group_1(4, false)],
+        vec![of_group_1(7, false), of_group_1(5, true)],
+        vec![of_group_1(5, true), of_group_1(3, true)],
+    ] {
+        let harness = Harness::new(SimDisk::new());
+        {
+            let mut state = harness.log.shared.lock();
+            for record in &records {
+                let mut bytes = Vec::new();
+                record.encode_into(&mut bytes);
+                state.push(Operation { group: 1, bytes, records: 1, effect: Effect::Nothing, done: None });
+            }
+        }
+        harness.log.flush().unwrap();
+        let error = open(&harness.disk).err().expect("it is refused");
+        assert!(matches!(error, LogError::Hole { group: 1, .. }), "{records:?}: {error}");
+        assert!(error.to_string().starts_with("/node/log: group 1 has no entry"), "{error}");
+    }
+}
+
+fn of_group_1(index: u64, moved: bool) -> Record<'static> {
+    Record::Entry { group: 1, index, term: 1, moved, payload: b"" }
 }

@@ -84,17 +84,39 @@ pub(super) fn vote(term: u64) -> Vote {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Step {
     /// So many entries of so many bytes at the end of the group.
-    Append { group: GroupId, entries: u64, bytes: usize, term: u64 },
-    Vote { group: GroupId, term: u64 },
+    Append {
+        group: GroupId,
+        entries: u64,
+        bytes: usize,
+        term: u64,
+    },
+    Vote {
+        group: GroupId,
+        term: u64,
+    },
     /// Drops so many entries from the end.
-    Truncate { group: GroupId, entries: u64 },
+    Truncate {
+        group: GroupId,
+        entries: u64,
+    },
     /// Drops so many entries from the front.
-    Purge { group: GroupId, entries: u64 },
+    Purge {
+        group: GroupId,
+        entries: u64,
+    },
     /// A snapshot came that is so much newer than the last entry.
-    Install { group: GroupId, beyond: u64, term: u64 },
+    Install {
+        group: GroupId,
+        beyond: u64,
+        term: u64,
+    },
     /// The mark goes to the last entry.
-    Committed { group: GroupId },
-    Remove { group: GroupId },
+    Committed {
+        group: GroupId,
+    },
+    Remove {
+        group: GroupId,
+    },
 }
 
 /// What the log says of a group.

@@ -55,7 +55,10 @@ fn votes_and_marks_survive_the_segment_they_were_written_in() {
     harness.disk.crash_after(0, 0);
     let (log, _) = harness.check_recovers(&harness.disk, "after a crash");
     assert_eq!(observe(&log)[&7].vote, Some(vote(42)));
-    assert_eq!(log.group::<openraft_rt_sim::SimRuntime>(8).committed().unwrap(), Some(crate::log::record::log_id(3, 1)));
+    assert_eq!(
+        log.group::<openraft_rt_sim::SimRuntime>(8).committed().unwrap(),
+        Some(crate::log::record::log_id(3, 1))
+    );
 }
 
 /// Group 7 wrote three entries and went to sleep. Its segment would stay for ever, and with it every segment
@@ -127,9 +130,9 @@ fn an_entry_larger_than_a_segment_gets_a_segment_of_its_size() {
     for _ in 0..4 {
         again.run(&[Step::Purge { group: 1, entries: 4 }, Step::Append { group: 1, entries: 4, bytes: 1000, term: 1 }]);
     }
-    let large = files(&again.disk).into_iter().find(|name| {
-        again.disk.open(&Path::new(DIR).join(name)).unwrap().len().unwrap() > options().segment_bytes
-    });
+    let large = files(&again.disk)
+        .into_iter()
+        .find(|name| again.disk.open(&Path::new(DIR).join(name)).unwrap().len().unwrap() > options().segment_bytes);
     assert_eq!(large, None, "it is not kept as a spare");
 }
 
@@ -212,7 +215,9 @@ fn a_leaders_stream_ends_when_the_vote_changes() {
     let mut group = log.group::<openraft_rt_sim::SimRuntime>(1);
     now(group.append((0..3).map(|index| entry(1, index, b"x")), IOFlushed::noop())).unwrap();
     let leader = LeaderId::new(1, 1);
-    let set = |committed, term| log.shared.lock().groups.get_mut(&1).unwrap().vote = Some(crate::types::Vote { committed, ..vote(term) });
+    let set = |committed, term| {
+        log.shared.lock().groups.get_mut(&1).unwrap().vote = Some(crate::types::Vote { committed, ..vote(term) })
+    };
 
     set(false, 1);
     assert!(now(Box::pin(now(group.leader_bounded_stream(leader, ..))).next()).unwrap().is_err());
@@ -293,7 +298,10 @@ fn an_older_purge_does_not_hide_a_newer_one() {
     harness.run(&[Step::Append { group: 2, entries: 9, bytes: 10, term: 1 }, Step::Purge { group: 2, entries: 6 }]);
     let mut group = harness.group(2);
     for round in 0..40 {
-        harness.run(&[Step::Append { group: 1, entries: 4, bytes: 1000, term: 1 }, Step::Append { group: 2, entries: 1, bytes: 9, term: 1 }]);
+        harness.run(&[
+            Step::Append { group: 1, entries: 4, bytes: 1000, term: 1 },
+            Step::Append { group: 2, entries: 1, bytes: 9, term: 1 },
+        ]);
         harness.run(&[Step::Purge { group: 1, entries: 4 }]);
         if round < 30 {
             now(group.purge(crate::log::record::log_id(1, 2))).unwrap();

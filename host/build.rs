@@ -45,8 +45,8 @@ fn build() -> Result<(), String> {
     println!("cargo::rerun-if-env-changed=RUSTUP_TOOLCHAIN");
     ensure_target()?;
     let target_dir = shared_target_dir(&out);
-    compile(&workspace, &target_dir)?;
     for module in MODULES {
+        compile(module, &workspace, &target_dir)?;
         let from = target_dir.join(TARGET).join("release").join(format!("{module}.wasm"));
         let to = out.join(format!("{module}.wasm"));
         fs::copy(&from, &to).map_err(|error| format!("cannot copy {} to {}: {error}", from.display(), to.display()))?;
@@ -88,17 +88,15 @@ fn has_target() -> Result<bool, String> {
     Ok(entries.any(|entry| entry.file_name().to_string_lossy().starts_with("libstd-")))
 }
 
-fn compile(workspace: &Path, target_dir: &Path) -> Result<(), String> {
+/// Builds one module. As a cdylib alone: a crate that is also to be an rlib gets no link-time optimisation.
+fn compile(module: &str, workspace: &Path, target_dir: &Path) -> Result<(), String> {
     let mut cargo = Command::new(variable("CARGO")?);
     cargo
         .current_dir(workspace)
-        .args(["build", "--release", "--lib", "--target", TARGET, "--target-dir"])
+        .args(["rustc", "--release", "-p", module, "--lib", "--crate-type", "cdylib", "--target", TARGET, "--target-dir"])
         .arg(target_dir);
     for setting in PROFILE {
         cargo.arg("--config").arg(format!("profile.release.{setting}"));
-    }
-    for module in MODULES {
-        cargo.args(["-p", module]);
     }
     for (name, _) in env::vars_os() {
         if is_of_outer_build(&name.to_string_lossy()) {
@@ -117,7 +115,7 @@ fn compile(workspace: &Path, target_dir: &Path) -> Result<(), String> {
     if output.status.success() {
         return Ok(());
     }
-    Err(format!("the bundled modules do not compile:\n{}", String::from_utf8_lossy(&output.stderr)))
+    Err(format!("the bundled module {module} does not compile:\n{}", String::from_utf8_lossy(&output.stderr)))
 }
 
 /// Whether a variable describes the outer build. Where cargo keeps and gets its crates, and the tokens that

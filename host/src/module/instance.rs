@@ -60,6 +60,11 @@ pub(super) struct Instance {
     memory: Memory,
     mapping: Arc<Mapping>,
     globals: Vec<Global>,
+    /// Behind an `Arc` because a call borrows one beside the store, and cloning the function itself is slower.
+    functions: Arc<Functions>,
+}
+
+struct Functions {
     alloc: TypedFunc<i32, i32>,
     init: Answering,
     apply: Answering,
@@ -71,6 +76,21 @@ pub(super) struct Instance {
     restore: Bare,
     start: Option<TypedFunc<(), ()>>,
     marker: TypedFunc<(), ()>,
+}
+
+impl Functions {
+    /// The export of a call that takes a header and a payload.
+    fn of(&self, call: Call) -> Option<&Answering> {
+        match call {
+            Call::Init => Some(&self.init),
+            Call::Apply => Some(&self.apply),
+            Call::Query => Some(&self.query),
+            Call::Timer => self.timer.as_ref(),
+            Call::SessionEnd => self.session_end.as_ref(),
+            Call::Migrate => self.migrate.as_ref(),
+            Call::Start | Call::Snapshot | Call::Restore => None,
+        }
+    }
 }
 
 /// Bytes of the call header of ABI 1.
@@ -119,23 +139,9 @@ impl Instance {
         let marker = instance.get_typed_func(&mut store, MARKER).map_err(cannot)?;
         let start =
             if module.has_start() { Some(instance.get_typed_func(&mut store, START).map_err(cannot)?) } else { None };
-        Ok(Instance {
-            store,
-            memory,
-            mapping,
-            globals,
-            alloc,
-            init,
-            apply,
-            query,
-            timer,
-            session_end,
-            migrate,
-            snapshot,
-            restore,
-            start,
-            marker,
-        })
+        let functions =
+            Functions { alloc, init, apply, query, timer, session_end, migrate, snapshot, restore, start, marker };
+        Ok(Instance { store, memory, mapping, globals, functions: Arc::new(functions) })
     }
 
     /// A new state: the start function and the marker have run. Returns the fuel left of `fuel`.
@@ -148,10 +154,11 @@ impl Instance {
         let mut instance = Instance::new(module, limits, image, usize::MAX)?;
         instance.begin(Call::Start, fuel)?;
         let result = stack::on_guest_stack(|| {
-            if let Some(start) = instance.start.clone() {
+            let functions = instance.functions.clone();
+            if let Some(start) = &functions.start {
                 start.call(&mut instance.store, ())?;
             }
-            instance.marker.call(&mut instance.store, ())
+            functions.marker.call(&mut instance.store, ())
         });
         match result.map_err(no_stack)? {
             Ok(()) => {
@@ -280,12 +287,7 @@ impl Instance {
 
     /// Whether the module has this call.
     pub(super) fn has(&self, call: Call) -> bool {
-        match call {
-            Call::Timer => self.timer.is_some(),
-            Call::SessionEnd => self.session_end.is_some(),
-            Call::Migrate => self.migrate.is_some(),
-            _ => true,
-        }
+        self.functions.of(call).is_some()
     }
 
     /// Calls an export that takes a header and a payload. `effects` gets what the call did.
@@ -297,21 +299,14 @@ impl Instance {
         fuel: u64,
         effects: &mut Effects,
     ) -> Result<Answer, Stop> {
-        let function = match call {
-            Call::Init => Some(&self.init),
-            Call::Apply => Some(&self.apply),
-            Call::Query => Some(&self.query),
-            Call::Timer => self.timer.as_ref(),
-            Call::SessionEnd => self.session_end.as_ref(),
-            Call::Migrate => self.migrate.as_ref(),
-            Call::Start | Call::Snapshot | Call::Restore => None,
-        };
-        let Some(function) = function.cloned() else {
+        let functions = self.functions.clone();
+        let Some(function) = functions.of(call) else {
             return Err(Fault::new(format!("the module has no {}", call.name())).into());
         };
         self.begin(call, fuel)?;
         self.store.data_mut().effects.timers_full = effects.timers_full;
-        let answer = stack::on_guest_stack(|| self.enter(&function, context, payload)).map_err(no_stack)?;
+        let answer =
+            stack::on_guest_stack(|| self.enter(&functions.alloc, function, context, payload)).map_err(no_stack)?;
         let answer = match answer {
             Ok(answer) => Ok(answer),
             Err(error) => Err(self.stop(error)),
@@ -333,11 +328,17 @@ impl Instance {
         }
     }
 
-    fn enter(&mut self, function: &Answering, context: &Context, payload: &[u8]) -> wasmtime::Result<Answer> {
+    fn enter(
+        &mut self,
+        alloc: &TypedFunc<i32, i32>,
+        function: &Answering,
+        context: &Context,
+        payload: &[u8],
+    ) -> wasmtime::Result<Answer> {
         let length = HEADER_BYTES + payload.len();
         let argument =
             i32::try_from(length).map_err(|_| trap(TrapCode::MemoryLimit, format!("an input of {length} bytes")))?;
-        let pointer = self.alloc.call(&mut self.store, argument)?;
+        let pointer = alloc.call(&mut self.store, argument)?;
         if pointer == 0 {
             return Err(trap(TrapCode::MemoryLimit, format!("alloc has no room for {length} bytes of input")).into());
         }
@@ -390,9 +391,9 @@ impl Instance {
         // SAFETY: the same pointer type, its borrow's length apart, which `stream_call` does not outlive.
         let out =
             unsafe { std::mem::transmute::<*mut (dyn Write + Send + '_), *mut (dyn Write + Send + 'static)>(out) };
-        let function = self.snapshot.clone();
+        let functions = self.functions.clone();
         let answer = self.stream_call(Call::Snapshot, fuel, Stream::Out(out), |instance| {
-            let result = function.call(&mut instance.store, ())?;
+            let result = functions.snapshot.call(&mut instance.store, ())?;
             Ok(instance.answer(result)?)
         })?;
         Ok((answer, self.store.data().streamed))
@@ -408,13 +409,13 @@ impl Instance {
         // SAFETY: as in `write_snapshot`.
         let input =
             unsafe { std::mem::transmute::<*mut (dyn Read + Send + '_), *mut (dyn Read + Send + 'static)>(input) };
-        let function = self.restore.clone();
-        let migrate = migrate.zip(self.migrate.clone());
+        let functions = self.functions.clone();
+        let migrate = migrate.zip(functions.migrate.as_ref());
         let call = if migrate.is_some() { Call::Migrate } else { Call::Restore };
         self.stream_call(call, fuel, Stream::In(input), |instance| match migrate {
-            Some((context, migrate)) => instance.enter(&migrate, context, &[]),
+            Some((context, migrate)) => instance.enter(&functions.alloc, migrate, context, &[]),
             None => {
-                let result = function.call(&mut instance.store, ())?;
+                let result = functions.restore.call(&mut instance.store, ())?;
                 Ok(instance.answer(result)?)
             }
         })

@@ -204,3 +204,10 @@ fn every_code_and_trap_has_its_own_name() {
     let codes: std::collections::BTreeSet<_> = TrapCode::ALL.iter().map(|code| code.as_str()).collect();
     assert_eq!(codes.len(), TrapCode::ALL.len());
 }
+
+#[test]
+fn simd_is_let_in() {
+    // Needs the parser's own `simd` feature in Cargo.toml.
+    let simd = r#"(func (param v128) (result i32) (i32x4.extract_lane 1 (i32x4.add (local.get 0) (local.get 0))))"#;
+    gate(&GOOD.replace("(table 1 funcref)", &format!("(table 1 funcref) {simd}"))).unwrap();
+}

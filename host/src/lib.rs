@@ -20,5 +20,6 @@ pub mod observe;
 pub mod peer;
 pub mod platform;
 pub mod service;
+pub mod sim;
 pub mod snapshot;
 pub mod types;

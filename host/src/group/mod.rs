@@ -233,7 +233,7 @@ impl<P: Platform, T: Transport> Group<P, T> {
             max_payload_entries: 1024,
             snapshot_policy: openraft::SnapshotPolicy::Never,
             max_in_snapshot_log_to_keep: timing.log_entries_kept,
-            purge_batch_size: 256,
+            purge_batch_size: timing.log_entries_kept.clamp(1, 256),
             replication_lag_threshold: timing.log_entries_kept.saturating_mul(2).max(4096),
             install_snapshot_timeout: 600_000,
             backoff: "50ms 100ms 200ms ..1s".to_string(),

@@ -1,0 +1,386 @@
+//! Nodes that are started, crashed and started again.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::io;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+
+use crate::disk::Disk;
+use crate::disk::DiskFile;
+use crate::disk::sim::SimDisk;
+use crate::log::LogOptions;
+use crate::log::NodeLog;
+use crate::node::ModuleHost;
+use crate::node::Node;
+use crate::node::Settings;
+use crate::node::Setup;
+use crate::node::identity;
+use crate::node::identity::Identity;
+use crate::peer::Transport;
+use crate::platform::Platform;
+use crate::types::NodeId;
+
+use super::life::Life;
+use super::life::lock;
+use super::network::SimNetwork;
+use super::network::SimTransport;
+use super::network::address_of;
+use super::platform::SimPlatform;
+use super::random::SimRandom;
+use super::runtime::LifeRuntime;
+
+/// A node of the simulated cluster.
+pub type SimNode = Node<SimPlatform, SimTransport>;
+
+/// What a cluster is made of.
+#[derive(Clone, Debug)]
+pub struct SimOptions {
+    /// How many nodes: 1 to `nodes`.
+    pub nodes: u64,
+    /// Everything random comes from it.
+    pub seed: u64,
+    /// What an operator may set.
+    pub settings: Settings,
+    /// How the log behaves; its salt is drawn.
+    pub log: LogOptions,
+    /// A sync of the log takes between these, microseconds.
+    pub sync_micros: (u64, u64),
+    /// A node's wall clock is at most so far ahead of the true time, milliseconds.
+    pub skew_max_ms: u64,
+    /// In how many of 1000 guest jobs other tasks get to run first.
+    pub slow_jobs_per_mille: u64,
+    /// Syncs do nothing and say that all is well: to see whether the checks of a scenario can fail.
+    pub syncs_lie: bool,
+}
+
+/// How a node ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Crash {
+    /// The power fails: unsynced writes are kept, lost or torn.
+    Power,
+    /// The process is killed: what it wrote stays with the operating system.
+    Process,
+}
+
+/// Why a call at a node has no result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CallError {
+    /// The node is down; nothing was done.
+    Down,
+    /// The node crashed during the call.
+    Crashed,
+}
+
+struct Slot {
+    disk: SimDisk,
+    ahead_ms: u64,
+    life: Option<Arc<Life>>,
+    node: Option<SimNode>,
+    log: Option<NodeLog>,
+}
+
+struct Inner {
+    options: SimOptions,
+    members: BTreeMap<NodeId, String>,
+    network: SimNetwork,
+    modules: Arc<ModuleHost>,
+    random: Mutex<SimRandom>,
+    slots: Mutex<BTreeMap<NodeId, Slot>>,
+    lives: Mutex<Vec<Arc<Life>>>,
+}
+
+/// The cluster; clones are the same one. To be used inside [`LifeRuntime`]'s `block_on`.
+#[derive(Clone)]
+pub struct SimCluster(Arc<Inner>);
+
+fn data_dir() -> PathBuf {
+    PathBuf::from("/data")
+}
+
+/// Where a node's log lies on its disk.
+fn log_dir() -> PathBuf {
+    data_dir().join("log")
+}
+
+impl SimCluster {
+    /// A cluster none of whose nodes has started yet. `modules` can be shared by many clusters: it compiles
+    /// each module once.
+    pub fn new(options: SimOptions, modules: Arc<ModuleHost>) -> Self {
+        let mut random = SimRandom::new(options.seed);
+        let members: BTreeMap<NodeId, String> = (1..=options.nodes).map(|id| (id, address_of(id))).collect();
+        let slots = members.keys().map(|id| {
+            let ahead_ms = random.between(0, options.skew_max_ms);
+            (*id, Slot { disk: SimDisk::new(), ahead_ms, life: None, node: None, log: None })
+        });
+        let slots = slots.collect();
+        let network = SimNetwork::new(random.fork(1));
+        let inner = Inner {
+            options,
+            members,
+            network,
+            modules,
+            random: Mutex::new(random.fork(2)),
+            slots: Mutex::new(slots),
+            lives: Mutex::default(),
+        };
+        Self(Arc::new(inner))
+    }
+
+    /// The network.
+    pub fn network(&self) -> &SimNetwork {
+        &self.0.network
+    }
+
+    /// All nodes' ids.
+    pub fn ids(&self) -> Vec<NodeId> {
+        self.0.members.keys().copied().collect()
+    }
+
+    /// The node's disk.
+    pub fn disk(&self, id: NodeId) -> Option<SimDisk> {
+        lock(&self.0.slots).get(&id).map(|slot| slot.disk.clone())
+    }
+
+    /// The node, if it is up.
+    pub fn node(&self, id: NodeId) -> Option<SimNode> {
+        let slots = lock(&self.0.slots);
+        let slot = slots.get(&id)?;
+        slot.life.as_ref().filter(|life| life.is_alive())?;
+        slot.node.clone()
+    }
+
+    /// The node's log, if it is up.
+    pub fn log(&self, id: NodeId) -> Option<NodeLog> {
+        self.node(id)?;
+        lock(&self.0.slots).get(&id)?.log.clone()
+    }
+
+    /// The nodes that neither run nor are being started.
+    pub fn down(&self) -> Vec<NodeId> {
+        let slots = lock(&self.0.slots);
+        let down = slots.iter().filter(|(_, slot)| !slot.life.as_ref().is_some_and(|life| life.is_alive()));
+        down.map(|(id, _)| *id).collect()
+    }
+
+    /// What nodes said when they ended themselves, and how often their tasks panicked; nothing in a good run
+    /// without disk faults.
+    pub fn complaints(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        for life in lock(&self.0.lives).iter() {
+            if let Some(words) = life.last_words() {
+                found.push(format!("node {} ended itself: {words}", life.node));
+            }
+            if life.panics() > 0 {
+                found.push(format!("{} tasks of node {} panicked", life.panics(), life.node));
+            }
+        }
+        found
+    }
+
+    /// Starts a node that is down, on what its disk holds. `Ok` too when it was crashed meanwhile.
+    pub async fn start(&self, id: NodeId) -> io::Result<()> {
+        let (life, disk, platform) = {
+            let mut slots = lock(&self.0.slots);
+            let Some(slot) = slots.get_mut(&id) else { return Err(io::ErrorKind::NotFound.into()) };
+            if slot.life.as_ref().is_some_and(|life| life.is_alive()) {
+                return Ok(());
+            }
+            // Also after the node ended itself.
+            slot.disk.kill_process();
+            let mut lives = lock(&self.0.lives);
+            let life = Life::new(id, lives.len() as u64 + 1);
+            lives.push(life.clone());
+            let mut random = lock(&self.0.random);
+            let seed = random.draw();
+            let random = SimRandom::new(seed);
+            let platform = SimPlatform::new(life.clone(), random, slot.ahead_ms, self.0.options.slow_jobs_per_mille);
+            slot.life = Some(life.clone());
+            slot.node = None;
+            (life, slot.disk.clone(), platform)
+        };
+        self.0.network.unlisten(id);
+        let cluster = self.clone();
+        let opening = {
+            let life = life.clone();
+            LifeRuntime::spawn_in(&life.clone(), async move {
+                let setup = cluster.set_up(life, disk, platform)?;
+                if let Some(slot) = lock(&cluster.0.slots).get_mut(&id) {
+                    slot.log = Some(setup.log.clone());
+                }
+                open_node(setup).await
+            })
+        };
+        let node = match opening.await {
+            // It was crashed while it started.
+            None => return Ok(()),
+            Some(Err(error)) => {
+                life.end();
+                return Err(error);
+            }
+            Some(Ok(node)) => node,
+        };
+        if life.is_alive() {
+            self.0.network.listen(life, Arc::new(node.clone()));
+            if let Some(slot) = lock(&self.0.slots).get_mut(&id) {
+                slot.node = Some(node);
+            }
+        }
+        Ok(())
+    }
+
+    fn set_up(
+        &self,
+        life: Arc<Life>,
+        disk: SimDisk,
+        platform: SimPlatform,
+    ) -> io::Result<Setup<SimPlatform, SimTransport>> {
+        let disk: Arc<dyn Disk> = if self.0.options.syncs_lie { Arc::new(LyingDisk(disk)) } else { Arc::new(disk) };
+        let options = &self.0.options;
+        disk.create_dir_all(&data_dir())?;
+        settle_identity(&*disk, &data_dir(), life.node)?;
+        let log_options = LogOptions { salt: crate::platform::random_u64(&platform), ..options.log.clone() };
+        let fatal = {
+            let platform = platform.clone();
+            Arc::new(move |error: &crate::log::LogError| platform.die(&error.to_string()))
+        };
+        let (log, _) = NodeLog::open(disk.clone(), &log_dir(), log_options, fatal)?;
+        let mut random = SimRandom::new(crate::platform::random_u64(&platform));
+        let (low, high) = options.sync_micros;
+        let latency = move || Duration::from_micros(random.between(low, high));
+        drop(<LifeRuntime as openraft::async_runtime::AsyncRuntime>::spawn(log.drive::<LifeRuntime>(latency)));
+        Ok(Setup {
+            id: life.node,
+            cluster: CLUSTER,
+            members: self.0.members.clone(),
+            platform,
+            transport: self.0.network.transport(life),
+            disk,
+            data_dir: data_dir(),
+            log,
+            modules: self.0.modules.clone(),
+            settings: options.settings.clone(),
+        })
+    }
+
+    /// Ends a node. Its disk stays.
+    pub fn crash(&self, id: NodeId, how: Crash) {
+        let (life, disk) = {
+            let mut slots = lock(&self.0.slots);
+            let Some(slot) = slots.get_mut(&id) else { return };
+            slot.node = None;
+            (slot.life.take(), slot.disk.clone())
+        };
+        self.0.network.unlisten(id);
+        // The disk first: whatever the dying tasks' destructors do reaches nothing.
+        match how {
+            Crash::Power => {
+                let mut random = lock(&self.0.random);
+                disk.crash(&mut || random.draw());
+            }
+            Crash::Process => disk.kill_process(),
+        }
+        if let Some(life) = life {
+            life.end();
+        }
+    }
+
+    /// Makes a call at a node, as a client that is connected to it.
+    pub async fn call<T, F, W>(&self, id: NodeId, work: W) -> Result<T, CallError>
+    where
+        T: Send + 'static,
+        F: Future<Output = T> + Send + 'static,
+        W: FnOnce(SimNode) -> F + Send + 'static,
+    {
+        let (life, node) = {
+            let slots = lock(&self.0.slots);
+            let slot = slots.get(&id).ok_or(CallError::Down)?;
+            let life = slot.life.clone().filter(|life| life.is_alive()).ok_or(CallError::Down)?;
+            (life, slot.node.clone().ok_or(CallError::Down)?)
+        };
+        LifeRuntime::spawn_in(&life, async move { work(node).await }).await.ok_or(CallError::Crashed)
+    }
+}
+
+/// Boxed where the types are still parameters: with the real ones the compiler does not see that it is `Send`.
+fn open_node<P: Platform, T: Transport>(setup: Setup<P, T>) -> BoxFuture<'static, io::Result<Node<P, T>>> {
+    Box::pin(Node::open(setup))
+}
+
+/// A disk with a volatile cache that it does not admit to.
+struct LyingDisk(SimDisk);
+
+struct LyingFile(Box<dyn DiskFile>);
+
+impl DiskFile for LyingFile {
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read_at(offset, buffer)
+    }
+    fn write_all_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_all_at(offset, bytes)
+    }
+    fn preallocate(&self, len: u64) -> io::Result<()> {
+        self.0.preallocate(len)?;
+        // What is there before any entry is; only entries and snapshots get lost.
+        self.0.sync_data()
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        Ok(())
+    }
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+}
+
+impl Disk for LyingDisk {
+    fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        Ok(Box::new(LyingFile(self.0.create(path)?)))
+    }
+    fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        Ok(Box::new(LyingFile(self.0.open(path)?)))
+    }
+    fn exists(&self, path: &Path) -> io::Result<bool> {
+        self.0.exists(path)
+    }
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        self.0.list(dir)
+    }
+    fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
+        self.0.create_dir_all(dir)
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.0.rename(from, to)
+    }
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.0.remove(path)
+    }
+    fn remove_dir_all(&self, dir: &Path) -> io::Result<()> {
+        self.0.remove_dir_all(dir)
+    }
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.0.sync_dir(dir)
+    }
+    fn free_space(&self, path: &Path) -> io::Result<u64> {
+        self.0.free_space(path)
+    }
+}
+
+const CLUSTER: [u8; 16] = *b"simulated clustr";
+
+fn settle_identity(disk: &dyn Disk, data_dir: &Path, node: NodeId) -> io::Result<()> {
+    match identity::read(disk, data_dir)? {
+        Some(found) => identity::check(&found, data_dir, node, Some(CLUSTER)).map(|_| ()).map_err(io::Error::other),
+        None => {
+            let cluster = hex::encode(CLUSTER);
+            identity::write(disk, data_dir, &Identity { format: identity::FORMAT, node, cluster })
+        }
+    }
+}

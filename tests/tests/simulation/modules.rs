@@ -1,0 +1,78 @@
+//! The modules that the simulated groups run, compiled once a process.
+
+use std::sync::Arc;
+use std::sync::OnceLock;
+
+use bytes::Bytes;
+use statehouse::node::ModuleHost;
+
+/// Adds one, by four commands of one byte: `+` answers the count and emits it; `u`, `o` and `p` add one too
+/// and then trap (unreachable, out of bounds, `fail`); `g` grows the memory, adds and traps; `l` adds and
+/// loops until its fuel is gone. So a trap that leaves anything behind shows in the count.
+const BRITTLE: &str = r#"
+(module
+  (import "statehouse" "emit" (func $emit (param i32 i32)))
+  (import "statehouse" "fail" (func $fail (param i32 i32)))
+  (import "statehouse" "write" (func $write (param i32 i32)))
+  (import "statehouse" "read" (func $read (param i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 64) "brittle")
+  (func $count (result i64) (i64.const 8))
+  (func (export "statehouse_abi_1"))
+  (func (export "alloc") (param i32) (result i32) (i32.const 1024))
+  (func (export "init") (param i32 i32) (result i64) (i64.const 0))
+  (func (export "apply") (param $argument i32) (param $length i32) (result i64)
+    (local $command i32)
+    (local.set $command
+      (i32.load8_u (i32.add (local.get $argument) (i32.load (local.get $argument)))))
+    (i64.store (i32.const 0) (i64.add (i64.load (i32.const 0)) (i64.const 1)))
+    (if (i32.eq (local.get $command) (i32.const 117)) (then unreachable))
+    (if (i32.eq (local.get $command) (i32.const 111))
+      (then (i64.store (i32.const -8) (i64.const 1))))
+    (if (i32.eq (local.get $command) (i32.const 112))
+      (then (call $fail (i32.const 64) (i32.const 7))))
+    (if (i32.eq (local.get $command) (i32.const 103))
+      (then (drop (memory.grow (i32.const 1))) (i64.store (i32.const 70000) (i64.const 7)) unreachable))
+    (if (i32.eq (local.get $command) (i32.const 108)) (then (loop $for_ever (br $for_ever))))
+    (call $emit (i32.const 0) (i32.const 8))
+    (i64.const 8))
+  (func (export "query") (param i32 i32) (result i64) (i64.const 8))
+  (func (export "snapshot") (result i64)
+    (call $write (i32.const 0) (i32.const 8))
+    (i64.const 0))
+  (func (export "restore") (result i64)
+    (local $have i32) (local $got i32)
+    (loop $more
+      (local.set $got (call $read (local.get $have) (i32.sub (i32.const 8) (local.get $have))))
+      (local.set $have (i32.add (local.get $have) (local.get $got)))
+      (br_if $more (i32.and (i32.lt_u (local.get $have) (i32.const 8)) (i32.gt_u (local.get $got) (i32.const 0)))))
+    (i64.const 0))
+)
+"#;
+
+/// The commands of `brittle` that trap.
+pub const TRAPS: [&[u8]; 5] = [b"u", b"o", b"p", b"g", b"l"];
+
+/// One process's modules.
+pub struct Modules {
+    pub host: Arc<ModuleHost>,
+    pub kv: Bytes,
+    pub counter: Bytes,
+    pub brittle: Bytes,
+}
+
+/// The modules, made at the first call.
+pub fn modules() -> &'static Modules {
+    static MODULES: OnceLock<Modules> = OnceLock::new();
+    MODULES.get_or_init(|| Modules {
+        host: Arc::new(ModuleHost::new(None).expect("this host can run modules")),
+        kv: bundled("kv"),
+        counter: bundled("counter"),
+        brittle: Bytes::from(wat::parse_str(BRITTLE).expect("brittle is valid")),
+    })
+}
+
+fn bundled(name: &str) -> Bytes {
+    let (_, wasm) = statehouse::bundled::all().iter().find(|(bundled, _)| *bundled == name).expect("it is bundled");
+    Bytes::from_static(wasm)
+}

@@ -551,3 +551,21 @@ pub(super) fn expand_seed(seed: u64) -> (u64, u64) {
     let first = seed.wrapping_add(GOLDEN);
     (step(first), step(first.wrapping_add(GOLDEN)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::fault_lies_outside;
+
+    /// A page that the kernel could not give (its memory file's space has run out) reaches us as the same signal as
+    /// an access past the end. Taking it for the guest's would let one replica's lack of memory decide an outcome.
+    #[test]
+    fn a_fault_within_memory_is_not_the_guests() {
+        let report = |address: &str| {
+            format!("wasm trap: memory fault at wasm address {address} in linear memory of size 0x20000: out of bounds")
+        };
+        assert!(fault_lies_outside(&report("0x20000")));
+        assert!(fault_lies_outside(&report("0xffffffff")));
+        assert!(!fault_lies_outside(&report("0x1ffff")));
+        assert!(fault_lies_outside("wasm trap: out of bounds memory access"), "an explicit check");
+    }
+}

@@ -69,3 +69,16 @@ fn a_nan_has_the_same_bits_on_every_cpu() {
     // x86 makes 0/0 with the sign bit set, ARM without: the canonical one has no sign.
     assert_eq!(number(&apply(&mut new_machine(), 1, &[NAN, 0])), 0x7ff8_0000_0000_0000);
 }
+
+#[test]
+fn wasmtime_still_tells_where_memory_was_missed() {
+    // `fault_lies_outside` reads this text; when wasmtime words it otherwise, it must learn the new one.
+    let engine = wasmtime::Engine::default();
+    let wat = r#"(module (memory 1) (func (export "f") (drop (i32.load (i32.const 0x7fff0000)))))"#;
+    let module = wasmtime::Module::new(&engine, wat::parse_str(wat).unwrap()).unwrap();
+    let mut store = wasmtime::Store::new(&engine, ());
+    let instance = wasmtime::Instance::new(&mut store, &module, &[]).unwrap();
+    let error = instance.get_typed_func::<(), ()>(&mut store, "f").unwrap().call(&mut store, ()).unwrap_err();
+    let text = format!("{error:#}");
+    assert!(text.contains("memory fault at wasm address 0x7fff0000 in linear memory of size 0x10000"), "{text}");
+}

@@ -93,6 +93,32 @@ fn a_follower_that_was_away_for_too_long_is_brought_back_by_a_snapshot() {
     cluster.assert_equal_state("kv");
 }
 
+/// A disk is lost, under load: the node begins again with an empty directory. It has forgotten what it acknowledged, so it must
+/// not help to elect before it has it again; then it is a replica like any other.
+#[test]
+fn a_node_that_lost_its_disk_comes_back_and_counts_again() {
+    let mut cluster = Cluster::start(3, &["--snapshot-entries", "200"]);
+    cluster.deploy("kv", modules::bundled("kv"));
+    let load = Load::start(&cluster.addresses(), "kv", 4);
+    load.wait_for(100);
+    let lost = cluster.follower("kv");
+    cluster.node_mut(lost).kill();
+    std::fs::remove_dir_all(&cluster.node(lost).data_dir).unwrap();
+    load.wait_for(300);
+    cluster.node_mut(lost).start();
+    cluster.node_mut(lost).wait_ready();
+    load.wait_for(50);
+    // Without it there is no majority now.
+    let leader = cluster.leader("kv");
+    let killed = if leader == lost { cluster.follower("kv") } else { leader };
+    cluster.node_mut(killed).kill();
+    load.wait_for(50);
+    cluster.start_all();
+    let told = load.stop();
+    assert_exactly_once(&cluster.addresses(), "kv", &told);
+    cluster.assert_equal_state("kv");
+}
+
 /// Two of three are gone: the third does not answer commands, and says that nothing was done or that it does not
 /// know; when one is back, so is the service.
 #[test]

@@ -328,6 +328,9 @@ impl<P: Platform, T: Transport> Node<P, T> {
     /// Why the node is not ready, one sentence each; nothing when it is.
     pub fn not_ready(&self) -> Vec<String> {
         let mut reasons = Vec::new();
+        if !self.may_vote() {
+            reasons.push("the node began with an empty directory and does not vote until it has caught up".to_string());
+        }
         let mut check = |group: &Group<P, T>| {
             let standing = group.standing();
             if standing.state.starts_with("stopped") {

@@ -93,7 +93,18 @@ fn compile(module: &str, workspace: &Path, target_dir: &Path) -> Result<(), Stri
     let mut cargo = Command::new(variable("CARGO")?);
     cargo
         .current_dir(workspace)
-        .args(["rustc", "--release", "-p", module, "--lib", "--crate-type", "cdylib", "--target", TARGET, "--target-dir"])
+        .args([
+            "rustc",
+            "--release",
+            "-p",
+            module,
+            "--lib",
+            "--crate-type",
+            "cdylib",
+            "--target",
+            TARGET,
+            "--target-dir",
+        ])
         .arg(target_dir);
     for setting in PROFILE {
         cargo.arg("--config").arg(format!("profile.release.{setting}"));

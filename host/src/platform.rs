@@ -50,7 +50,10 @@ impl Platform for RealPlatform {
         now.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
     }
 
-    #[expect(clippy::expect_used, reason = "a machine without randomness cannot make secrets; going on would be unsafe")]
+    #[expect(
+        clippy::expect_used,
+        reason = "a machine without randomness cannot make secrets; going on would be unsafe"
+    )]
     fn fill_random(&self, out: &mut [u8]) {
         getrandom::fill(out).expect("the operating system gave no randomness");
     }

@@ -135,7 +135,9 @@ impl ErrorCode {
             Self::BadSequence => "count the session's commands up from 1, one by one",
             Self::NoLeader => "nothing was done: try again; `statehouse group status` shows the leader",
             Self::Overloaded => "nothing was done: try again later",
-            Self::OutcomeUnknown => "the command may or may not be applied: retry it inside a session, or look with a query",
+            Self::OutcomeUnknown => {
+                "the command may or may not be applied: retry it inside a session, or look with a query"
+            }
             Self::Timeout => "nothing was done: try again",
             Self::DiskFull => "nothing was done: free space on the node's data directory",
             Self::GroupStopped => "see the node's log for the reason",
@@ -346,7 +348,12 @@ pub trait Service: Send + Sync + 'static {
     fn module_check(&self, wasm: Bytes) -> BoxFuture<'_, ServiceResult<ModuleView>>;
 
     /// Creates a group and waits until it has a leader and its module is initialised.
-    fn group_create(&self, name: String, module: String, params: serde_json::Value) -> BoxFuture<'_, ServiceResult<GroupView>>;
+    fn group_create(
+        &self,
+        name: String,
+        module: String,
+        params: serde_json::Value,
+    ) -> BoxFuture<'_, ServiceResult<GroupView>>;
     /// All groups, by name.
     fn group_list(&self) -> BoxFuture<'_, ServiceResult<Vec<GroupView>>>;
     /// One group, as this node sees it.
@@ -361,7 +368,13 @@ pub trait Service: Send + Sync + 'static {
     /// Applies a command.
     fn apply(&self, request: ApplyRequest) -> BoxFuture<'_, ServiceResult<Applied>>;
     /// Answers a query; the index is the applied index it was answered at.
-    fn query(&self, group: String, consistency: Consistency, query: Bytes, session: Option<u64>) -> BoxFuture<'_, ServiceResult<Applied>>;
+    fn query(
+        &self,
+        group: String,
+        consistency: Consistency,
+        query: Bytes,
+        session: Option<u64>,
+    ) -> BoxFuture<'_, ServiceResult<Applied>>;
 
     /// Opens a session.
     fn session_open(&self, group: String, timeout_ms: u64) -> BoxFuture<'_, ServiceResult<SessionView>>;

@@ -133,7 +133,8 @@ impl<P: Platform> Duties<P> {
         let shared = group.shared.clone();
         let tables = group.platform.run_guest(move || {
             let core = shared.core();
-            let sessions: Vec<(u64, u64)> = core.host.sessions.iter().map(|(id, session)| (*id, session.timeout_ms)).collect();
+            let sessions: Vec<(u64, u64)> =
+                core.host.sessions.iter().map(|(id, session)| (*id, session.timeout_ms)).collect();
             let mut timers: Vec<(u64, u64)> = core.host.timers.iter().map(|(id, at_ms)| (*id, *at_ms)).collect();
             timers.sort_unstable_by_key(|(id, at_ms)| (*at_ms, *id));
             timers.truncate(ROUND_MAX);

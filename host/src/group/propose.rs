@@ -5,8 +5,8 @@ use std::sync::Weak;
 use std::time::Duration;
 
 use openraft::Instant;
-use openraft::async_runtime::AsyncRuntime;
 use openraft::alias::OneshotReceiverOf;
+use openraft::async_runtime::AsyncRuntime;
 use openraft::errors::ClientWriteError;
 use openraft::impls::OneshotResponder;
 use openraft::raft::ClientWriteResult;

@@ -51,8 +51,11 @@ use crate::types::NodeId;
 use crate::types::Payload;
 use crate::types::Types;
 
-type StoredMembership =
-    openraft::StoredMembership<<crate::types::LeaderId as openraft::vote::RaftLeaderId>::Committed, u64, openraft::BasicNode>;
+type StoredMembership = openraft::StoredMembership<
+    <crate::types::LeaderId as openraft::vote::RaftLeaderId>::Committed,
+    u64,
+    openraft::BasicNode,
+>;
 
 /// Entries applied in one go, before queries get their turn.
 const BATCH_ENTRIES: usize = 256;
@@ -139,7 +142,15 @@ impl Shared {
                 let (model, effects) = factory.create().map_err(io::Error::other)?;
                 let mut host = HostState::default();
                 host.take_timers(&effects);
-                Core { model, host, applied: None, membership: StoredMembership::default(), effects, term: 0, fault: None }
+                Core {
+                    model,
+                    host,
+                    applied: None,
+                    membership: StoredMembership::default(),
+                    effects,
+                    term: 0,
+                    fault: None,
+                }
             }
         };
         core.effects.clear();
@@ -527,7 +538,8 @@ impl<P: Platform> RaftSnapshotBuilder<Types<P::Runtime>> for Builder<P> {
         let written = self.platform.run_guest(move || shared.write_snapshot(&store, module)).await;
         written.ok_or_else(job_failed)??;
         let current = lock(&self.shared.current).clone();
-        let (head, file) = current.ok_or_else(|| io::Error::other("nothing was applied that a snapshot could cover"))?;
+        let (head, file) =
+            current.ok_or_else(|| io::Error::other("nothing was applied that a snapshot could cover"))?;
         Ok(snapshot_of::<P>(&head, file))
     }
 }

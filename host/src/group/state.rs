@@ -125,8 +125,7 @@ impl HostState {
         effects: &mut Effects,
     ) -> Result<Applied, Fault> {
         self.time_ms = self.time_ms.max(proposal.time_ms);
-        let mut context =
-            Context { index, time_ms: self.time_ms, seed: entry_seed(group_seed, index), session: 0 };
+        let mut context = Context { index, time_ms: self.time_ms, seed: entry_seed(group_seed, index), session: 0 };
         let mut events = Vec::new();
         effects.timers_full = self.timers.len() >= TIMERS_MAX;
         let mut wakes = matches!(proposal.kind, EntryKind::OpenSession { .. });

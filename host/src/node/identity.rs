@@ -86,9 +86,8 @@ pub fn read(disk: &dyn Disk, data_dir: &Path) -> io::Result<Option<Identity>> {
     let file = disk.open(&path)?;
     let mut bytes = vec![0; usize::try_from(file.len()?).map_err(io::Error::other)?];
     file.read_exact_at(0, &mut bytes)?;
-    let damaged = |error: serde_json::Error| {
-        io::Error::new(io::ErrorKind::InvalidData, format!("{NAME} is damaged: {error}"))
-    };
+    let damaged =
+        |error: serde_json::Error| io::Error::new(io::ErrorKind::InvalidData, format!("{NAME} is damaged: {error}"));
     Ok(Some(serde_json::from_slice(&bytes).map_err(damaged)?))
 }
 

@@ -22,19 +22,39 @@ impl<P: Platform, T: Transport> Node<P, T> {
             .gauge("statehouse_log_segments", "Segments of the log", &[], log.segments as f64)
             .gauge("statehouse_log_live_bytes", "Bytes of entries not purged", &[], log.live_bytes as f64)
             .gauge("statehouse_log_cached_bytes", "Bytes of entries in memory", &[], log.cached_bytes as f64)
-            .gauge("statehouse_ready", "1 when the node is ready", &[], f64::from(u8::from(self.not_ready().is_empty())));
+            .gauge(
+                "statehouse_ready",
+                "1 when the node is ready",
+                &[],
+                f64::from(u8::from(self.not_ready().is_empty())),
+            );
         let mut groups: Vec<_> = lock(&self.0.groups).values().cloned().collect();
         groups.push(self.0.catalog.clone());
         for group in groups {
             let standing = group.standing();
             let labels = [("group", group.name())];
-            page.gauge("statehouse_group_leader", "1 when this node leads the group", &labels, f64::from(u8::from(group.leads())))
-                .gauge("statehouse_group_term", "Current term", &labels, standing.term as f64)
-                .gauge("statehouse_group_commit_index", "Commit index", &labels, standing.commit as f64)
-                .gauge("statehouse_group_applied_index", "Applied index", &labels, standing.applied as f64)
-                .gauge("statehouse_group_last_index", "Last index in the log", &labels, standing.last as f64)
-                .gauge("statehouse_group_snapshot_index", "Index the newest snapshot covers", &labels, standing.snapshot as f64)
-                .gauge("statehouse_group_waiting_commands", "Commands of this node's clients under way", &labels, group.waiting() as f64);
+            page.gauge(
+                "statehouse_group_leader",
+                "1 when this node leads the group",
+                &labels,
+                f64::from(u8::from(group.leads())),
+            )
+            .gauge("statehouse_group_term", "Current term", &labels, standing.term as f64)
+            .gauge("statehouse_group_commit_index", "Commit index", &labels, standing.commit as f64)
+            .gauge("statehouse_group_applied_index", "Applied index", &labels, standing.applied as f64)
+            .gauge("statehouse_group_last_index", "Last index in the log", &labels, standing.last as f64)
+            .gauge(
+                "statehouse_group_snapshot_index",
+                "Index the newest snapshot covers",
+                &labels,
+                standing.snapshot as f64,
+            )
+            .gauge(
+                "statehouse_group_waiting_commands",
+                "Commands of this node's clients under way",
+                &labels,
+                group.waiting() as f64,
+            );
         }
         page.text()
     }

@@ -156,7 +156,9 @@ impl<P: Platform, T: Transport> Node<P, T> {
             platform: setup.platform.clone(),
             transport: setup.transport.clone(),
         });
-        let catalog = catalog.await.map_err(|error| io::Error::new(error.kind(), format!("the catalog cannot be opened: {error}")))?;
+        let catalog = catalog
+            .await
+            .map_err(|error| io::Error::new(error.kind(), format!("the catalog cannot be opened: {error}")))?;
         let node = Self(Arc::new(Inner {
             setup,
             incarnation,
@@ -258,7 +260,8 @@ impl<P: Platform, T: Transport> Node<P, T> {
         let wasm = self.module_bytes(&entry.digest).await.map_err(io::Error::other)?;
         let modules = setup.modules.clone();
         let module = setup.platform.run_guest(move || modules.load(&wasm)).await;
-        let module = module.ok_or_else(|| io::Error::other("compiling the module failed"))?.map_err(io::Error::other)?;
+        let module =
+            module.ok_or_else(|| io::Error::other("compiling the module failed"))?.map_err(io::Error::other)?;
         let factory = WasmFactory {
             module,
             limits: entry.limits.clone(),
@@ -379,7 +382,9 @@ impl<P: Platform, T: Transport> Node<P, T> {
             | PeerRequest::SnapshotChunk { group: id, .. }
             | PeerRequest::SnapshotEnd { group: id, .. } => *id,
             PeerRequest::SnapshotBegin(offer) => offer.group,
-            PeerRequest::ModuleStore { .. } | PeerRequest::ModuleFetch { .. } => return self.answer_module(request).await,
+            PeerRequest::ModuleStore { .. } | PeerRequest::ModuleFetch { .. } => {
+                return self.answer_module(request).await;
+            }
             PeerRequest::Status => {
                 // Index 0 is the membership that every node writes by itself; index 1 is a leader's.
                 return Ok(PeerResponse::Status(PeerStatus { formed: self.0.catalog.standing().last > 0 }));

@@ -94,7 +94,9 @@ impl<P: Platform, T: Transport> Node<P, T> {
             Some(Err(error)) if error.kind() == std::io::ErrorKind::StorageFull => {
                 return Err(ServiceError::new(ErrorCode::DiskFull, format!("the module cannot be kept: {error}")));
             }
-            Some(Err(error)) => return Err(ServiceError::new(ErrorCode::Internal, format!("the module cannot be kept: {error}"))),
+            Some(Err(error)) => {
+                return Err(ServiceError::new(ErrorCode::Internal, format!("the module cannot be kept: {error}")));
+            }
             None => return Err(ServiceError::new(ErrorCode::Internal, "the module cannot be kept")),
         }
         let members = self.members();
@@ -116,7 +118,8 @@ impl<P: Platform, T: Transport> Node<P, T> {
                 Some((_, Ok(Err(error)))) => failed.push(error.to_string()),
                 Some((id, _)) => failed.push(format!("node {id} did not store it")),
                 None => {
-                    let detail = format!("{holders} of {majority} necessary nodes hold the module: {}", failed.join("; "));
+                    let detail =
+                        format!("{holders} of {majority} necessary nodes hold the module: {}", failed.join("; "));
                     return Err(ServiceError::new(ErrorCode::Unavailable, detail));
                 }
             }
@@ -149,7 +152,8 @@ impl<P: Platform, T: Transport> Node<P, T> {
             match P::Runtime::timeout(STORE_TIMEOUT, sent).await {
                 Ok(Ok(PeerResponse::Module(Some(bytes)))) if <[u8; 32]>::from(Sha256::digest(&bytes)) == digest => {
                     let (files, copy) = (self.0.files.clone(), bytes.clone());
-                    if let Some(Err(error)) = self.0.setup.platform.run_guest(move || files.write(&digest, &copy)).await {
+                    if let Some(Err(error)) = self.0.setup.platform.run_guest(move || files.write(&digest, &copy)).await
+                    {
                         tracing::warn!(%error, "a fetched module file cannot be kept");
                     }
                     return Ok(bytes);
@@ -187,4 +191,3 @@ impl<P: Platform, T: Transport> Node<P, T> {
         }
     }
 }
-

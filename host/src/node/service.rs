@@ -94,8 +94,12 @@ impl<P: Platform, T: Transport> Node<P, T> {
                 return Ok(group);
             }
             if <P::Runtime as AsyncRuntime>::Instant::now() >= deadline || self.is_stopping() {
-                let why = lock(&self.0.failures).get(&id).cloned().unwrap_or_else(|| "it is still being opened".to_string());
-                return Err(error(ErrorCode::Unavailable, format!("group {name} does not run on node {}: {why}", self.id())));
+                let why =
+                    lock(&self.0.failures).get(&id).cloned().unwrap_or_else(|| "it is still being opened".to_string());
+                return Err(error(
+                    ErrorCode::Unavailable,
+                    format!("group {name} does not run on node {}: {why}", self.id()),
+                ));
             }
             P::Runtime::sleep(Duration::from_millis(5)).await;
         }
@@ -299,7 +303,12 @@ impl<P: Platform, T: Transport> Service for Node<P, T> {
         })
     }
 
-    fn group_create(&self, name: String, module: String, params: serde_json::Value) -> BoxFuture<'_, ServiceResult<GroupView>> {
+    fn group_create(
+        &self,
+        name: String,
+        module: String,
+        params: serde_json::Value,
+    ) -> BoxFuture<'_, ServiceResult<GroupView>> {
         Box::pin(self.create_group(name, module, params))
     }
 

@@ -67,7 +67,9 @@ impl<P: Platform, T: Transport> Node<P, T> {
                 Cluster::Formed if self.has_caught_up().await => break,
                 Cluster::Formed if !said => {
                     said = true;
-                    tracing::warn!("this node's data directory was empty, but its cluster has been running: it votes when it has caught up");
+                    tracing::warn!(
+                        "this node's data directory was empty, but its cluster has been running: it votes when it has caught up"
+                    );
                 }
                 Cluster::Formed | Cluster::Unknown => {}
             }

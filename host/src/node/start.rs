@@ -89,7 +89,9 @@ impl StartError {
             Self::DataDir { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 "free space on its file system; nothing was lost".to_string()
             }
-            Self::DataDir { path, .. } => format!("see that {} exists and can be written, or give another --data-dir", path.display()),
+            Self::DataDir { path, .. } => {
+                format!("see that {} exists and can be written, or give another --data-dir", path.display())
+            }
             Self::Identity(error) => error.remedy(),
             Self::Locked { .. } => "stop that process, or give another --data-dir".to_string(),
             Self::Listen { .. } => "stop what listens there, or give another --peer".to_string(),

@@ -88,7 +88,10 @@ impl Hello {
             ));
         }
         if self.to != node {
-            return Err(format!("this is node {node}, not node {}: check --initial-cluster of node {}", self.to, self.from));
+            return Err(format!(
+                "this is node {node}, not node {}: check --initial-cluster of node {}",
+                self.to, self.from
+            ));
         }
         if self.from == node {
             return Err(format!("two nodes have the id {node}: give each its own --node-id"));

@@ -170,7 +170,8 @@ impl<RT: AsyncRuntime, T: Transport> GroupClient<RT, T> {
 
     async fn send_snapshot(&self, vote: Vote, file: SnapshotFile) -> Result<Vote, CallError> {
         let node = self.target;
-        let local = |error: std::io::Error| CallError::NotSent { node, reason: format!("cannot read the snapshot: {error}") };
+        let local =
+            |error: std::io::Error| CallError::NotSent { node, reason: format!("cannot read the snapshot: {error}") };
         let offer = SnapshotOffer { group: self.group, digest: file.digest(), size: file.size() };
         let begun = self.call(Lane::Bulk, SNAPSHOT_PART_TIMEOUT, &PeerRequest::SnapshotBegin(offer)).await?;
         let mut offset = match begun {
@@ -182,7 +183,12 @@ impl<RT: AsyncRuntime, T: Transport> GroupClient<RT, T> {
             if data.is_empty() {
                 return Err(local(std::io::ErrorKind::UnexpectedEof.into()));
             }
-            let part = PeerRequest::SnapshotChunk { group: self.group, digest: file.digest(), offset, data: Bytes::from(data) };
+            let part = PeerRequest::SnapshotChunk {
+                group: self.group,
+                digest: file.digest(),
+                offset,
+                data: Bytes::from(data),
+            };
             offset = match self.call(Lane::Bulk, SNAPSHOT_PART_TIMEOUT, &part).await? {
                 PeerResponse::SnapshotOffset(next) if next > offset => next,
                 other => return Err(unexpected(node, &other)),
@@ -213,7 +219,10 @@ impl<RT: AsyncRuntime, T: Transport> RaftNetworkV2<Types<RT>> for GroupClient<RT
         &'s mut self,
         input: S,
         option: RPCOption,
-    ) -> BoxFuture<'s, Result<BoxStream<'s, Result<StreamAppendResult<Types<RT>>, RPCError<Types<RT>>>>, RPCError<Types<RT>>>>
+    ) -> BoxFuture<
+        's,
+        Result<BoxStream<'s, Result<StreamAppendResult<Types<RT>>, RPCError<Types<RT>>>>, RPCError<Types<RT>>>,
+    >
     where
         S: futures_util::Stream<Item = AppendEntriesRequest<Types<RT>>> + OptionalSend + Unpin + 'static,
     {

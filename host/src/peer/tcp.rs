@@ -102,18 +102,14 @@ impl Transport for TcpTransport {
 }
 
 /// Owns one connection to one peer: connects when there is something to send, again after it broke.
-async fn run_link(
-    inner: std::sync::Weak<Inner>,
-    to: NodeId,
-    lane: Lane,
-    mut queue: mpsc::UnboundedReceiver<Outgoing>,
-) {
+async fn run_link(inner: std::sync::Weak<Inner>, to: NodeId, lane: Lane, mut queue: mpsc::UnboundedReceiver<Outgoing>) {
     let mut said = String::new();
     while let Some(first) = queue.recv().await {
         let Some(inner) = inner.upgrade() else { return };
         let connected = tokio::time::timeout(CONNECT_TIMEOUT, connect(&inner, to, lane)).await;
         drop(inner);
-        let connected = connected.unwrap_or_else(|_| Err(io::Error::other(format!("no answer within {CONNECT_TIMEOUT:?}"))));
+        let connected =
+            connected.unwrap_or_else(|_| Err(io::Error::other(format!("no answer within {CONNECT_TIMEOUT:?}"))));
         match connected {
             Ok(stream) => {
                 said.clear();
@@ -246,7 +242,12 @@ pub async fn serve(listener: TcpListener, node: NodeId, cluster: [u8; 16], handl
     }
 }
 
-async fn serve_peer(mut stream: TcpStream, node: NodeId, cluster: [u8; 16], handler: Arc<dyn Handler>) -> io::Result<()> {
+async fn serve_peer(
+    mut stream: TcpStream,
+    node: NodeId,
+    cluster: [u8; 16],
+    handler: Arc<dyn Handler>,
+) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut bytes = [0; Hello::BYTES];
     let read = tokio::time::timeout(CONNECT_TIMEOUT, stream.read_exact(&mut bytes)).await;

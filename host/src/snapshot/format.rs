@@ -27,8 +27,11 @@ pub const CHUNK_HEAD_BYTES: usize = 8;
 const HEAD_BYTES_MAX: u32 = 256 << 20;
 
 /// The membership as openraft keeps it.
-pub type StoredMembership =
-    openraft::StoredMembership<<crate::types::LeaderId as openraft::vote::RaftLeaderId>::Committed, u64, openraft::BasicNode>;
+pub type StoredMembership = openraft::StoredMembership<
+    <crate::types::LeaderId as openraft::vote::RaftLeaderId>::Committed,
+    u64,
+    openraft::BasicNode,
+>;
 
 /// What a snapshot says of itself before the module's bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,15 +139,8 @@ pub struct SnapshotReader<R> {
 impl<R: Read> SnapshotReader<R> {
     /// Reads the head of `source`, which stands at the file's beginning.
     pub fn open(source: R) -> Result<(Head, Self), Wrong> {
-        let mut reader = Self {
-            source,
-            digest: Sha256::new(),
-            offset: 0,
-            payload: 0,
-            chunk: Vec::new(),
-            taken: 0,
-            done: None,
-        };
+        let mut reader =
+            Self { source, digest: Sha256::new(), offset: 0, payload: 0, chunk: Vec::new(), taken: 0, done: None };
         let mut hashed = Hashed { source: &mut reader.source, digest: &mut reader.digest };
         let (head, used) = decode_head(&mut hashed)?;
         reader.offset = used;

@@ -30,7 +30,9 @@ impl std::fmt::Debug for Receiver {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.current {
             None => f.write_str("no transfer"),
-            Some(transfer) => write!(f, "{}: {} of {} bytes", transfer.path.display(), transfer.received, transfer.size),
+            Some(transfer) => {
+                write!(f, "{}: {} of {} bytes", transfer.path.display(), transfer.received, transfer.size)
+            }
         }
     }
 }

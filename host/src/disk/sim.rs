@@ -609,12 +609,12 @@ impl Disk for SimDisk {
     }
 
     fn remove_dir_all(&self, dir: &Path) -> io::Result<()> {
-        let mut inner = self.lock();
-        let below: Vec<PathBuf> = inner.live.names.keys().filter(|path| path.starts_with(dir)).cloned().collect();
-        for path in below {
-            inner.push(Change::Remove { path });
+        let below = |path: &&PathBuf| path.starts_with(dir);
+        let files: Vec<PathBuf> = self.lock().live.names.keys().filter(below).cloned().collect();
+        for path in files {
+            self.remove(&path)?;
         }
-        inner.dirs.retain(|path| !path.starts_with(dir));
+        self.lock().dirs.retain(|path| !path.starts_with(dir));
         Ok(())
     }
 

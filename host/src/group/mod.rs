@@ -661,6 +661,18 @@ impl<P: Platform, T: Transport> Group<P, T> {
         if head.last_log_id.committed_leader_id().term > vote.leader_id.term {
             return Err("the snapshot is of a later term than its sender's vote".to_string());
         }
+        // The same leader's entries may have come further while the snapshot was on its way. openraft then moves its
+        // log progress back, and panics where it checks that. The commit index gets there by itself; until then, refuse.
+        let covered = head.last_log_id.index;
+        let further = self.raft.with_raft_state(move |state| {
+            let last = state.log_ids.last().filter(|last| last.index > covered);
+            *state.vote_ref() == vote
+                && last.is_some_and(|last| last.committed_leader_id().term == vote.leader_id.term)
+                && state.local_committed().is_none_or(|committed| committed.index < covered)
+        });
+        if further.await.map_err(|error| error.to_string())? {
+            return Err(format!("the snapshot covers up to index {covered}; the log has come further by entries"));
+        }
         let meta = openraft::SnapshotMeta { last_log_id: Some(head.last_log_id), last_membership: head.membership };
         let snapshot = openraft::Snapshot { meta, snapshot: file };
         let response = self.raft.install_full_snapshot(vote, snapshot).await.map_err(|error| error.to_string())?;

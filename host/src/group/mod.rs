@@ -465,7 +465,12 @@ impl<P: Platform, T: Transport> Group<P, T> {
                 drop(P::Runtime::spawn(async move {
                     let barrier = if lease { &group.lease } else { &group.linearizable };
                     let driven = group.clone();
-                    barrier.drive(move || { let group = driven.clone(); Box::pin(async move { group.read_round(lease).await }) }).await;
+                    barrier
+                        .drive(move || {
+                            let group = driven.clone();
+                            Box::pin(async move { group.read_round(lease).await })
+                        })
+                        .await;
                 }));
                 receiver
             }
@@ -489,7 +494,12 @@ impl<P: Platform, T: Transport> Group<P, T> {
                 Some(leader) => {
                     let request = PeerRequest::ReadIndex { group: self.id, lease };
                     let limit = Duration::from_millis(self.timing.election_timeout_ms.saturating_mul(2));
-                    match RtOf::<P>::timeout(limit, call::<RtOf<P>, T>(&self.transport, leader, Lane::Consensus, &request)).await {
+                    match RtOf::<P>::timeout(
+                        limit,
+                        call::<RtOf<P>, T>(&self.transport, leader, Lane::Consensus, &request),
+                    )
+                    .await
+                    {
                         Ok(Ok(PeerResponse::ReadIndex(index))) => return Ok(index),
                         Ok(Ok(PeerResponse::NotLeader(_))) => format!("node {leader} does not lead any more"),
                         Ok(Ok(other)) => format!("node {leader} answered {other:?}"),
@@ -603,7 +613,9 @@ impl<P: Platform, T: Transport> Group<P, T> {
             PeerRequest::Append(_, rpc) => {
                 self.raft.append_entries(rpc).await.map(PeerResponse::Append).map_err(|error| text(&error))
             }
-            PeerRequest::Vote(_, rpc) => self.raft.vote(rpc).await.map(PeerResponse::Vote).map_err(|error| text(&error)),
+            PeerRequest::Vote(_, rpc) => {
+                self.raft.vote(rpc).await.map(PeerResponse::Vote).map_err(|error| text(&error))
+            }
             PeerRequest::PreVote(_, rpc) => {
                 self.raft.pre_vote(rpc).await.map(PeerResponse::Vote).map_err(|error| text(&error))
             }
@@ -617,12 +629,14 @@ impl<P: Platform, T: Transport> Group<P, T> {
                 self.hear(sessions);
                 Ok(PeerResponse::Done)
             }
-            PeerRequest::SnapshotBegin(offer) => {
-                self.receive(move |receiver| receiver.begin(offer.digest, offer.size)).await.map(PeerResponse::SnapshotOffset)
-            }
-            PeerRequest::SnapshotChunk { digest, offset, data, .. } => {
-                self.receive(move |receiver| receiver.part(digest, offset, &data)).await.map(PeerResponse::SnapshotOffset)
-            }
+            PeerRequest::SnapshotBegin(offer) => self
+                .receive(move |receiver| receiver.begin(offer.digest, offer.size))
+                .await
+                .map(PeerResponse::SnapshotOffset),
+            PeerRequest::SnapshotChunk { digest, offset, data, .. } => self
+                .receive(move |receiver| receiver.part(digest, offset, &data))
+                .await
+                .map(PeerResponse::SnapshotOffset),
             PeerRequest::SnapshotEnd { digest, vote, .. } => self.install(digest, vote).await,
             other => Err(format!("{other:?} is not for a group")),
         }

@@ -67,7 +67,7 @@ pub struct ServeConfig {
     pub cluster_name: String,
 
     /// How often a leader tells its followers that it is there, milliseconds
-    #[arg(long, value_name = "MS", default_value_t = 100, help_heading = "Cluster")]
+    #[arg(long, value_name = "MS", default_value_t = 200, help_heading = "Cluster")]
     pub heartbeat_ms: u64,
 
     /// How long a follower waits for a leader before it stands for election, milliseconds: a random
@@ -175,7 +175,7 @@ impl ServeConfig {
             return refuse("--node-id is 0".into(), "number the nodes from 1");
         }
         if self.heartbeat_ms == 0 {
-            return refuse("--heartbeat-ms is 0".into(), "100 suits most networks");
+            return refuse("--heartbeat-ms is 0".into(), "200 suits most networks");
         }
         if self.election_timeout_ms < self.heartbeat_ms.saturating_mul(2) {
             return refuse(

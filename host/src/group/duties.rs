@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::sync::Weak;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use openraft::Instant;
@@ -26,6 +28,8 @@ struct Duties<P: Platform> {
     snapshot_due: InstantOf<P>,
     /// The applied index the last snapshot was asked for at.
     snapshot_asked: u64,
+    /// Whether a snapshot is being written.
+    writing: Arc<AtomicBool>,
     /// Sessions and timers already proposed to end or fire, until they are gone.
     pending_timers: BTreeMap<(u64, u64), InstantOf<P>>,
 }
@@ -44,9 +48,10 @@ pub async fn run<P: Platform, T: Transport>(group: Weak<Group<P, T>>) {
                 heard: BTreeMap::new(),
                 snapshot_due: InstantOf::<P>::now() + snapshot_interval(&group),
                 snapshot_asked: 0,
+                writing: Arc::default(),
                 pending_timers: BTreeMap::new(),
             });
-            duties.snapshots(&group).await;
+            duties.snapshots(&group);
             duties.touches(&group);
             (duties.lead(&group).await, group.shared.clone())
         };
@@ -65,22 +70,25 @@ fn snapshot_interval<P: Platform, T: Transport>(group: &Group<P, T>) -> Duration
 }
 
 impl<P: Platform> Duties<P> {
-    async fn snapshots<T: Transport>(&mut self, group: &Arc<Group<P, T>>) {
+    fn snapshots<T: Transport>(&mut self, group: &Arc<Group<P, T>>) {
         let (applied, bytes) = group.shared.growth();
         let covered = group.shared.snapshot_index().max(self.snapshot_asked);
         let now = InstantOf::<P>::now();
         let by_time = now >= self.snapshot_due && applied > covered;
         let by_size = applied.saturating_sub(covered) >= group.timing.snapshot_entries
             || (bytes >= group.timing.snapshot_bytes && applied > covered);
-        if by_time || by_size {
-            match group.snapshot().await {
-                Ok(index) => self.snapshot_asked = index,
-                Err(error) => {
+        if (by_time || by_size) && !self.writing.load(Ordering::Relaxed) {
+            // If it fails, tried again when as much has come in again, or time has passed.
+            self.snapshot_asked = applied;
+            let (group, writing) = (group.clone(), self.writing.clone());
+            writing.store(true, Ordering::Relaxed);
+            // Beside the other duties: sessions and timers do not wait for a large state to be written.
+            drop(P::Runtime::spawn(async move {
+                if let Err(error) = group.snapshot().await {
                     tracing::error!(%error, "the log cannot be shortened until a snapshot is written");
-                    // Tried again when as much has come in again, or time has passed.
-                    self.snapshot_asked = applied;
                 }
-            }
+                writing.store(false, Ordering::Relaxed);
+            }));
         }
         if now >= self.snapshot_due || by_size {
             self.snapshot_due = now + snapshot_interval(group);

@@ -109,6 +109,7 @@
 //!
 //! There is some in `src/wasm.rs`, which calls the host, and nowhere else.
 
+pub mod adapter;
 mod binary;
 pub mod codec;
 mod context;

@@ -18,7 +18,11 @@ use std::io::BufWriter;
 use std::io::Read;
 use std::io::Write;
 
+use crate::adapter::Adapter;
+use crate::adapter::Io;
+use crate::adapter::flags_of;
 use crate::codec::Codec;
+use crate::context::Header;
 use crate::context::Host;
 use crate::guest::Guest;
 use crate::log::Level;
@@ -124,19 +128,21 @@ fn install_panic_hook() {
 /// A module's whole inside: the instance and the buffers of the call in progress.
 /// [`export!`](crate::export!) keeps one.
 #[derive(Debug)]
-pub struct Module<M, C> {
+pub struct Module<M, C, A> {
     guest: Guest<M, C>,
+    /// In an instance that serves connections.
+    adapter: Option<A>,
     input: Vec<u8>,
     output: Vec<u8>,
 }
 
-impl<M: Default, C> Default for Module<M, C> {
+impl<M: Default, C, A> Default for Module<M, C, A> {
     fn default() -> Self {
-        Self { guest: Guest::default(), input: Vec::new(), output: Vec::new() }
+        Self { guest: Guest::default(), adapter: None, input: Vec::new(), output: Vec::new() }
     }
 }
 
-impl<M: StateMachine, C: Codec<M>> Module<M, C> {
+impl<M: StateMachine, C: Codec<M>, A: Adapter> Module<M, C, A> {
     /// The export `statehouse_abi_1`.
     pub fn start(&mut self) {
         install_panic_hook();
@@ -206,6 +212,23 @@ impl<M: StateMachine, C: Codec<M>> Module<M, C> {
         self.finish(outcome)
     }
 
+    /// The export `adapter_open`.
+    pub fn adapter_open(&mut self, argument: *const u8, length: usize) -> u64 {
+        self.with_argument(argument, length, |module, argument, out| {
+            let (header, settings) = Header::split(argument)?;
+            module.adapter = Some(A::open(settings, &mut Io::new(header, flags_of(argument), out))?);
+            Ok(())
+        })
+    }
+
+    /// The export `adapter_step`.
+    pub fn adapter_step(&mut self, argument: *const u8, length: usize) -> u64 {
+        self.with_argument(argument, length, |module, argument, out| match &mut module.adapter {
+            Some(adapter) => adapter.step(argument, out),
+            None => Err(Reject::new("adapter_step before adapter_open")),
+        })
+    }
+
     /// Runs one call on the argument the host left in `input`. Reading it there, and not through
     /// the pointer, is what keeps this safe code.
     fn call(
@@ -214,14 +237,26 @@ impl<M: StateMachine, C: Codec<M>> Module<M, C> {
         length: usize,
         run: impl FnOnce(&mut Guest<M, C>, &[u8], &mut Vec<u8>) -> Result<(), Reject>,
     ) -> u64 {
+        self.with_argument(argument, length, |module, argument, out| run(&mut module.guest, argument, out))
+    }
+
+    fn with_argument(
+        &mut self,
+        argument: *const u8,
+        length: usize,
+        run: impl FnOnce(&mut Self, &[u8], &mut Vec<u8>) -> Result<(), Reject>,
+    ) -> u64 {
         if self.output.capacity() > KEPT_BYTES {
             self.output = Vec::new();
         }
         self.output.clear();
-        let outcome = match self.input.get(..length) {
-            Some(bytes) if argument == bytes.as_ptr() => run(&mut self.guest, bytes, &mut self.output),
+        let input = std::mem::take(&mut self.input);
+        let mut output = std::mem::take(&mut self.output);
+        let outcome = match input.get(..length) {
+            Some(bytes) if argument == bytes.as_ptr() => run(self, bytes, &mut output),
             _ => Err(Reject::new("the host called with bytes that are not the last `alloc`'s")),
         };
+        (self.input, self.output) = (input, output);
         self.finish(outcome)
     }
 

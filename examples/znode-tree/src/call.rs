@@ -1,0 +1,393 @@
+//! The bytes between the adapter and the state machine: calls, replies, events.
+//!
+//! All numbers are big-endian, as everywhere in ZooKeeper's protocol.
+//!
+//! **Call** (a command or a query):
+//!
+//! ```text
+//! version u8 = 1 | operation i32 | identities u16, each: scheme (u16 + text), id (u32 + text) | body
+//! ```
+//!
+//! The body is the request record exactly as the client sent it, without the request header. The
+//! session is the host's (`ctx.session()`), so it is not repeated here.
+//!
+//! **Reply** (to a command, or the answer to a query):
+//!
+//! ```text
+//! error i32 | body
+//! ```
+//!
+//! ready to be put behind a reply header's `xid` and `zxid`. With an error there is no body; a multi
+//! that failed is error 0 with the results of its entries. The zxid is the index that comes with the
+//! reply: it grows with each entry of the group's log, with gaps where an entry is none of ours
+//! (sessions, timers), and has no epoch half. An error is an ordinary reply: a call is *rejected*
+//! only when its bytes are no call, which no adapter sends.
+//!
+//! **Event** (what a command, a timer or the end of a session changed, for the watches): as
+//! [`Changes`] says. An entry that changes much emits several; together they are its changes in
+//! order.
+//!
+//! **Which operations go where** is [`route`]. Beyond ZooKeeper's and ClickHouse's numbers there are
+//! a few of our own, [`own`], which the adapter must never let a client send: it asks `route` with
+//! the client's number.
+
+use crate::jute::Malformed;
+use crate::jute::Reader;
+use crate::jute::Writer;
+use crate::wire::ErrorCode;
+use crate::wire::EventType;
+use crate::wire::op;
+
+/// The version byte of calls and events.
+const VERSION: u8 = 1;
+
+/// Operations that no client may send. Their bodies and answers are Jute as well.
+pub mod own {
+    /// Query, no body: `{nodes i64, ephemerals i64, sessions with ephemerals i64, data bytes i64,
+    /// paths' bytes i64}`, for `mntr` and `srvr`.
+    pub const STATUS: i32 = 10_000;
+    /// Query, no body: a vector of `{session i64, paths vector}`, sessions and paths in order, for
+    /// `dump`.
+    pub const EPHEMERALS: i32 = 10_001;
+    /// Command, `{data buffer}`: becomes the data of `/zookeeper/config` (or `/keeper/config`), if it
+    /// differs; no body in the answer.
+    pub const SET_CONFIG: i32 = 10_002;
+    /// Query, `{paths vector}`: for each path whether the caller may read it, as a byte (1, 0; 2 when
+    /// there is no such node).
+    pub const MAY_READ: i32 = 10_003;
+}
+
+/// Where a client's operation goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// Through the log, to `apply`.
+    Command,
+    /// To `query`.
+    Query,
+    /// The adapter's own: ping, auth, sync, whoAmI, the watch tables, the session.
+    Adapter,
+    /// Nobody's: `Unimplemented`.
+    Unknown,
+}
+
+/// Where a client's operation goes. [`own`] operations are `Unknown` here.
+pub fn route(operation: i32) -> Route {
+    match operation {
+        op::CREATE
+        | op::CREATE2
+        | op::CREATE_CONTAINER
+        | op::CREATE_TTL
+        | op::DELETE
+        | op::DELETE_CONTAINER
+        | op::SET_DATA
+        | op::SET_ACL
+        | op::CHECK
+        | op::MULTI
+        | op::RECONFIG
+        | op::CREATE_IF_NOT_EXISTS
+        | op::REMOVE_RECURSIVE
+        | op::TRY_REMOVE
+        | op::CHECK_NOT_EXISTS
+        | op::CHECK_STAT => Route::Command,
+        op::EXISTS
+        | op::GET_DATA
+        | op::GET_ACL
+        | op::GET_CHILDREN
+        | op::GET_CHILDREN2
+        | op::MULTI_READ
+        | op::GET_EPHEMERALS
+        | op::GET_ALL_CHILDREN_NUMBER
+        | op::SET_WATCHES
+        | op::SET_WATCHES2
+        | op::ADD_WATCH
+        | op::FILTERED_LIST
+        | op::FILTERED_LIST_WITH_STATS_AND_DATA
+        | op::LIST_RECURSIVE => Route::Query,
+        op::SYNC
+        | op::PING
+        | op::CHECK_WATCHES
+        | op::REMOVE_WATCHES
+        | op::AUTH
+        | op::SASL
+        | op::WHO_AM_I
+        | op::CLOSE_SESSION => Route::Adapter,
+        _ => Route::Unknown,
+    }
+}
+
+/// Whom a client has proved to be: `digest` with `user:base64`, `ip` with its address, `super`.
+/// ([`acl`](crate::acl) says what each may do.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity<'a> {
+    /// The scheme.
+    pub scheme: &'a str,
+    /// Who, in the words of the scheme.
+    pub id: &'a str,
+}
+
+/// A command or a query.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Call<'a> {
+    /// ZooKeeper's operation code.
+    pub operation: i32,
+    /// The caller's identities, in the order they were added.
+    pub identities: Vec<Identity<'a>>,
+    /// The request record.
+    pub body: &'a [u8],
+}
+
+impl<'a> Call<'a> {
+    /// Reads one.
+    pub fn decode(bytes: &'a [u8]) -> Result<Self, Malformed> {
+        let mut reader = Reader::new(bytes);
+        if reader.u8()? != VERSION {
+            return Err(Malformed);
+        }
+        let operation = reader.i32()?;
+        let mut identities = Vec::new();
+        for _ in 0..reader.u16()? {
+            identities.push(read_identity(&mut reader)?);
+        }
+        Ok(Self { operation, identities, body: reader.rest() })
+    }
+
+    /// Appends it.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        call_head(self.operation, self.identities.iter().copied(), out);
+        out.extend_from_slice(self.body);
+    }
+}
+
+/// Appends all of a call but the body, which the caller appends as it came: for an adapter that has
+/// the identities' bytes in hand and copies each request once.
+pub fn call_head<'i>(operation: i32, identities: impl ExactSizeIterator<Item = Identity<'i>>, out: &mut Vec<u8>) {
+    let mut writer = Writer::new(out);
+    writer.u8(VERSION).i32(operation).u16(u16::try_from(identities.len()).unwrap_or(u16::MAX));
+    for identity in identities.take(usize::from(u16::MAX)) {
+        write_identity(identity, &mut writer);
+    }
+}
+
+fn read_identity<'a>(reader: &mut Reader<'a>) -> Result<Identity<'a>, Malformed> {
+    let scheme_length = usize::from(reader.u16()?);
+    let scheme = std::str::from_utf8(reader.raw(scheme_length)?).map_err(|_| Malformed)?;
+    let id_length = usize::try_from(reader.u32()?).map_err(|_| Malformed)?;
+    let id = std::str::from_utf8(reader.raw(id_length)?).map_err(|_| Malformed)?;
+    Ok(Identity { scheme, id })
+}
+
+/// A scheme longer than 65,535 bytes, which is none of ours, is written as an empty one.
+fn write_identity(identity: Identity<'_>, out: &mut Writer<'_>) {
+    let scheme = if identity.scheme.len() > usize::from(u16::MAX) { "" } else { identity.scheme };
+    out.u16(u16::try_from(scheme.len()).unwrap_or(0)).raw(scheme.as_bytes());
+    out.count(identity.id.len()).raw(identity.id.as_bytes());
+}
+
+/// Splits a reply or an answer into error number and body.
+pub fn split_reply(bytes: &[u8]) -> Result<(i32, &[u8]), Malformed> {
+    let mut reader = Reader::new(bytes);
+    Ok((reader.i32()?, reader.rest()))
+}
+
+/// A reply without a body.
+pub fn error_reply(code: ErrorCode) -> Vec<u8> {
+    code.number().to_be_bytes().to_vec()
+}
+
+/// Who may see a change: ZooKeeper sends no event about a node to a client without READ on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Readers<'a> {
+    /// Everybody.
+    All,
+    /// Whoever has one of these entries of the node's ACL (or is `super`): ask
+    /// [`acl::is_one_of`](crate::acl::is_one_of).
+    Some(Vec<Identity<'a>>),
+}
+
+/// One thing that watches wait for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change<'a> {
+    /// What happened.
+    pub event: EventType,
+    /// To which node.
+    pub path: &'a str,
+    /// Who may know.
+    pub readers: Readers<'a>,
+}
+
+/// The count of readers that stands for everybody.
+const ALL_READERS: u16 = u16::MAX;
+
+/// Reads the changes of an event, in ZooKeeper's order: a node's creation or deletion before
+/// `NodeChildrenChanged` of its parent, the entries of a multi one after the other.
+///
+/// ```text
+/// version u8 = 1 | then to the end, each:
+///   event u8 (1 created, 2 deleted, 3 data changed, 4 children changed)
+///   readers u16 (0xffff: everybody), each: scheme (u16 + text), id (u32 + text)
+///   path (u32 + text)
+/// ```
+///
+/// The iterator ends after the first malformed change, which it gives as an error.
+#[derive(Clone, Debug)]
+pub struct Changes<'a> {
+    reader: Reader<'a>,
+    is_broken: bool,
+}
+
+impl<'a> Changes<'a> {
+    /// The changes in an event's bytes.
+    pub fn decode(bytes: &'a [u8]) -> Result<Self, Malformed> {
+        let mut reader = Reader::new(bytes);
+        if reader.u8()? != VERSION {
+            return Err(Malformed);
+        }
+        Ok(Self { reader, is_broken: false })
+    }
+
+    fn change(&mut self) -> Result<Change<'a>, Malformed> {
+        let event = EventType::from_number(self.reader.u8()?).ok_or(Malformed)?;
+        let readers = match self.reader.u16()? {
+            ALL_READERS => Readers::All,
+            count => {
+                let mut some = Vec::new();
+                for _ in 0..count {
+                    some.push(read_identity(&mut self.reader)?);
+                }
+                Readers::Some(some)
+            }
+        };
+        let length = usize::try_from(self.reader.u32()?).map_err(|_| Malformed)?;
+        let path = std::str::from_utf8(self.reader.raw(length)?).map_err(|_| Malformed)?;
+        Ok(Change { event, path, readers })
+    }
+}
+
+impl<'a> Iterator for Changes<'a> {
+    type Item = Result<Change<'a>, Malformed>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.is_broken || self.reader.rest().is_empty() {
+            return None;
+        }
+        let change = self.change();
+        self.is_broken = change.is_err();
+        Some(change)
+    }
+}
+
+/// Collects an entry's changes into the bytes of events.
+#[derive(Debug, Default)]
+pub struct ChangeWriter {
+    full: Vec<Vec<u8>>,
+    bytes: Vec<u8>,
+}
+
+impl ChangeWriter {
+    /// An event is closed when it is this long, so that it stays below the host's limit (1 MiB) with
+    /// one more change of a long path in it.
+    const EVENT_BYTES: usize = 256 << 10;
+
+    /// Appends a change. `readers` as in [`Readers`]: `None` is everybody.
+    pub fn push<'i>(
+        &mut self,
+        event: EventType,
+        path: &[u8],
+        readers: Option<impl ExactSizeIterator<Item = Identity<'i>>>,
+    ) {
+        if self.bytes.len() >= Self::EVENT_BYTES {
+            self.full.push(std::mem::take(&mut self.bytes));
+        }
+        if self.bytes.is_empty() {
+            self.bytes.push(VERSION);
+        }
+        let mut out = Writer::new(&mut self.bytes);
+        out.u8(event as u8);
+        match readers {
+            None => {
+                out.u16(ALL_READERS);
+            }
+            Some(readers) => {
+                // An ACL list of more entries than that does not fit any frame.
+                let count = u16::try_from(readers.len()).unwrap_or(ALL_READERS - 1).min(ALL_READERS - 1);
+                out.u16(count);
+                for identity in readers.take(usize::from(count)) {
+                    write_identity(identity, &mut out);
+                }
+            }
+        }
+        out.count(path.len()).raw(path);
+    }
+
+    /// Whether nothing changed.
+    pub fn is_empty(&self) -> bool {
+        self.full.is_empty() && self.bytes.is_empty()
+    }
+
+    /// The events' bytes, in order.
+    pub fn events(&self) -> impl Iterator<Item = &[u8]> {
+        let last = (!self.bytes.is_empty()).then_some(self.bytes.as_slice());
+        self.full.iter().map(Vec::as_slice).chain(last)
+    }
+}
+
+/// What setWatches and setWatches2 answer here (ZooKeeper's reply has no body, so the adapter sends
+/// none): the events that the client has missed and that fire at once, `vector of {event i32, path}`.
+/// Of the paths not in it the adapter keeps the watch; of the others it does not.
+pub fn read_missed<'a>(body: &'a [u8]) -> Result<Vec<(EventType, &'a str)>, Malformed> {
+    let mut reader = Reader::new(body);
+    let mut missed = Vec::new();
+    for _ in 0..reader.count()?.unwrap_or(0) {
+        let event = u8::try_from(reader.i32()?).ok().and_then(EventType::from_number).ok_or(Malformed)?;
+        missed.push((event, reader.text()?.ok_or(Malformed)?));
+    }
+    Ok(missed)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+    use super::*;
+
+    #[test]
+    fn a_call_is_the_bytes_this_page_says() {
+        let identities = vec![Identity { scheme: "ip", id: "10.0.0.1" }];
+        let call = Call { operation: op::GET_DATA, identities, body: b"body" };
+        let mut bytes = Vec::new();
+        call.encode(&mut bytes);
+        assert_eq!(bytes, b"\x01\0\0\0\x04\0\x01\0\x02ip\0\0\0\x0810.0.0.1body");
+        assert_eq!(Call::decode(&bytes), Ok(call));
+        for cut in 0..bytes.len() - 4 {
+            assert_eq!(Call::decode(&bytes[..cut]), Err(Malformed), "{cut}");
+        }
+    }
+
+    #[test]
+    fn changes_come_out_in_order_with_their_readers() {
+        let mut writer = ChangeWriter::default();
+        assert!(writer.is_empty());
+        let readers = [Identity { scheme: "digest", id: "u:h" }];
+        writer.push(EventType::NodeCreated, b"/a/b", Some(readers.into_iter()));
+        writer.push(EventType::NodeChildrenChanged, b"/a", None::<std::iter::Empty<_>>);
+        let events: Vec<_> = writer.events().collect();
+        assert_eq!(events, [b"\x01\x01\0\x01\0\x06digest\0\0\0\x03u:h\0\0\0\x04/a/b\x04\xff\xff\0\0\0\x02/a"]);
+        let changes: Vec<_> = Changes::decode(events[0]).unwrap().map(Result::unwrap).collect();
+        assert_eq!(changes[0].readers, Readers::Some(readers.to_vec()));
+        assert_eq!(changes[1], Change { event: EventType::NodeChildrenChanged, path: "/a", readers: Readers::All });
+        let cut: Vec<_> = Changes::decode(&events[0][..20]).unwrap().collect();
+        assert_eq!(cut, [Err(Malformed)]);
+    }
+
+    #[test]
+    fn many_changes_are_several_events_each_below_the_hosts_limit() {
+        let mut writer = ChangeWriter::default();
+        for number in 0..20_000 {
+            let path = format!("/sessions/of/a/busy/client/{number:010}");
+            writer.push(EventType::NodeDeleted, path.as_bytes(), None::<std::iter::Empty<_>>);
+        }
+        let events: Vec<_> = writer.events().collect();
+        assert!(events.len() > 1 && events.iter().all(|event| event.len() < 1 << 20));
+        let paths = events.iter().flat_map(|event| Changes::decode(event).unwrap()).map(|change| change.unwrap().path);
+        assert!(paths.enumerate().all(|(number, path)| path == format!("/sessions/of/a/busy/client/{number:010}")));
+    }
+}

@@ -99,6 +99,10 @@ pub struct ServeConfig {
     #[arg(long, value_name = "BYTES", default_value = "16MiB", value_parser = parse_bytes, help_heading = "Log and snapshots")]
     pub log_cache_bytes: u64,
 
+    /// Threads for consensus and connections; 0 for one a two cores. Syncs and guest code have threads of their own
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=1024), help_heading = "Limits")]
+    pub worker_threads: u64,
+
     /// The largest command or query
     #[arg(long, value_name = "BYTES", default_value = "1MiB", value_parser = parse_bytes, help_heading = "Limits")]
     pub command_bytes_max: u64,

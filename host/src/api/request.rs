@@ -183,7 +183,8 @@ pub async fn read_body(headers: &HeaderMap, mut body: Body, limit: u64, setting:
             return Err(Problem::too_large(limit, setting));
         }
         if first.is_empty() && rest.is_empty() {
-            first = data;
+            // A copy: what came is a view of the connection's read buffer, and a command is kept for long.
+            first = Bytes::copy_from_slice(&data);
         } else {
             if rest.is_empty() {
                 rest.reserve(usize::try_from(body.size_hint().lower().max(length)).unwrap_or(0));

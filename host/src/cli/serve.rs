@@ -3,6 +3,7 @@
 use std::io;
 use std::io::Read;
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,6 +39,7 @@ pub(super) fn run(config: ServeConfig) -> Result<(), Failure> {
     config.validate()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        .worker_threads(worker_threads(&config))
         // The blocking pool runs guest code; these stacks are address space, not memory.
         .thread_stack_size(module::GUEST_STACK_BYTES)
         .on_thread_start(module::mark_guest_thread)
@@ -49,6 +51,15 @@ pub(super) fn run(config: ServeConfig) -> Result<(), Failure> {
     // What still blocks in the background has nothing left to say.
     runtime.shutdown_timeout(Duration::from_secs(1));
     served
+}
+
+/// Not one a core: the log's thread and guest code need some of them, and workers that share what little there is to do
+/// wake each other for it.
+fn worker_threads(config: &ServeConfig) -> usize {
+    match usize::try_from(config.worker_threads) {
+        Ok(threads) if threads > 0 => threads,
+        _ => (std::thread::available_parallelism().map_or(1, NonZero::get) / 2).max(1),
+    }
 }
 
 async fn serve(config: ServeConfig) -> Result<(), Failure> {

@@ -43,6 +43,7 @@ use crate::log::GroupLog;
 use crate::peer::CallError;
 use crate::peer::Lane;
 use crate::peer::Transport;
+use crate::peer::commit::Hurry;
 use crate::peer::message::PeerRequest;
 use crate::peer::message::PeerResponse;
 use crate::peer::raft::GroupNetwork;
@@ -162,6 +163,8 @@ pub struct Group<P: Platform, T: Transport> {
     /// The members to begin with, and whether this one stands for election first.
     members: BTreeMap<NodeId, String>,
     stands_first: bool,
+    /// The nodes that must hear of commits at once.
+    hurry: Hurry<RtOf<P>>,
 }
 
 /// Proposals a node may have under way in one group.
@@ -241,7 +244,8 @@ impl<P: Platform, T: Transport> Group<P, T> {
         };
         let config = Arc::new(config.validate().map_err(io::Error::other)?);
         let machine = StateMachine::new(shared.clone(), factory, store.clone(), platform.clone());
-        let network = GroupNetwork::<P::Runtime, T>::new(id, options.transport.clone());
+        let hurry = Hurry::default();
+        let network = GroupNetwork::<P::Runtime, T>::new(id, options.transport.clone(), hurry.clone());
         let raft = Raft::<P>::new(node, config, network, options.log, machine).await.map_err(io::Error::other)?;
         let (proposals, queue) = mpsc::channel(PROPOSALS_MAX);
         let group = Arc::new(Self {
@@ -265,6 +269,7 @@ impl<P: Platform, T: Transport> Group<P, T> {
             votes: Mutex::new(false),
             members: options.members,
             stands_first: options.stands_first,
+            hurry,
         });
         if options.may_vote {
             group.begin_voting().await?;
@@ -602,8 +607,15 @@ impl<P: Platform, T: Transport> Group<P, T> {
         }
     }
 
-    /// Runs one Raft request of another node.
-    pub async fn handle(self: &Arc<Self>, request: PeerRequest<RtOf<P>>) -> Result<PeerResponse<RtOf<P>>, String> {
+    /// Runs one Raft request of node `from`.
+    pub async fn handle(
+        self: &Arc<Self>,
+        from: NodeId,
+        request: PeerRequest<RtOf<P>>,
+    ) -> Result<PeerResponse<RtOf<P>>, String> {
+        if matches!(&request, PeerRequest::Propose { .. } | PeerRequest::ReadIndex { .. }) {
+            self.hurry.mark(from);
+        }
         let text = |error: &dyn std::fmt::Display| format!("group {}: {error}", self.name);
         let votes = *self.votes.lock().unwrap_or_else(PoisonError::into_inner);
         match request {

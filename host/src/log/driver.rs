@@ -18,6 +18,9 @@ use super::error::LogError;
 use super::files::Files;
 use super::writer::Writer;
 
+/// With nothing queued for this long, the tail mark is written.
+const REST_AFTER: Duration = Duration::from_millis(10);
+
 /// What a driver does next.
 enum Turn {
     /// Something is queued.
@@ -163,13 +166,27 @@ fn wait(driver: &mut Driver) -> Turn {
     if let Some(turn) = Driver::turn(&driver.shared.lock()) {
         return turn;
     }
-    driver.writer.rest(&driver.shared);
     let mut state = driver.shared.lock();
+    // A log that is written to again at once needs no mark, and no write for one.
+    let mut rested = false;
     loop {
         if let Some(turn) = Driver::turn(&state) {
             return turn;
         }
-        state = driver.shared.queued.wait(state).unwrap_or_else(PoisonError::into_inner);
+        state = if rested {
+            driver.shared.queued.wait(state).unwrap_or_else(PoisonError::into_inner)
+        } else {
+            let waited = driver.shared.queued.wait_timeout(state, REST_AFTER);
+            let (state, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+            if !waited.timed_out() {
+                state
+            } else {
+                drop(state);
+                driver.writer.rest(&driver.shared);
+                rested = true;
+                driver.shared.lock()
+            }
+        };
     }
 }
 

@@ -370,7 +370,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
         }
     }
 
-    async fn answer(&self, request: PeerRequest<P::Runtime>) -> Result<PeerResponse<P::Runtime>, String> {
+    async fn answer(&self, from: NodeId, request: PeerRequest<P::Runtime>) -> Result<PeerResponse<P::Runtime>, String> {
         let id = match &request {
             PeerRequest::Append(id, _)
             | PeerRequest::Vote(id, _)
@@ -391,18 +391,18 @@ impl<P: Platform, T: Transport> Node<P, T> {
             }
         };
         match self.group_by_id(id) {
-            Some(group) => group.handle(request).await,
+            Some(group) => group.handle(from, request).await,
             None => Err(format!("group {id} does not run on node {} (yet)", self.id())),
         }
     }
 }
 
 impl<P: Platform, T: Transport> Handler for Node<P, T> {
-    fn handle(&self, _from: NodeId, _lane: Lane, request: Bytes) -> BoxFuture<'static, Result<Bytes, String>> {
+    fn handle(&self, from: NodeId, _lane: Lane, request: Bytes) -> BoxFuture<'static, Result<Bytes, String>> {
         let node = self.clone();
         Box::pin(async move {
             let request = codec::decode(&request).map_err(|error| error.to_string())?;
-            let response = node.answer(request).await?;
+            let response = node.answer(from, request).await?;
             Ok(Bytes::from(codec::encode(&response).map_err(|error| error.to_string())?))
         })
     }

@@ -9,7 +9,8 @@
 //!   connection lasts. Replication pipelines on this.
 //! - A request fails as [`CallError::NotSent`] only when the peer cannot have seen it.
 
-pub mod frame;
+pub mod commit;
+mod frame;
 pub mod message;
 pub mod raft;
 pub mod tcp;

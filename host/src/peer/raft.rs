@@ -2,7 +2,6 @@
 //! the bulk lane in parts.
 
 use std::future::Future;
-use std::marker::PhantomData;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -32,6 +31,9 @@ use openraft::raft::VoteResponse;
 use super::CallError;
 use super::Lane;
 use super::Transport;
+use super::commit::Held;
+use super::commit::Hurry;
+use super::commit::Wait;
 use super::message::PeerRequest;
 use super::message::PeerResponse;
 use super::message::SnapshotOffer;
@@ -55,16 +57,16 @@ const SNAPSHOT_PART_TIMEOUT: Duration = Duration::from_secs(10);
 const SNAPSHOT_INSTALL_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Makes the clients of one group.
-pub struct GroupNetwork<RT, T> {
+pub struct GroupNetwork<RT: AsyncRuntime, T> {
     group: GroupId,
     transport: T,
-    runtime: PhantomData<fn() -> RT>,
+    hurry: Hurry<RT>,
 }
 
-impl<RT, T> GroupNetwork<RT, T> {
-    /// The network of `group` over `transport`.
-    pub fn new(group: GroupId, transport: T) -> Self {
-        Self { group, transport, runtime: PhantomData }
+impl<RT: AsyncRuntime, T> GroupNetwork<RT, T> {
+    /// The network of `group` over `transport`; nodes in `hurry` are told of commits at once.
+    pub fn new(group: GroupId, transport: T, hurry: Hurry<RT>) -> Self {
+        Self { group, transport, hurry }
     }
 }
 
@@ -72,16 +74,16 @@ impl<RT: AsyncRuntime, T: Transport> RaftNetworkFactory<Types<RT>> for GroupNetw
     type Network = GroupClient<RT, T>;
 
     async fn new_client(&mut self, target: NodeId, _node: &openraft::BasicNode) -> Self::Network {
-        GroupClient { group: self.group, target, transport: self.transport.clone(), runtime: PhantomData }
+        GroupClient { group: self.group, target, transport: self.transport.clone(), hurry: self.hurry.clone() }
     }
 }
 
 /// Sends one group's messages to one node.
-pub struct GroupClient<RT, T> {
+pub struct GroupClient<RT: AsyncRuntime, T> {
     group: GroupId,
     target: NodeId,
     transport: T,
-    runtime: PhantomData<fn() -> RT>,
+    hurry: Hurry<RT>,
 }
 
 /// Sends `request` and decodes the response. The request has its place in the lane when this returns.
@@ -202,6 +204,12 @@ impl<RT: AsyncRuntime, T: Transport> GroupClient<RT, T> {
     }
 }
 
+/// A request of a stream on its way.
+enum Sending<A, W, R> {
+    Sent(A),
+    Waits(W, R),
+}
+
 impl<RT: AsyncRuntime, T: Transport> RaftNetworkV2<Types<RT>> for GroupClient<RT, T> {
     type SnapshotData = SnapshotFile;
 
@@ -214,7 +222,8 @@ impl<RT: AsyncRuntime, T: Transport> RaftNetworkV2<Types<RT>> for GroupClient<RT
     }
 
     /// Sends requests without waiting for the answers of earlier ones. The lane keeps their order and
-    /// `buffered` yields the answers in it; the first failure ends the stream.
+    /// `buffered` yields the answers in it; the first failure ends the stream. A request that only tells of a commit waits
+    /// a moment for the next one to take it along (see [`super::commit`]); the stream's first does not, it may be a probe.
     fn stream_append<'s, S>(
         &'s mut self,
         input: S,
@@ -227,14 +236,38 @@ impl<RT: AsyncRuntime, T: Transport> RaftNetworkV2<Types<RT>> for GroupClient<RT
         S: futures_util::Stream<Item = AppendEntriesRequest<Types<RT>>> + OptionalSend + Unpin + 'static,
     {
         let client = &*self;
+        let mut held = Held::default();
+        let mut first = true;
         let answers = input
             .map(move |request| {
                 let previous = request.prev_log_id;
                 let last = request.entries.last().map_or(previous, |entry| Some(entry.log_id));
-                let answer = client.append(request, &option);
+                let begins = std::mem::take(&mut first);
+                let (sending, passengers) = if request.entries.is_empty() && !begins && !client.hurry.has(client.target)
+                {
+                    (Sending::Waits(held.hold::<RT>(), request), None)
+                } else {
+                    let passengers = held.board();
+                    (Sending::Sent(client.append(request, &option)), Some(passengers))
+                };
+                let option = option.clone();
                 async move {
-                    let response = answer.await?;
+                    let response = match sending {
+                        Sending::Sent(answer) => answer.await?,
+                        Sending::Waits(wait, request) => match wait.await {
+                            // The entries before it were accepted in this stream, or it would have ended.
+                            Wait::Carried => AppendEntriesResponse::Success,
+                            Wait::Alone => client.append(request, &option).await?,
+                            Wait::Failed => {
+                                let reason = "the message that carried this commit was not accepted".to_string();
+                                return Err(unreachable(&CallError::Lost { node: client.target, reason }));
+                            }
+                        },
+                    };
                     let partial = matches!(&response, AppendEntriesResponse::PartialSuccess(up_to) if *up_to != last);
+                    if let (AppendEntriesResponse::Success, Some(passengers)) = (&response, passengers) {
+                        passengers.arrived();
+                    }
                     Ok((response.into_stream_result(previous, last), partial))
                 }
             })

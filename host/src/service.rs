@@ -367,13 +367,13 @@ pub trait Service: Send + Sync + 'static {
 
     /// Applies a command.
     fn apply(&self, request: ApplyRequest) -> BoxFuture<'_, ServiceResult<Applied>>;
-    /// Answers a query; the index is the applied index it was answered at.
+    /// Answers a query; the index is the applied index it was answered at. A session, by its id and secret, is touched.
     fn query(
         &self,
         group: String,
         consistency: Consistency,
         query: Bytes,
-        session: Option<u64>,
+        session: Option<(u64, [u8; 16])>,
     ) -> BoxFuture<'_, ServiceResult<Applied>>;
 
     /// Opens a session.

@@ -98,7 +98,8 @@ pub(super) struct QueryParams {
     responses(
         (status = 200, description = "the module's reply", body = Vec<u8>, content_type = "application/octet-stream",
          headers(("Statehouse-Index" = u64, description = "the applied index it was answered at"))),
-        (status = 404, description = "group_not_found", body = Problem, content_type = "application/problem+json"),
+        (status = 403, description = "wrong_secret", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "group_not_found, session_not_found", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "rejected, trapped", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "no_leader, overloaded", body = Problem, content_type = "application/problem+json"),
         (status = "default", body = Problem, content_type = "application/problem+json"),
@@ -111,7 +112,7 @@ pub(super) async fn query(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Box<Problem>> {
-    let session = request::session(&headers)?.map(|(id, _)| id);
+    let session = request::session(&headers)?;
     let patience = patience(&headers, &context.options)?;
     let query: Bytes = read_body(&headers, body, context.options.command_bytes_max, "command-bytes-max").await?;
     let answered =

@@ -321,7 +321,7 @@ impl Service for Fake {
         group: String,
         consistency: Consistency,
         query: Bytes,
-        session: Option<u64>,
+        session: Option<(u64, [u8; 16])>,
     ) -> BoxFuture<'_, ServiceResult<Applied>> {
         if query == "never" {
             return std::future::pending().boxed();

@@ -72,6 +72,8 @@ async fn serve(config: ServeConfig) -> Result<(), Failure> {
     tracing::info!(node = config.node_id, http = %api.address(), peer = %config.peer, data_dir = %config.data_dir.display(), "serving");
     let why = told.wait().await;
     tracing::info!(why, "stopping");
+    // First, and while clients are still served: they wait for the next leader to begin, not for this node to end.
+    running.node.hand_over().await;
     api.shutdown(GRACE).await;
     running.shutdown().await;
     tracing::info!("stopped");

@@ -32,6 +32,8 @@ struct Duties<P: Platform> {
     writing: Arc<AtomicBool>,
     /// Sessions and timers already proposed to end or fire, until they are gone.
     pending_timers: BTreeMap<(u64, u64), InstantOf<P>>,
+    /// Leader and term, as last told to the operator.
+    told: (Option<NodeId>, u64),
 }
 
 /// Runs until the group is gone or stopped.
@@ -50,7 +52,9 @@ pub async fn run<P: Platform, T: Transport>(group: Weak<Group<P, T>>) {
                 snapshot_asked: 0,
                 writing: Arc::default(),
                 pending_timers: BTreeMap::new(),
+                told: (None, 0),
             });
+            duties.tell(&group);
             duties.snapshots(&group);
             duties.touches(&group);
             (duties.lead(&group).await, group.shared.clone())
@@ -70,6 +74,22 @@ fn snapshot_interval<P: Platform, T: Transport>(group: &Group<P, T>) -> Duration
 }
 
 impl<P: Platform> Duties<P> {
+    /// Says who leads, when that changed: at most once a round, so that a stormy night does not fill the log.
+    fn tell<T: Transport>(&mut self, group: &Group<P, T>) {
+        let now = group.leader_and_term();
+        if now == self.told {
+            return;
+        }
+        match now {
+            (Some(leader), term) if leader == group.node => {
+                tracing::info!(group = group.name, term, "this node leads");
+            }
+            (Some(leader), term) => tracing::info!(group = group.name, term, leader, "following"),
+            (None, term) => tracing::warn!(group = group.name, term, "no leader is known"),
+        }
+        self.told = now;
+    }
+
     fn snapshots<T: Transport>(&mut self, group: &Arc<Group<P, T>>) {
         let (applied, bytes) = group.shared.growth();
         let covered = group.shared.snapshot_index().max(self.snapshot_asked);

@@ -18,9 +18,11 @@ mod waiters;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -165,6 +167,8 @@ pub struct Group<P: Platform, T: Transport> {
     stands_first: bool,
     /// The nodes that must hear of commits at once.
     hurry: Hurry<RtOf<P>>,
+    /// Read while entries of the leader are taken, written while openraft is given a snapshot.
+    taking: tokio::sync::RwLock<()>,
 }
 
 /// Proposals a node may have under way in one group.
@@ -270,6 +274,7 @@ impl<P: Platform, T: Transport> Group<P, T> {
             members: options.members,
             stands_first: options.stands_first,
             hurry,
+            taking: tokio::sync::RwLock::new(()),
         });
         if options.may_vote {
             group.begin_voting().await?;
@@ -623,6 +628,7 @@ impl<P: Platform, T: Transport> Group<P, T> {
                 Err(text(&"this node began with an empty directory and does not vote until it has caught up"))
             }
             PeerRequest::Append(_, rpc) => {
+                let _not_with_a_snapshot = self.taking.read().await;
                 self.raft.append_entries(rpc).await.map(PeerResponse::Append).map_err(|error| text(&error))
             }
             PeerRequest::Vote(_, rpc) => {
@@ -689,6 +695,8 @@ impl<P: Platform, T: Transport> Group<P, T> {
         }
         // The same leader's entries may have come further while the snapshot was on its way. openraft then moves its
         // log progress back, and panics where it checks that. The commit index gets there by itself; until then, refuse.
+        // No entries are taken from here until openraft has the snapshot, or they could overtake it still.
+        let alone = self.taking.write().await;
         let covered = head.last_log_id.index;
         let further = self.raft.with_raft_state(move |state| {
             let last = state.log_ids.last().filter(|last| last.index > covered);
@@ -701,7 +709,16 @@ impl<P: Platform, T: Transport> Group<P, T> {
         }
         let meta = openraft::SnapshotMeta { last_log_id: Some(head.last_log_id), last_membership: head.membership };
         let snapshot = openraft::Snapshot { meta, snapshot: file };
-        let response = self.raft.install_full_snapshot(vote, snapshot).await.map_err(|error| error.to_string())?;
+        let mut installing = pin!(self.raft.install_full_snapshot(vote, snapshot));
+        // Polled once, it has its place in openraft's queue, before what is taken later.
+        let response = match futures_util::poll!(&mut installing) {
+            Poll::Ready(response) => response,
+            Poll::Pending => {
+                drop(alone);
+                installing.await
+            }
+        };
+        let response = response.map_err(|error| error.to_string())?;
         tracing::info!(group = self.id, index = head.last_log_id.index, "snapshot of the leader installed");
         Ok(PeerResponse::SnapshotInstalled(response.vote))
     }

@@ -358,14 +358,23 @@ impl<P: Platform, T: Transport> Node<P, T> {
         reasons
     }
 
+    fn all_groups(&self) -> Vec<Arc<Group<P, T>>> {
+        let mut groups: Vec<_> = lock(&self.0.groups).values().cloned().collect();
+        groups.push(self.0.catalog.clone());
+        groups
+    }
+
+    /// Hands over the leadership of every group that this node leads. It goes on serving as a follower.
+    pub async fn hand_over(&self) {
+        futures_util::future::join_all(self.all_groups().iter().map(|group| group.hand_over())).await;
+    }
+
     /// Hands leadership over, stops every group, syncs the log.
     pub async fn shutdown(&self) {
         *lock(&self.0.stopping) = true;
         self.0.view.changed.notify_one();
-        let mut groups: Vec<_> = lock(&self.0.groups).values().cloned().collect();
-        groups.push(self.0.catalog.clone());
-        futures_util::future::join_all(groups.iter().map(|group| group.hand_over())).await;
-        for group in &groups {
+        self.hand_over().await;
+        for group in self.all_groups() {
             group.shutdown().await;
         }
     }

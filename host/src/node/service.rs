@@ -351,12 +351,17 @@ impl<P: Platform, T: Transport> Service for Node<P, T> {
         group: String,
         consistency: Consistency,
         query: Bytes,
-        session: Option<u64>,
+        session: Option<(u64, [u8; 16])>,
     ) -> BoxFuture<'_, ServiceResult<Applied>> {
         Box::pin(async move {
             self.check_size("query", query.len())?;
             let group = self.group(&group).await?;
-            let (index, answer) = group.query(consistency, query, session.unwrap_or(0), self.timeout(None)).await;
+            let id = session.map_or(0, |(id, _)| id);
+            let (index, answer) = group.query(consistency, query, id, self.timeout(None)).await;
+            // Not before: by now this replica has come as far as `consistency` asks, and knows the session.
+            if let Some((id, secret)) = session {
+                group.touch(id, secret).await?;
+            }
             Ok(Applied { index, reply: answer? })
         })
     }

@@ -29,7 +29,9 @@ fn filter(level: &str) -> Result<EnvFilter, ConfigError> {
     let level = level.trim().to_ascii_lowercase();
     let directives = match words.contains(&level.as_str()) {
         true if ["off", "error"].contains(&level.as_str()) => level.clone(),
-        true => format!("warn,statehouse={level}"),
+        // openraft warns of what is ordinary here: elections, peers that are not up yet. What an operator must know of
+        // these, the group tells itself.
+        true => format!("warn,openraft=error,statehouse={level}"),
         false if level.contains('=') => level.clone(),
         false => String::new(),
     };
@@ -49,7 +51,7 @@ mod tests {
 
     #[test]
     fn a_level_is_for_this_program_and_a_filter_is_taken_as_it_is() {
-        assert_eq!(filter("info").unwrap().to_string(), "statehouse=info,warn");
+        assert_eq!(filter("info").unwrap().to_string(), "openraft=error,statehouse=info,warn");
         assert_eq!(filter("OFF").unwrap().to_string(), "off");
         assert_eq!(filter("warn,statehouse::log=debug").unwrap().to_string(), "statehouse::log=debug,warn");
         for bad in ["", "loud", "statehouse=loud"] {

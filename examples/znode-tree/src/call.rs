@@ -324,6 +324,11 @@ impl ChangeWriter {
         self.full.is_empty() && self.bytes.is_empty()
     }
 
+    /// Bytes of all changes so far.
+    pub fn len(&self) -> usize {
+        self.full.iter().map(Vec::len).sum::<usize>() + self.bytes.len()
+    }
+
     /// The events' bytes, in order.
     pub fn events(&self) -> impl Iterator<Item = &[u8]> {
         let last = (!self.bytes.is_empty()).then_some(self.bytes.as_slice());
@@ -334,7 +339,7 @@ impl ChangeWriter {
 /// What setWatches and setWatches2 answer here (ZooKeeper's reply has no body, so the adapter sends
 /// none): the events that the client has missed and that fire at once, `vector of {event i32, path}`.
 /// Of the paths not in it the adapter keeps the watch; of the others it does not.
-pub fn read_missed<'a>(body: &'a [u8]) -> Result<Vec<(EventType, &'a str)>, Malformed> {
+pub fn read_missed(body: &[u8]) -> Result<Vec<(EventType, &str)>, Malformed> {
     let mut reader = Reader::new(body);
     let mut missed = Vec::new();
     for _ in 0..reader.count()?.unwrap_or(0) {

@@ -1,109 +1,255 @@
 //! ZooKeeper's tree as a Statehouse module.
 //!
 //! * [`jute`], [`wire`]: ZooKeeper's serialisation, numbers and records;
-//! * [`call`]: the bytes between the adapter and the state machine.
+//! * [`call`]: the bytes between the adapter and the state machine;
+//! * [`tree`], [`acl`], [`path`], [`quota`]: the state, which knows no requests;
+//! * [`ops`]: requests, checked in ZooKeeper's order, one kind a file;
+//! * [`keeper`]: what ClickHouse adds; [`params`]: what a group is made with;
+//! * [`snapshot`]: the state as bytes;
+//! * this file: all of it as a state machine, with the timers.
 
 pub mod acl;
 pub mod call;
 pub mod jute;
+pub mod keeper;
+pub mod ops;
 pub mod params;
+pub mod path;
+pub mod quota;
+pub mod snapshot;
+pub mod tree;
 pub mod wire;
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
-use serde::Deserialize;
-use serde::Serialize;
 use statehouse_sdk::Context;
 use statehouse_sdk::QueryContext;
 use statehouse_sdk::Reject;
 use statehouse_sdk::StateMachine;
 
+use crate::acl::Acl;
 use crate::call::Call;
 use crate::call::ChangeWriter;
+use crate::call::Identity;
+use crate::call::Route;
+use crate::call::own;
+use crate::call::route;
 use crate::jute::Reader;
 use crate::jute::Writer;
+use crate::ops::Txn;
+use crate::ops::Write;
+use crate::params::Compatibility;
 use crate::params::Params;
-use crate::wire::CreateRequest;
+use crate::tree::Moment;
+use crate::tree::Tree;
+use crate::tree::arena::NodeId;
+use crate::tree::node::Numbers;
 use crate::wire::ErrorCode;
-use crate::wire::EventType;
-use crate::wire::PathWatch;
-use crate::wire::Stat;
 use crate::wire::op;
+use crate::wire::perms;
 
-/// The state machine. (First version: create and getData over a plain map.)
-#[derive(Debug, Default, Serialize, Deserialize)]
+/// The timer by which containers and nodes with a TTL are looked through.
+const REAP_TIMER: u64 = 1;
+/// The timer by which an ended session's nodes go that were too many for one entry.
+const ENDED_TIMER: u64 = 2;
+/// How many nodes go by themselves in one entry; the others in the next.
+const REAPED_PER_ENTRY: usize = 1_000;
+/// How many nodes of an ended session go in one entry, and bytes of events. (An entry has 10⁹ units
+/// of fuel and 16 MiB of events; a node that goes takes some 5,000.)
+const ENDED_PER_ENTRY: usize = 50_000;
+const ENDED_EVENT_BYTES: usize = 8 << 20;
+
+/// The state machine.
+#[derive(Debug)]
 pub struct ZnodeTree {
-    params: Params,
-    nodes: BTreeMap<String, (Option<Vec<u8>>, i64, i64)>,
+    pub(crate) params: Params,
+    pub(crate) tree: Tree,
+    /// When [`REAP_TIMER`] is set for; 0: not set.
+    pub(crate) armed_at_ms: u64,
+    /// Sessions that are over and still own nodes.
+    pub(crate) ended: BTreeSet<u64>,
+}
+
+impl Default for ZnodeTree {
+    fn default() -> Self {
+        Self::with_params(Params::default(), 0)
+    }
 }
 
 impl StateMachine for ZnodeTree {
+    /// See [`call`].
     type Command = Vec<u8>;
     type Reply = Vec<u8>;
     type Query = Vec<u8>;
     type Answer = Vec<u8>;
 
-    fn init(&mut self, _: &mut Context<'_>, params: statehouse_sdk::Params<'_>) -> Result<(), Reject> {
-        self.params = params.parse()?;
-        self.nodes.insert("/".to_owned(), (None, 0, 0));
+    fn init(&mut self, ctx: &mut Context<'_>, params: statehouse_sdk::Params<'_>) -> Result<(), Reject> {
+        let params: Params = params.parse()?;
+        params.check()?;
+        *self = Self::with_params(params, ctx.random_u64());
+        self.make_system_nodes();
         Ok(())
     }
 
     fn apply(&mut self, ctx: &mut Context<'_>, command: Vec<u8>) -> Result<Vec<u8>, Reject> {
-        let call = Call::decode(&command).map_err(|_| "not a call")?;
+        let call = Call::decode(&command).map_err(|_| "these bytes are no call: see znode-tree's call.rs")?;
         let mut reply = vec![0; 4];
-        match self.write(ctx, &call, &mut Writer::new(&mut reply)) {
-            Ok(()) => Ok(reply),
-            Err(code) => Ok(call::error_reply(code)),
+        let mut txn = txn(ctx, &call.identities);
+        if let Err(code) = self.command(&mut txn, &call, &mut reply) {
+            reply = call::error_reply(code);
         }
+        txn.changes.events().for_each(|event| ctx.emit(event));
+        self.arm(ctx);
+        Ok(reply)
     }
 
-    fn query(&self, _: &QueryContext, query: Vec<u8>) -> Result<Vec<u8>, Reject> {
-        let call = Call::decode(&query).map_err(|_| "not a call")?;
+    fn query(&self, ctx: &QueryContext, query: Vec<u8>) -> Result<Vec<u8>, Reject> {
+        let call = Call::decode(&query).map_err(|_| "these bytes are no call: see znode-tree's call.rs")?;
         let mut answer = vec![0; 4];
-        match self.read(&call, &mut Writer::new(&mut answer)) {
-            Ok(()) => Ok(answer),
-            Err(code) => Ok(call::error_reply(code)),
+        let result = match self.is_refused(call.operation) {
+            true => Err(ErrorCode::Unimplemented),
+            false => self.read(ctx.session(), &call, &mut answer),
+        };
+        Ok(result.map_or_else(call::error_reply, |()| answer))
+    }
+
+    fn on_timer(&mut self, ctx: &mut Context<'_>, id: u64) {
+        match id {
+            REAP_TIMER => self.reap(ctx),
+            _ => self.remove_nodes_of_ended(ctx),
         }
+        self.arm(ctx);
+    }
+
+    fn on_session_end(&mut self, ctx: &mut Context<'_>, session: u64) {
+        self.ended.insert(session);
+        self.remove_nodes_of_ended(ctx);
+        self.arm(ctx);
     }
 }
 
+/// A write of this entry.
+fn txn<'a>(ctx: &Context<'_>, identities: &'a [Identity<'a>]) -> Txn<'a> {
+    let moment = Moment { zxid: ctx.index() as i64, time_ms: ctx.time_ms() as i64 };
+    Txn { moment, session: ctx.session(), identities, changes: ChangeWriter::default() }
+}
+
 impl ZnodeTree {
-    fn write(&mut self, ctx: &mut Context<'_>, call: &Call<'_>, out: &mut Writer<'_>) -> Result<(), ErrorCode> {
-        if call.operation != op::CREATE {
-            return Err(ErrorCode::Unimplemented);
-        }
-        let request = CreateRequest::read(call.operation, &mut Reader::new(call.body))?;
-        let (parent, _) = request.path.rsplit_once('/').ok_or(ErrorCode::BadArguments)?;
-        let parent = if parent.is_empty() { "/" } else { parent };
-        if !self.nodes.contains_key(parent) {
-            return Err(ErrorCode::NoNode);
-        }
-        if self.nodes.contains_key(request.path) {
-            return Err(ErrorCode::NodeExists);
-        }
-        let (zxid, time_ms) = (ctx.index() as i64, ctx.time_ms() as i64);
-        self.nodes.insert(request.path.to_owned(), (request.data.map(<[u8]>::to_vec), zxid, time_ms));
-        out.text(request.path);
-        let mut changes = ChangeWriter::default();
-        for (event, path) in [(EventType::NodeCreated, request.path), (EventType::NodeChildrenChanged, parent)] {
-            changes.push(event, path.as_bytes(), None::<std::iter::Empty<_>>);
-        }
-        changes.events().for_each(|event| ctx.emit(event));
-        Ok(())
+    /// A tree of a root alone.
+    pub(crate) fn with_params(params: Params, seed: u64) -> Self {
+        let tree = Tree::new(seed, params.container_max_never_used_ms);
+        Self { params, tree, armed_at_ms: 0, ended: BTreeSet::new() }
     }
 
-    fn read(&self, call: &Call<'_>, out: &mut Writer<'_>) -> Result<(), ErrorCode> {
-        if call.operation != op::GET_DATA {
+    /// The tree, for callers that use this as a plain library.
+    pub fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
+    /// Whether this is to behave as ClickHouse Keeper where that differs from ZooKeeper.
+    pub(crate) fn is_clickhouse(&self) -> bool {
+        self.params.compatibility == Compatibility::ClickHouse
+    }
+
+    /// The nodes that are there from the beginning, with all numbers 0.
+    fn make_system_nodes(&mut self) {
+        let open = [Acl::for_everybody(perms::ALL)];
+        let read_only = [Acl::for_everybody(perms::READ)];
+        let root = self.tree.root();
+        let none = Numbers::default();
+        if !self.is_clickhouse() {
+            let zookeeper = self.tree.create(root, path::ZOOKEEPER, Some(b""), &open, none);
+            self.tree.create(zookeeper, path::QUOTA, Some(b""), &open, none);
+            // ZooKeeper sets this one's list when it starts, which leaves that mark.
+            let config = Numbers { aversion: -1, ..none };
+            self.tree.create(zookeeper, path::CONFIG, Some(b""), &read_only, config);
+            return;
+        }
+        let keeper = self.tree.create(root, path::KEEPER, Some(b""), &open, none);
+        let flags = keeper::flag_bits(&self.params.feature_flags);
+        let mut leaf = |path: &str, data: &[u8]| -> NodeId { self.tree.create(keeper, path, Some(data), &open, none) };
+        leaf(keeper::API_VERSION, keeper::API_VERSION_DATA);
+        leaf(keeper::FEATURE_FLAGS, &flags);
+        leaf(keeper::CONFIG, b"");
+        if let Some(zone) = &self.params.availability_zone {
+            leaf(keeper::AVAILABILITY_ZONE, zone.as_bytes());
+        }
+    }
+
+    /// Whether an operation is none of this group's.
+    fn is_refused(&self, operation: i32) -> bool {
+        match operation {
+            op::FILTERED_LIST..=op::LIST_RECURSIVE if !self.is_clickhouse() => true,
+            // ZooKeeper knows it in a multi alone.
+            op::CHECK if !self.is_clickhouse() => true,
+            own::STATUS..=own::MAY_READ => false,
+            operation => {
+                route(operation) == Route::Unknown || keeper::is_switched_off(operation, &self.params.feature_flags)
+            }
+        }
+    }
+
+    fn command(&mut self, txn: &mut Txn<'_>, call: &Call<'_>, reply: &mut Vec<u8>) -> Result<(), ErrorCode> {
+        if self.is_refused(call.operation) {
             return Err(ErrorCode::Unimplemented);
         }
-        let request = PathWatch::read(&mut Reader::new(call.body))?;
-        let (data, zxid, time) = self.nodes.get(request.path).ok_or(ErrorCode::NoNode)?;
-        out.buffer(data.as_deref());
-        let data_length = data.as_ref().map_or(0, Vec::len) as i32;
-        Stat { czxid: *zxid, mzxid: *zxid, pzxid: *zxid, ctime: *time, mtime: *time, data_length, ..Stat::default() }
-            .write(out);
-        Ok(())
+        if call.operation == op::MULTI {
+            return self.multi(txn, call.body, reply);
+        }
+        let write = Write::read(call.operation, &mut Reader::new(call.body))?.ok_or(ErrorCode::Unimplemented)?;
+        self.write(txn, &write, &mut Writer::new(reply))
+    }
+
+    /// Removes containers and nodes with a TTL whose time has come.
+    fn reap(&mut self, ctx: &mut Context<'_>) {
+        self.armed_at_ms = 0;
+        let due = self.tree.due_paths(ctx.time_ms(), REAPED_PER_ENTRY);
+        let mut txn = txn(ctx, &[]);
+        for path in &due {
+            self.remove_by_itself(&mut txn, path);
+        }
+        txn.changes.events().for_each(|event| ctx.emit(event));
+        let is_more_due = self.tree.first_due().is_some_and(|(due_ms, _)| due_ms <= ctx.time_ms());
+        if due.len() == REAPED_PER_ENTRY && is_more_due {
+            self.armed_at_ms = ctx.time_ms().max(1);
+            ctx.set_timer(REAP_TIMER, self.armed_at_ms);
+        }
+    }
+
+    /// Sets the timer for the first look at or after the first time at which a node goes by itself.
+    /// Looks are at multiples of the interval, so that many nodes go in one entry, and an idle group
+    /// writes none.
+    fn arm(&mut self, ctx: &mut Context<'_>) {
+        let Some((due_ms, _)) = self.tree.first_due() else { return };
+        let interval_ms = self.params.container_check_interval_ms.max(1);
+        let looks = due_ms.max(ctx.time_ms()) / interval_ms + 1;
+        let at_ms = looks.saturating_mul(interval_ms);
+        if self.armed_at_ms == 0 || at_ms < self.armed_at_ms {
+            self.armed_at_ms = at_ms;
+            ctx.set_timer(REAP_TIMER, at_ms);
+        }
+    }
+
+    /// Removes the nodes of sessions that are over, in the order of their paths, as many as are good
+    /// for one entry.
+    fn remove_nodes_of_ended(&mut self, ctx: &mut Context<'_>) {
+        let mut txn = txn(ctx, &[]);
+        let mut left = ENDED_PER_ENTRY;
+        while let Some(session) = self.ended.first().copied() {
+            for path in self.tree.paths_of_session(session) {
+                if left == 0 || txn.changes.len() > ENDED_EVENT_BYTES {
+                    break;
+                }
+                left -= 1;
+                self.remove_by_itself(&mut txn, &path);
+            }
+            if self.tree.owns_nodes(session) {
+                ctx.set_timer(ENDED_TIMER, ctx.time_ms());
+                break;
+            }
+            self.ended.remove(&session);
+        }
+        txn.changes.events().for_each(|event| ctx.emit(event));
     }
 }
 

@@ -1,7 +1,13 @@
 //! What a group of this module is created with.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 use serde::Serialize;
+use statehouse_sdk::Reject;
+use statehouse_sdk::ensure;
+
+use crate::keeper;
 
 /// Whose behaviour is wanted where ZooKeeper and ClickHouse Keeper differ.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,7 +45,7 @@ pub struct Params {
     /// The longest request, bytes: what the adapter takes as a frame.
     pub jute_maxbuffer: u32,
     /// ClickHouse: names of feature flags to switch on or off.
-    pub feature_flags: std::collections::BTreeMap<String, bool>,
+    pub feature_flags: BTreeMap<String, bool>,
     /// ClickHouse: the data of `/keeper/availability_zone`, if the node shall be there.
     pub availability_zone: Option<String>,
 }
@@ -58,8 +64,26 @@ impl Default for Params {
             container_max_never_used_ms: 0,
             reconfig_enabled: false,
             jute_maxbuffer: 0xF_FFFF,
-            feature_flags: std::collections::BTreeMap::new(),
+            feature_flags: BTreeMap::new(),
             availability_zone: None,
         }
+    }
+}
+
+impl Params {
+    /// What JSON cannot say is wrong.
+    pub fn check(&self) -> Result<(), Reject> {
+        // Five bytes: what ZooKeeper keeps of it in a node's ephemeralOwner.
+        const MOST: i64 = 0x00FF_FFFF_FFFF;
+        ensure!(
+            (1..=MOST).contains(&self.max_ttl_ms),
+            "params: max_ttl_ms is {}, and must be from 1 to {MOST}",
+            self.max_ttl_ms
+        );
+        for name in self.feature_flags.keys() {
+            let is_known = keeper::FLAGS.iter().any(|(known, ..)| known == name);
+            ensure!(is_known, "params: feature_flags: there is no {name:?}");
+        }
+        Ok(())
     }
 }

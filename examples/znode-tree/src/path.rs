@@ -1,0 +1,123 @@
+//! Paths: which are good, and their parts.
+
+use crate::wire::ErrorCode;
+
+/// `/zookeeper`, and the nodes of ZooKeeper's own below it.
+pub const ZOOKEEPER: &str = "/zookeeper";
+/// Where quotas are.
+pub const QUOTA: &str = "/zookeeper/quota";
+/// The ensemble's configuration.
+pub const CONFIG: &str = "/zookeeper/config";
+/// ClickHouse Keeper's own nodes.
+pub const KEEPER: &str = "/keeper";
+
+/// Checks a path as ZooKeeper's `PathUtils.validatePath` does: absolute, no empty part, no part `.`
+/// or `..`, no `/` at the end, none of the characters that are not for text.
+pub fn check(path: &str) -> Result<(), ErrorCode> {
+    if is_good(path) { Ok(()) } else { Err(ErrorCode::BadArguments) }
+}
+
+fn is_good(path: &str) -> bool {
+    let Some(rest) = path.strip_prefix('/') else { return false };
+    rest.is_empty() || (rest.split('/').all(is_good_name) && !rest.chars().any(is_bad_character))
+}
+
+fn is_good_name(name: &str) -> bool {
+    !matches!(name, "" | "." | "..")
+}
+
+/// ZooKeeper looks at UTF-16 units: a character beyond the basic plane is two surrogates, and these
+/// are not allowed.
+fn is_bad_character(character: char) -> bool {
+    matches!(character, '\0'..='\u{1f}' | '\u{7f}'..='\u{9f}' | '\u{e000}'..='\u{f8ff}' | '\u{fff0}'..)
+}
+
+/// Splits a path into its parent's path (`""` for a child of the root) and its name, as ZooKeeper
+/// does before it knows whether the path is good: only that there is a `/` and no NUL.
+pub fn split(path: &str) -> Result<(&str, &str), ErrorCode> {
+    if path.contains('\0') {
+        return Err(ErrorCode::BadArguments);
+    }
+    path.rsplit_once('/').ok_or(ErrorCode::BadArguments)
+}
+
+/// As [`split`], for a path that shall be removed: those that ZooKeeper needs itself cannot be.
+pub fn split_removable(path: &str) -> Result<(&str, &str), ErrorCode> {
+    if matches!(path, "/" | ZOOKEEPER | QUOTA | CONFIG) {
+        return Err(ErrorCode::BadArguments);
+    }
+    split(path)
+}
+
+/// Whether `path` is `top` or below it.
+pub fn is_within(path: &str, top: &str) -> bool {
+    path.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bad_paths_are_bad() {
+        let bad = [
+            "",
+            "a",
+            "a/b",
+            "//",
+            "/a/",
+            "/a//b",
+            "//a",
+            "/.",
+            "/..",
+            "/./a",
+            "/a/.",
+            "/a/./b",
+            "/a/../b",
+            "/a/..",
+            "\0",
+            "/\0",
+            "/a\0b",
+            "/a\u{1}",
+            "/\u{1f}b",
+            "/\u{7f}",
+            "/\u{9f}",
+            "/\u{e000}",
+            "/\u{f8ff}",
+            "/\u{fff0}",
+            "/\u{ffff}",
+            "/\u{1f600}",
+            "/a\n",
+            " /a",
+        ];
+        for path in bad {
+            assert_eq!(check(path), Err(ErrorCode::BadArguments), "{path:?}");
+        }
+    }
+
+    #[test]
+    fn good_paths_are_good() {
+        let good = [
+            "/",
+            "/a",
+            "/a/b",
+            "/...",
+            "/.a",
+            "/a.",
+            "/a..b",
+            "/a/.b/..c",
+            "/ ",
+            "/a b",
+            "/é",
+            "/日本",
+            "/\u{a0}",
+            "/\u{d7ff}",
+            "/\u{f900}",
+            "/\u{ffef}",
+            "/ä=;,:?*",
+        ];
+        for path in good {
+            assert_eq!(check(path), Ok(()), "{path:?}");
+        }
+    }
+}

@@ -140,6 +140,32 @@ pub struct ServeConfig {
     #[arg(long, value_name = "MS", default_value_t = 60_000, value_parser = clap::value_parser!(u64).range(1..), help_heading = "Limits")]
     pub http_header_timeout_ms: u64,
 
+    /// Where this node listens for clients of a group's adapter, instead of where `group create --listen`
+    /// says: `GROUP=HOST:PORT` (repeatable, or a list with commas), `GROUP=off` for nowhere
+    #[arg(long, value_name = "GROUP=ADDR", action = clap::ArgAction::Append, value_delimiter = ',',
+          value_parser = parse_listen, help_heading = "Clients of adapters")]
+    pub listen: Vec<(String, Option<String>)>,
+
+    /// Added to the ports that `group create --listen` says, so that several nodes find room on one machine
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Clients of adapters")]
+    pub listen_port_offset: u16,
+
+    /// How many client connections a group's listeners have at once; further ones are closed
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..), help_heading = "Clients of adapters")]
+    pub client_connections_max: u64,
+
+    /// How many of these may come from one address
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..), help_heading = "Clients of adapters")]
+    pub client_connections_per_address_max: u64,
+
+    /// How much may wait for a client that does not read before it is disconnected
+    #[arg(long, value_name = "BYTES", default_value = "16MiB", value_parser = parse_bytes, help_heading = "Clients of adapters")]
+    pub client_queue_bytes_max: u64,
+
+    /// How long a client connection may be silent; 0 for ever
+    #[arg(long, value_name = "MS", default_value_t = 0, help_heading = "Clients of adapters")]
+    pub client_idle_ms: u64,
+
     /// What is logged: `error`, `warn`, `info`, `debug`, `trace`, or a filter as `info,statehouse::log=debug`
     #[arg(long, value_name = "LEVEL", default_value = "info", help_heading = "Observation")]
     pub log_level: String,
@@ -234,6 +260,15 @@ impl ServeConfig {
         Ok(())
     }
 
+    /// The addresses of `--listen` by group; an empty list for `off`.
+    pub fn listen_addresses(&self) -> BTreeMap<String, Vec<String>> {
+        let mut all: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (group, address) in &self.listen {
+            all.entry(group.clone()).or_default().extend(address.clone());
+        }
+        all
+    }
+
     /// The URL that clients reach this node's HTTP API at.
     pub fn http_url(&self) -> String {
         self.advertise_http.clone().unwrap_or_else(|| format!("http://{}", self.http))
@@ -271,6 +306,20 @@ fn parse_cluster(text: &str) -> Result<BTreeMap<u64, String>, String> {
         }
     }
     Ok(nodes)
+}
+
+/// Reads `GROUP=HOST:PORT` or `GROUP=off`.
+fn parse_listen(text: &str) -> Result<(String, Option<String>), String> {
+    let (group, address) =
+        text.split_once('=').filter(|(group, _)| !group.is_empty()).ok_or("it is not GROUP=HOST:PORT")?;
+    if address == "off" {
+        return Ok((group.to_owned(), None));
+    }
+    let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
+    match port {
+        Some(Ok(_)) => Ok((group.to_owned(), Some(address.to_owned()))),
+        _ => Err(format!("`{address}` is not HOST:PORT")),
+    }
 }
 
 /// Reads a size: bytes, or with a suffix `KiB`, `MiB`, `GiB` (or `K`, `M`, `G`: the same powers of two).

@@ -11,9 +11,14 @@ use openraft::async_runtime::AsyncRuntime;
 pub trait Platform: Clone + Send + Sync + 'static {
     /// Tasks, timers, monotonic time.
     type Runtime: AsyncRuntime;
+    /// Client connections.
+    type Net: crate::net::Net;
 
     /// The wall clock, Unix milliseconds. It may jump; nothing but entry stamps is made of it.
     fn wall_ms(&self) -> u64;
+
+    /// Where clients of gateways come from.
+    fn net(&self) -> Self::Net;
 
     /// Fills `out` with random bytes that nobody can guess.
     fn fill_random(&self, out: &mut [u8]);
@@ -43,6 +48,11 @@ pub struct RealPlatform;
 
 impl Platform for RealPlatform {
     type Runtime = openraft_rt_tokio::TokioRuntime;
+    type Net = crate::net::Tcp;
+
+    fn net(&self) -> crate::net::Tcp {
+        crate::net::Tcp
+    }
 
     #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the wall clock")]
     fn wall_ms(&self) -> u64 {

@@ -49,6 +49,8 @@ pub enum ErrorCode {
     ModuleInUse,
     /// No such session: never opened, closed, or timed out.
     SessionNotFound,
+    /// Another gateway connection has attached to the session; its earlier holder is refused.
+    SessionMoved,
     /// The session's secret is wrong.
     WrongSecret,
     /// The sequence number was used long ago and its reply is no longer kept.
@@ -87,6 +89,7 @@ impl ErrorCode {
             Self::AlreadyExists => "already_exists",
             Self::ModuleInUse => "module_in_use",
             Self::SessionNotFound => "session_not_found",
+            Self::SessionMoved => "session_moved",
             Self::WrongSecret => "wrong_secret",
             Self::SequenceTooOld => "sequence_too_old",
             Self::BadSequence => "bad_sequence",
@@ -107,7 +110,7 @@ impl ErrorCode {
             Self::BadRequest | Self::BadSequence => 400,
             Self::WrongSecret => 403,
             Self::ModuleNotFound | Self::GroupNotFound | Self::SessionNotFound => 404,
-            Self::AlreadyExists | Self::ModuleInUse | Self::SequenceTooOld => 409,
+            Self::AlreadyExists | Self::ModuleInUse | Self::SequenceTooOld | Self::SessionMoved => 409,
             Self::TooLarge => 413,
             Self::Rejected | Self::Trapped | Self::ModuleRefused => 422,
             Self::Internal | Self::GroupStopped => 500,
@@ -130,6 +133,7 @@ impl ErrorCode {
             Self::AlreadyExists => "choose another name, or remove the existing one first",
             Self::ModuleInUse => "remove the groups that run it first",
             Self::SessionNotFound => "open a new session",
+            Self::SessionMoved => "attach to the session again, or open a new one",
             Self::WrongSecret => "send the secret that opening the session answered",
             Self::SequenceTooOld => "the command was applied; its reply is no longer kept",
             Self::BadSequence => "count the session's commands up from 1, one by one",
@@ -207,6 +211,30 @@ pub struct MemberView {
     pub matched: Option<u64>,
 }
 
+/// A group that is to be made.
+#[derive(Clone, Debug, Default)]
+pub struct GroupRequest {
+    /// Its name.
+    pub name: String,
+    /// The module's name.
+    pub module: String,
+    /// The params of `init`: an object, or null for an empty one.
+    pub params: serde_json::Value,
+    /// The addresses its adapter listens on, on every node.
+    pub listen: Vec<String>,
+    /// What the adapter is told as `listen`: an object, or null for an empty one.
+    pub listen_params: serde_json::Value,
+}
+
+/// Where clients of a group's adapter are listened for on this node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenerView {
+    /// The address.
+    pub address: String,
+    /// `listening`, or why not.
+    pub state: String,
+}
+
 /// A group as this node sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupView {
@@ -244,6 +272,10 @@ pub struct GroupView {
     pub timers: u64,
     /// The replicas.
     pub members: Vec<MemberView>,
+    /// Where this node listens for clients of its adapter.
+    pub listeners: Vec<ListenerView>,
+    /// Client connections of this node's listeners.
+    pub connections: u64,
 }
 
 /// A digest of a replica's state at an index; equal on all replicas at equal indexes.
@@ -348,12 +380,7 @@ pub trait Service: Send + Sync + 'static {
     fn module_check(&self, wasm: Bytes) -> BoxFuture<'_, ServiceResult<ModuleView>>;
 
     /// Creates a group and waits until it has a leader and its module is initialised.
-    fn group_create(
-        &self,
-        name: String,
-        module: String,
-        params: serde_json::Value,
-    ) -> BoxFuture<'_, ServiceResult<GroupView>>;
+    fn group_create(&self, request: GroupRequest) -> BoxFuture<'_, ServiceResult<GroupView>>;
     /// All groups, by name.
     fn group_list(&self) -> BoxFuture<'_, ServiceResult<Vec<GroupView>>>;
     /// One group, as this node sees it.

@@ -41,6 +41,17 @@ pub struct SessionUse {
     /// The command's number within the session, counted up by the client from 1; `None` for a
     /// command that is in the session but whose retry need not be recognised.
     pub sequence: Option<u64>,
+    /// Which attachment sends it; `None` for a session that is not attached.
+    pub attachment: Option<Attachment>,
+}
+
+/// How a gateway holds a session. Sequence numbers restart at 1 with each attachment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// The entry that attached it.
+    pub index: u64,
+    /// Replies up to this sequence number have arrived and need not be kept.
+    pub answered: u64,
 }
 
 /// What an entry asks of the state machine.
@@ -59,6 +70,8 @@ pub enum EntryKind {
         secret: [u8; 16],
         /// How long the session lives without a sign of life, milliseconds.
         timeout_ms: u64,
+        /// Whether a gateway holds it from the start: then the entry is its first attachment.
+        attached: bool,
     },
     /// Ends a session, by its client's wish or because it timed out.
     CloseSession {
@@ -66,11 +79,20 @@ pub enum EntryKind {
         id: u64,
         /// The client's secret; `None` when the leader found it dead.
         secret: Option<[u8; 16]>,
+        /// Only while this is the session's attachment, if it is given.
+        attachment: Option<u64>,
     },
     /// The time of these timers has come.
     Timers {
         /// `(timer id, the time it was set for)`: a timer moved meanwhile is not due and is skipped.
         due: Vec<(u64, u64)>,
+    },
+    /// A gateway takes a session, from wherever it was; the entry's index is the attachment.
+    AttachSession {
+        /// The session.
+        id: u64,
+        /// Its secret.
+        secret: [u8; 16],
     },
 }
 
@@ -92,6 +114,7 @@ impl fmt::Display for Proposal {
             EntryKind::OpenSession { .. } => "open-session",
             EntryKind::CloseSession { .. } => "close-session",
             EntryKind::Timers { .. } => "timers",
+            EntryKind::AttachSession { .. } => "attach-session",
         };
         write!(f, "{kind} from node {} #{}", self.origin.node, self.origin.number)
     }

@@ -71,3 +71,8 @@ pub fn larger_than(bytes: usize) -> Vec<u8> {
     wasm.resize(wasm.len() + bytes, 0);
     wasm
 }
+
+/// `tests/modules/lines`: a module with an adapter, spoken to in lines.
+pub fn lines() -> &'static [u8] {
+    include_bytes!(concat!(env!("OUT_DIR"), "/lines.wasm"))
+}

@@ -19,6 +19,7 @@ use crate::service::DigestView;
 use crate::service::ErrorCode;
 use crate::service::Event;
 use crate::service::EventItem;
+use crate::service::GroupRequest;
 use crate::service::GroupView;
 use crate::service::MemberView;
 use crate::service::ModuleView;
@@ -29,7 +30,7 @@ use crate::service::ServiceResult;
 use crate::service::SessionView;
 
 /// Every code, so that tests can go through them.
-pub const CODES: [ErrorCode; 21] = [
+pub const CODES: [ErrorCode; 22] = [
     ErrorCode::BadRequest,
     ErrorCode::Rejected,
     ErrorCode::Trapped,
@@ -40,6 +41,7 @@ pub const CODES: [ErrorCode; 21] = [
     ErrorCode::AlreadyExists,
     ErrorCode::ModuleInUse,
     ErrorCode::SessionNotFound,
+    ErrorCode::SessionMoved,
     ErrorCode::WrongSecret,
     ErrorCode::SequenceTooOld,
     ErrorCode::BadSequence,
@@ -151,6 +153,8 @@ impl Fake {
                 role: "voter".into(),
                 matched: Some(applied),
             }],
+            listeners: Vec::new(),
+            connections: 0,
         }
     }
 
@@ -270,12 +274,8 @@ impl Service for Fake {
             Err(error(ErrorCode::ModuleRefused, "the file is no WebAssembly"))
         })
     }
-    fn group_create(
-        &self,
-        name: String,
-        module: String,
-        params: serde_json::Value,
-    ) -> BoxFuture<'_, ServiceResult<GroupView>> {
+    fn group_create(&self, request: GroupRequest) -> BoxFuture<'_, ServiceResult<GroupView>> {
+        let GroupRequest { name, module, params, .. } = request;
         let mut state = self.state();
         if !state.modules.contains_key(&module) {
             return now(Err(error(ErrorCode::ModuleNotFound, format!("no module {module:?}"))));

@@ -18,6 +18,7 @@ use super::schema::Group;
 use super::schema::GroupList;
 use super::schema::NewGroup;
 use super::schema::Snapshot;
+use crate::service::GroupRequest;
 
 /// Creates a group
 ///
@@ -38,13 +39,16 @@ pub(super) async fn create(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Box<Problem>> {
-    let NewGroup { name, module, params } = read_json(&headers, body).await?;
+    let NewGroup { name, module, params, listen, listen_params } = read_json(&headers, body).await?;
     check_name("group", &name)?;
     check_name("module", &module)?;
-    if !params.is_object() {
-        return Err(Problem::bad_request("`params` is not an object, such as {\"start\": 1}"));
+    for (key, value) in [("params", &params), ("listen_params", &listen_params)] {
+        if !value.is_object() {
+            return Err(Problem::bad_request(format!("`{key}` is not an object, such as {{\"start\": 1}}")));
+        }
     }
-    let group = context.service.group_create(name, module, params).await?;
+    let request = GroupRequest { name, module, params, listen, listen_params };
+    let group = context.service.group_create(request).await?;
     Ok(json(StatusCode::CREATED, &Group::from(group)))
 }
 

@@ -179,6 +179,7 @@ fn title(code: ErrorCode) -> &'static str {
         ErrorCode::AlreadyExists => "The name is taken",
         ErrorCode::ModuleInUse => "The module is in use",
         ErrorCode::SessionNotFound => "No such session",
+        ErrorCode::SessionMoved => "The session is held by another",
         ErrorCode::WrongSecret => "Wrong session secret",
         ErrorCode::SequenceTooOld => "The sequence number is too old",
         ErrorCode::BadSequence => "The sequence number is not the next one",

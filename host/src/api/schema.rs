@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 
 use crate::service::DigestView;
 use crate::service::GroupView;
+use crate::service::ListenerView;
 use crate::service::MemberView;
 use crate::service::ModuleView;
 use crate::service::NodeView;
@@ -57,6 +58,13 @@ pub struct NewGroup {
     #[serde(default = "no_params")]
     #[schema(value_type = Object)]
     pub params: serde_json::Value,
+    /// The addresses its module's adapter listens on, `HOST:PORT`, on every node that does not say otherwise.
+    #[serde(default)]
+    pub listen: Vec<String>,
+    /// What the adapter is told of its listener; an object, `{}` when left out.
+    #[serde(default = "no_params")]
+    #[schema(value_type = Object)]
+    pub listen_params: serde_json::Value,
 }
 
 fn no_params() -> serde_json::Value {
@@ -101,6 +109,26 @@ pub struct Group {
     pub timers: u64,
     /// The replicas.
     pub members: Vec<Member>,
+    /// Where the node that answers listens for clients of the module's adapter.
+    pub listeners: Vec<Listener>,
+    /// Client connections of these listeners.
+    pub connections: u64,
+}
+
+/// An address that a node listens on for clients of a group's adapter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Listener {
+    /// The address.
+    pub address: String,
+    /// `listening`, or why not.
+    pub state: String,
+}
+
+impl From<ListenerView> for Listener {
+    fn from(view: ListenerView) -> Self {
+        let ListenerView { address, state } = view;
+        Self { address, state }
+    }
 }
 
 impl From<GroupView> for Group {
@@ -123,7 +151,10 @@ impl From<GroupView> for Group {
             sessions,
             timers,
             members,
+            listeners,
+            connections,
         } = view;
+        let listeners = listeners.into_iter().map(Listener::from).collect();
         let members = members.into_iter().map(Member::from).collect();
         Self {
             name,
@@ -143,6 +174,8 @@ impl From<GroupView> for Group {
             sessions,
             timers,
             members,
+            listeners,
+            connections,
         }
     }
 }

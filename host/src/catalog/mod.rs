@@ -67,6 +67,10 @@ pub struct GroupEntry {
     pub created_ms: u64,
     /// Its first members: id to peer address.
     pub members: BTreeMap<NodeId, String>,
+    /// The addresses its adapter listens on, on every node that does not say otherwise.
+    pub listen: Vec<String>,
+    /// What the adapter is told as `listen`, JSON.
+    pub listen_params: Vec<u8>,
 }
 
 /// A change of the catalog.
@@ -102,6 +106,10 @@ pub enum CatalogCommand {
         limits: Limits,
         /// Its first members: id to peer address.
         members: BTreeMap<NodeId, String>,
+        /// The addresses its adapter listens on.
+        listen: Vec<String>,
+        /// What the adapter is told as `listen`, JSON.
+        listen_params: Vec<u8>,
     },
     /// Removes a group and its state.
     RemoveGroup {
@@ -246,20 +254,25 @@ impl Catalog {
                     None => Err(no_module(&name)),
                 }
             }
-            CatalogCommand::CreateGroup { name, module, digest, params, limits, members } => {
+            CatalogCommand::CreateGroup { name, module, digest, params, limits, members, listen, listen_params } => {
                 let Some(entry) = self.modules.get(&module) else { return Err(no_module(&module)) };
                 if entry.digest != digest {
                     return Err(other_module(&module, entry));
                 }
                 if let Some(known) = self.groups.get(&name) {
-                    let same = known.digest == digest && known.params == params;
+                    let same = known.digest == digest
+                        && known.params == params
+                        && known.listen == listen
+                        && known.listen_params == listen_params;
                     let detail = format!("group {name} exists, with module {} and its own params", known.module);
                     return if same { Ok(known.id) } else { Err(ServiceError::new(ErrorCode::AlreadyExists, detail)) };
                 }
                 let id = self.next_group;
                 self.next_group += 1;
                 let (seed, created_ms) = (context.seed, context.time_ms);
-                self.groups.insert(name, GroupEntry { id, module, digest, params, limits, seed, created_ms, members });
+                let entry =
+                    GroupEntry { id, module, digest, params, limits, seed, created_ms, members, listen, listen_params };
+                self.groups.insert(name, entry);
                 Ok(id)
             }
             CatalogCommand::RemoveGroup { name } => match self.groups.remove(&name) {

@@ -13,6 +13,7 @@ use super::output;
 use crate::api::schema::Digest;
 use crate::api::schema::Group;
 use crate::api::schema::GroupList;
+use crate::api::schema::Listener;
 use crate::api::schema::Member;
 use crate::api::schema::NewGroup;
 use crate::api::schema::Snapshot;
@@ -25,6 +26,7 @@ use crate::api::schema::Snapshot;
 Examples:
   statehouse group create c1 --module counter
   statehouse group create c2 --module counter --param start=100
+  statehouse group create kv --module kv --listen 127.0.0.1:6379
   statehouse group status c1 --server http://127.0.0.1:7071      as that node sees it")]
 pub(super) struct GroupVerbs {
     #[command(subcommand)]
@@ -45,6 +47,13 @@ enum GroupVerb {
         /// A parameter for the module's init: the value is JSON, or else text (repeatable)
         #[arg(long = "param", value_name = "KEY=VALUE", value_parser = parse_param)]
         params: Vec<(String, serde_json::Value)>,
+        /// Where the module's adapter listens for its clients, on every node (each adds its
+        /// --listen-port-offset to the port; its --listen says otherwise)
+        #[arg(long, value_name = "HOST:PORT,…", value_delimiter = ',')]
+        listen: Vec<String>,
+        /// A setting for the adapter's listener: the value is JSON, or else text (repeatable)
+        #[arg(long = "listen-param", value_name = "KEY=VALUE", value_parser = parse_param)]
+        listen_params: Vec<(String, serde_json::Value)>,
     },
     /// List the groups
     Ls,
@@ -80,9 +89,11 @@ pub(super) async fn run(verbs: GroupVerbs) -> Result<(), Failure> {
     let client = verbs.client.client()?;
     let form = verbs.client.output;
     match verbs.verb {
-        GroupVerb::Create { name, module, params } => {
+        GroupVerb::Create { name, module, params, listen, listen_params } => {
             let params = serde_json::Value::Object(params.into_iter().collect());
-            let body = serde_json::to_vec(&NewGroup { name, module, params }).unwrap_or_default();
+            let listen_params = serde_json::Value::Object(listen_params.into_iter().collect());
+            let group = NewGroup { name, module, params, listen, listen_params };
+            let body = serde_json::to_vec(&group).unwrap_or_default();
             let group: Group = client.send(Call::post("/v1/groups", body, Repeat::Never)).await?.json()?;
             show(form, &group)
         }
@@ -148,6 +159,11 @@ fn show(form: Output, group: &Group) -> Result<(), Failure> {
         let matched = member.matched.map(|index| format!(", holds {index}")).unwrap_or_default();
         format!("{} at {} ({}{leader}{matched})", member.id, member.address, member.role)
     };
+    let listener = |listener: &Listener| format!("{} ({})", listener.address, listener.state);
+    let listeners = match group.listeners.iter().map(listener).collect::<Vec<_>>() {
+        none if none.is_empty() => "none".to_owned(),
+        some => format!("{}; {} connections", some.join("; "), group.connections),
+    };
     output::pairs(&[
         ("name", group.name.clone()),
         ("module", format!("{} ({})", group.module, group.digest.get(..12).unwrap_or(&group.digest))),
@@ -159,5 +175,6 @@ fn show(form: Output, group: &Group) -> Result<(), Failure> {
         ("sessions", group.sessions.to_string()),
         ("timers", group.timers.to_string()),
         ("members", group.members.iter().map(member).collect::<Vec<_>>().join("; ")),
+        ("listeners", listeners),
     ])
 }

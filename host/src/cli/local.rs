@@ -219,6 +219,8 @@ fn start(local: &Local, id: u16, config: Option<&Path>) -> Result<Node, Failure>
         .arg(http.to_string())
         .arg("--peer")
         .arg(peer.to_string())
+        .arg("--listen-port-offset")
+        .arg((id - 1).to_string())
         .arg("--initial-cluster")
         .arg(peers.join(","));
     if let Some(config) = config {

@@ -207,7 +207,7 @@ impl<P: Platform> Duties<P> {
             if silent < timeout {
                 *next = (*next).min(timeout - silent);
             } else if kinds.len() < ROUND_MAX {
-                kinds.push(EntryKind::CloseSession { id: *id, secret: None });
+                kinds.push(EntryKind::CloseSession { id: *id, secret: None, attachment: None });
                 // Asked once; if the entry is lost, again after another timeout.
                 self.heard.insert(*id, now);
             }

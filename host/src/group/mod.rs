@@ -9,6 +9,7 @@
 mod barrier;
 mod duties;
 pub mod events;
+pub mod inbox;
 pub mod model;
 mod propose;
 mod replica;
@@ -35,6 +36,8 @@ use tokio::sync::mpsc;
 
 use self::barrier::Entered;
 use self::barrier::ReadBarrier;
+use self::inbox::Inbox;
+use self::inbox::Ticket;
 use self::model::ModelFactory;
 use self::replica::Shared;
 use self::replica::StateMachine;
@@ -320,6 +323,11 @@ impl<P: Platform, T: Transport> Group<P, T> {
         self.id
     }
 
+    /// This node.
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+
     /// The applied index.
     pub fn applied(&self) -> u64 {
         self.shared.applied()
@@ -458,6 +466,46 @@ impl<P: Platform, T: Transport> Group<P, T> {
         }
     }
 
+    /// Lets a gateway listen from now on; the last applied entry, which it is not told of.
+    pub async fn listen(&self, inbox: Arc<Inbox>) -> Option<u64> {
+        let shared = self.shared.clone();
+        self.platform.run_guest(move || shared.listen(inbox)).await
+    }
+
+    /// The gateway listens no more.
+    pub async fn unlisten(&self, inbox: Arc<Inbox>) {
+        let shared = self.shared.clone();
+        self.platform.run_guest(move || shared.unlisten(&inbox)).await.unwrap_or_default();
+    }
+
+    /// Answers queries by notes, all of one consistency.
+    pub async fn query_to(
+        self: &Arc<Self>,
+        inbox: &Arc<Inbox>,
+        consistency: Consistency,
+        asked: Vec<(Ticket, u64, Bytes)>,
+        timeout: Duration,
+    ) {
+        let fresh = async {
+            match consistency {
+                Consistency::Local => Ok(()),
+                Consistency::Lease => self.wait_read_index(true).await,
+                Consistency::Linearizable => self.wait_read_index(false).await,
+            }
+        };
+        let error = match RtOf::<P>::timeout(timeout, fresh).await {
+            Ok(Ok(())) => return self.shared.query_to(&self.platform, inbox, asked).await,
+            Ok(Err(error)) => error,
+            Err(_) => {
+                self.error(ErrorCode::Timeout, format!("the query was not answered within {} ms", timeout.as_millis()))
+            }
+        };
+        for (ticket, _, _) in asked {
+            inbox.push(inbox::Note::Answered { ticket, index: 0, answer: Err(error.clone()) });
+        }
+        inbox.wake();
+    }
+
     /// Waits until this node has applied all that was acknowledged when this was called.
     pub async fn wait_read_index(self: &Arc<Self>, lease: bool) -> ServiceResult<()> {
         let index = self.read_index(lease).await?;
@@ -589,6 +637,15 @@ impl<P: Platform, T: Transport> Group<P, T> {
     /// Removes the snapshots of a stopped group.
     pub fn destroy(&self) -> io::Result<()> {
         Ok(self.store.destroy()?)
+    }
+
+    /// Asks that this node lead, if it votes and may.
+    pub async fn take_lead(&self) -> ServiceResult<()> {
+        if self.leads() {
+            return Ok(());
+        }
+        let stopped = |error: openraft::errors::Fatal<Types<P::Runtime>>| self.error(ErrorCode::GroupStopped, error);
+        self.raft.trigger().elect(true).await.map_err(stopped)
     }
 
     /// Hands leadership over to the member that is furthest ahead, if this node leads and there is one.

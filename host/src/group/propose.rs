@@ -73,6 +73,29 @@ impl<P: Platform, T: Transport> Group<P, T> {
         }
     }
 
+    /// Proposes `kind` once, in the order of the calls; notes with `ticket` say what became of it. The number to
+    /// [forget](Self::forget) it by.
+    pub fn propose_to(
+        &self,
+        inbox: &Arc<Inbox>,
+        ticket: Ticket,
+        retry_safe: bool,
+        kind: EntryKind,
+    ) -> ServiceResult<u64> {
+        let number = self.shared.waiters.register_inbox(retry_safe, inbox.clone(), ticket);
+        let origin = Origin { node: self.node, incarnation: self.incarnation, number };
+        if self.proposals.try_send(Proposal { time_ms: 0, origin, kind }).is_ok() {
+            return Ok(number);
+        }
+        self.shared.waiters.forget(number);
+        Err(self.error(ErrorCode::Overloaded, format!("{PROPOSALS_MAX} commands wait already")))
+    }
+
+    /// Nobody waits for this proposal any more.
+    pub fn forget(&self, number: u64) {
+        self.shared.waiters.forget(number);
+    }
+
     fn unknown_outcome(&self, timeout: Duration) -> ServiceError {
         let standing = self.standing();
         let leader = standing.leader.map_or("no leader is known".to_string(), |leader| format!("node {leader} leads"));

@@ -28,6 +28,9 @@ use tokio::sync::Notify;
 use tokio::sync::oneshot;
 
 use super::events::Events;
+use super::inbox::Inbox;
+use super::inbox::Note;
+use super::inbox::Ticket;
 use super::model::Model;
 use super::model::ModelFactory;
 use super::state;
@@ -45,10 +48,12 @@ use crate::snapshot::Head;
 use crate::snapshot::SnapshotFile;
 use crate::snapshot::SnapshotStore;
 use crate::types::Entry;
+use crate::types::EntryKind;
 use crate::types::GroupId;
 use crate::types::LogId;
 use crate::types::NodeId;
 use crate::types::Payload;
+use crate::types::SessionUse;
 use crate::types::Types;
 
 type StoredMembership = openraft::StoredMembership<
@@ -73,6 +78,8 @@ pub struct Core {
     term: u64,
     /// Why this replica stopped, once it did.
     fault: Option<Fault>,
+    /// The gateways that listen.
+    inboxes: Vec<Arc<Inbox>>,
 }
 
 /// What the node's other parts share with the state machine.
@@ -116,7 +123,12 @@ struct Queries {
 struct Query {
     session: u64,
     query: Bytes,
-    sender: oneshot::Sender<(u64, Answer)>,
+    to: AnswerTo,
+}
+
+enum AnswerTo {
+    Caller(oneshot::Sender<(u64, Answer)>),
+    Inbox(Arc<Inbox>, Ticket),
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -150,6 +162,7 @@ impl Shared {
                     effects,
                     term: 0,
                     fault: None,
+                    inboxes: Vec::new(),
                 }
             }
         };
@@ -230,7 +243,7 @@ impl Shared {
         let (sender, receiver) = oneshot::channel();
         let start = {
             let mut queries = lock(&self.queries);
-            queries.waiting.push(Query { session, query, sender });
+            queries.waiting.push(Query { session, query, to: AnswerTo::Caller(sender) });
             !std::mem::replace(&mut queries.running, true)
         };
         if start {
@@ -247,6 +260,49 @@ impl Shared {
         })
     }
 
+    /// Answers queries by notes, from this replica's state as it is when their turn comes.
+    pub async fn query_to<P: Platform>(
+        self: &Arc<Self>,
+        platform: &P,
+        inbox: &Arc<Inbox>,
+        asked: impl IntoIterator<Item = (Ticket, u64, Bytes)>,
+    ) {
+        let start = {
+            let mut queries = lock(&self.queries);
+            let to = |ticket| AnswerTo::Inbox(inbox.clone(), ticket);
+            queries.waiting.extend(asked.into_iter().map(|(ticket, session, query)| Query {
+                session,
+                query,
+                to: to(ticket),
+            }));
+            !std::mem::replace(&mut queries.running, true)
+        };
+        if start {
+            let shared = self.clone();
+            if platform.run_guest(move || shared.run_queries()).await.is_none() {
+                let mut queries = lock(&self.queries);
+                queries.running = false;
+                queries.waiting.clear();
+                inbox.jump(self.applied());
+                inbox.wake();
+            }
+        }
+    }
+
+    /// Lets a gateway listen; the last applied entry, which it is not told of.
+    pub fn listen(&self, inbox: Arc<Inbox>) -> u64 {
+        let mut core = self.core();
+        let applied = core.applied.map_or(0, |log_id| log_id.index);
+        inbox.set_applied(applied);
+        core.inboxes.push(inbox);
+        applied
+    }
+
+    /// The gateway listens no more.
+    pub fn unlisten(&self, inbox: &Arc<Inbox>) {
+        self.core().inboxes.retain(|other| !Arc::ptr_eq(other, inbox));
+    }
+
     fn run_queries(&self) {
         loop {
             let batch = {
@@ -258,9 +314,14 @@ impl Shared {
                 std::mem::take(&mut queries.waiting)
             };
             let mut core = self.core();
-            for Query { session, query, sender } in batch {
-                let _gave_up = sender.send(core.query(self.seed, session, &query));
+            for Query { session, query, to } in batch {
+                let (index, answer) = core.query(self.seed, session, &query);
+                match to {
+                    AnswerTo::Caller(sender) => drop(sender.send((index, answer))),
+                    AnswerTo::Inbox(inbox, ticket) => inbox.push(Note::Answered { ticket, index, answer }),
+                }
             }
+            core.inboxes.iter().for_each(|inbox| inbox.wake());
         }
     }
 
@@ -336,6 +397,7 @@ fn restore(factory: &dyn ModelFactory, file: &SnapshotFile) -> io::Result<Core> 
         effects: Effects::default(),
         term: 0,
         fault: None,
+        inboxes: Vec::new(),
     })
 }
 
@@ -373,15 +435,36 @@ impl Core {
                 for (level, text) in self.effects.logs.drain(..) {
                     tracing::debug!(group = shared.group, index, ?level, "{text}");
                 }
-                if let crate::types::EntryKind::Command { session: Some(used), .. } = &proposal.kind {
-                    lock(&shared.heard).push(used.id);
+                match &proposal.kind {
+                    EntryKind::Command { session: Some(SessionUse { id, .. }), .. }
+                    | EntryKind::AttachSession { id, .. } => lock(&shared.heard).push(*id),
+                    _ => {}
+                }
+                if !self.inboxes.is_empty() {
+                    let time_ms = self.host.time_ms;
+                    for inbox in &self.inboxes {
+                        for bytes in applied.events.iter().cloned() {
+                            inbox.push(Note::Event { index, time_ms, bytes });
+                        }
+                        if let (EntryKind::AttachSession { id, .. }, Ok(_)) = (&proposal.kind, &applied.answer) {
+                            inbox.push(Note::SessionMoved { session: *id, index });
+                        }
+                    }
                 }
                 if applied.wakes {
                     shared.wake.notify_one();
                 }
+                let ended = match (&proposal.kind, &applied.answer) {
+                    (EntryKind::CloseSession { id, .. }, Ok(_)) => Some(*id),
+                    _ => None,
+                };
                 shared.events.push(index, applied.events);
                 if proposal.origin.node == shared.node && proposal.origin.incarnation == shared.incarnation {
                     shared.waiters.applied(proposal.origin.number, applied.index, applied.answer);
+                }
+                // After the answer to whoever asked for the end.
+                if let Some(session) = ended {
+                    self.inboxes.iter().for_each(|inbox| inbox.push(Note::SessionEnded { session, index }));
                 }
             }
         }
@@ -390,6 +473,7 @@ impl Core {
             self.term = term;
             shared.waiters.term_applied(term);
         }
+        self.inboxes.iter().for_each(|inbox| inbox.set_applied(index));
         Ok(())
     }
 }
@@ -450,6 +534,7 @@ impl<P: Platform> RaftStateMachine<Types<P::Runtime>> for StateMachine<P> {
                             responder.send(());
                         }
                     }
+                    core.inboxes.iter().for_each(|inbox| inbox.wake());
                 }
                 shared.advance(last, bytes);
                 Ok(())
@@ -483,7 +568,15 @@ impl<P: Platform> RaftStateMachine<Types<P::Runtime>> for StateMachine<P> {
             let new = restore(&*factory, &snapshot)?;
             let file = store.adopt(&snapshot, &head)?;
             let index = head.last_log_id.index;
-            *shared.core() = new;
+            {
+                let mut core = shared.core();
+                let inboxes = std::mem::take(&mut core.inboxes);
+                *core = new;
+                for inbox in &inboxes {
+                    inbox.jump(index);
+                    inbox.wake();
+                }
+            }
             shared.waiters.snapshot_installed(head.last_log_id.committed_leader_id().term);
             shared.events.jump(index.saturating_add(1));
             *lock(&shared.current) = Some((head, file));

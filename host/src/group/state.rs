@@ -5,6 +5,7 @@
 //!   kept elsewhere.
 //! - Tables are bounded: sessions by [`SESSIONS_MAX`], kept replies by [`REPLIES_KEPT`] a session, timers by
 //!   [`TIMERS_MAX`].
+//! - Sequence numbers count within an attachment; the commands of another one change nothing.
 
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
@@ -28,6 +29,9 @@ use crate::types::SessionUse;
 pub const SESSIONS_MAX: usize = 1 << 20;
 /// Replies kept a session, so that a client may have that many commands under way when it must retry.
 pub const REPLIES_KEPT: usize = 16;
+/// Commands that a gateway may have under way in one session: so many replies are kept if it has not said that they
+/// arrived.
+pub const ATTACHED_WINDOW: usize = 256;
 /// Timers a group may have armed.
 pub const TIMERS_MAX: usize = 1 << 20;
 
@@ -43,6 +47,8 @@ pub struct Session {
     pub timeout_ms: u64,
     /// The highest sequence number that was applied, 0 for none.
     pub last_sequence: u64,
+    /// The entry that attached it to the gateway that holds it; 0 when none does.
+    pub attachment: u64,
     /// The last answers: `(sequence, index, answer)`, oldest first.
     kept: VecDeque<(u64, u64, Answer)>,
 }
@@ -77,6 +83,10 @@ fn error(code: ErrorCode, index: u64, detail: impl Into<String>) -> ServiceError
 
 fn no_session(index: u64, id: u64) -> ServiceError {
     error(ErrorCode::SessionNotFound, index, format!("no session {id}: never opened here, closed, or timed out"))
+}
+
+fn moved(index: u64, id: u64, attachment: u64) -> ServiceError {
+    error(ErrorCode::SessionMoved, index, format!("session {id} is held by another, since entry {attachment}"))
 }
 
 fn wrong_secret(index: u64, id: u64) -> ServiceError {
@@ -151,19 +161,27 @@ impl HostState {
                 }
                 Admission::Refuse(error) => Err(error),
             },
-            EntryKind::OpenSession { secret, timeout_ms } => {
+            EntryKind::OpenSession { secret, timeout_ms, attached } => {
                 if self.sessions.len() >= SESSIONS_MAX {
                     Err(error(ErrorCode::Overloaded, index, format!("the group has {SESSIONS_MAX} sessions")))
                 } else {
-                    let session =
-                        Session { secret: *secret, timeout_ms: *timeout_ms, last_sequence: 0, kept: VecDeque::new() };
+                    let session = Session {
+                        secret: *secret,
+                        timeout_ms: *timeout_ms,
+                        last_sequence: 0,
+                        attachment: if *attached { index } else { 0 },
+                        kept: VecDeque::new(),
+                    };
                     self.sessions.insert(index, session);
                     Ok(Bytes::copy_from_slice(&index.to_le_bytes()))
                 }
             }
-            EntryKind::CloseSession { id, secret } => match self.sessions.get(id) {
+            EntryKind::CloseSession { id, secret, attachment } => match self.sessions.get(id) {
                 None => Err(no_session(index, *id)),
                 Some(session) if secret.is_some_and(|secret| secret != session.secret) => Err(wrong_secret(index, *id)),
+                Some(session) if attachment.is_some_and(|attachment| attachment != session.attachment) => {
+                    Err(moved(index, *id, session.attachment))
+                }
                 Some(_) => {
                     self.sessions.remove(id);
                     context.session = *id;
@@ -172,6 +190,16 @@ impl HostState {
                     }
                     wakes |= self.collect(effects, &mut events);
                     Ok(Bytes::new())
+                }
+            },
+            EntryKind::AttachSession { id, secret } => match self.sessions.get_mut(id) {
+                None => Err(no_session(index, *id)),
+                Some(session) if *secret != session.secret => Err(wrong_secret(index, *id)),
+                Some(session) => {
+                    session.attachment = index;
+                    session.last_sequence = 0;
+                    session.kept = VecDeque::new();
+                    Ok(Bytes::copy_from_slice(&session.timeout_ms.to_le_bytes()))
                 }
             },
             EntryKind::Timers { due } => {
@@ -205,6 +233,11 @@ impl HostState {
         if session.secret != used.secret {
             return Admission::Refuse(wrong_secret(index, used.id));
         }
+        let attachment = used.attachment.map_or(0, |attachment| attachment.index);
+        // Whoever does not number its commands needs no attachment: there is no order to disturb.
+        if session.attachment != attachment && (used.sequence.is_some() || used.attachment.is_some()) {
+            return Admission::Refuse(moved(index, used.id, session.attachment));
+        }
         let Some(sequence) = used.sequence else {
             return Admission::Apply;
         };
@@ -234,7 +267,11 @@ impl HostState {
         };
         session.last_sequence = sequence;
         session.kept.push_back((sequence, index, answer.clone()));
-        if session.kept.len() > REPLIES_KEPT {
+        let (answered, most) = match used.attachment {
+            Some(attachment) => (attachment.answered, ATTACHED_WINDOW),
+            None => (0, REPLIES_KEPT),
+        };
+        while session.kept.front().is_some_and(|(sequence, _, _)| *sequence <= answered) || session.kept.len() > most {
             session.kept.pop_front();
         }
     }
@@ -316,12 +353,12 @@ mod tests {
         }
 
         fn open(&mut self) -> u64 {
-            self.entry(0, EntryKind::OpenSession { secret: [5; 16], timeout_ms: 1000 }).index
+            self.entry(0, EntryKind::OpenSession { secret: [5; 16], timeout_ms: 1000, attached: false }).index
         }
     }
 
     fn used(id: u64, sequence: u64) -> Option<SessionUse> {
-        Some(SessionUse { id, secret: [5; 16], sequence: Some(sequence) })
+        Some(SessionUse { id, secret: [5; 16], sequence: Some(sequence), attachment: None })
     }
 
     #[test]
@@ -359,17 +396,52 @@ mod tests {
         refuse(used(id, 1), ErrorCode::SequenceTooOld);
         refuse(used(id, 0), ErrorCode::BadSequence);
         refuse(used(id, 99), ErrorCode::BadSequence);
-        refuse(Some(SessionUse { id, secret: [6; 16], sequence: Some(18) }), ErrorCode::WrongSecret);
+        refuse(Some(SessionUse { id, secret: [6; 16], sequence: Some(18), attachment: None }), ErrorCode::WrongSecret);
         refuse(used(id + 1000, 1), ErrorCode::SessionNotFound);
         assert_eq!(replica.host, before);
         assert_eq!(replica.model.applied, REPLIES_KEPT as u64 + 1);
+    }
+
+    fn attached(id: u64, attachment: u64, sequence: u64, answered: u64) -> Option<SessionUse> {
+        let attachment = Some(crate::types::Attachment { index: attachment, answered });
+        Some(SessionUse { id, secret: [5; 16], sequence: Some(sequence), attachment })
+    }
+
+    #[test]
+    fn who_attaches_to_a_session_counts_anew_and_what_its_last_holder_sends_is_refused() {
+        let mut replica = Replica::default();
+        let id = replica.entry(0, EntryKind::OpenSession { secret: [5; 16], timeout_ms: 1000, attached: true }).index;
+        replica.command(attached(id, id, 1, 0), "add").answer.unwrap();
+        let attach = |secret| EntryKind::AttachSession { id, secret };
+        assert_eq!(replica.entry(0, attach([6; 16])).answer.unwrap_err().code, ErrorCode::WrongSecret);
+        let taken = replica.entry(0, attach([5; 16]));
+        assert_eq!(taken.answer.unwrap(), Bytes::copy_from_slice(&1000u64.to_le_bytes()));
+        let late = replica.command(attached(id, id, 2, 0), "add").answer.unwrap_err();
+        assert_eq!((late.code, replica.model.applied), (ErrorCode::SessionMoved, 1));
+        assert_eq!(replica.command(used(id, 1), "add").answer.unwrap_err().code, ErrorCode::SessionMoved);
+        assert_eq!(replica.command(attached(id, taken.index, 1, 0), "add").answer.unwrap(), Bytes::from_static(b"2"));
+        let again = replica.command(attached(id, taken.index, 1, 0), "add").answer.unwrap();
+        assert_eq!(again, Bytes::from_static(b"2"), "its own reply, not the one of the earlier holder's number 1");
+    }
+
+    #[test]
+    fn replies_that_arrived_are_not_kept_and_a_full_window_is() {
+        let mut replica = Replica::default();
+        let id = replica.entry(0, EntryKind::OpenSession { secret: [5; 16], timeout_ms: 1000, attached: true }).index;
+        let window = ATTACHED_WINDOW as u64;
+        for sequence in 1..=window {
+            replica.command(attached(id, id, sequence, 0), "add").answer.unwrap();
+        }
+        assert_eq!(replica.command(attached(id, id, 1, 0), "add").answer.unwrap(), Bytes::from_static(b"1"));
+        replica.command(attached(id, id, window + 1, window), "add").answer.unwrap();
+        assert_eq!(replica.host.sessions[&id].kept.len(), 1);
     }
 
     #[test]
     fn a_session_ends_once_and_only_with_its_secret_or_by_the_leader() {
         let mut replica = Replica::default();
         let (first, second) = (replica.open(), replica.open());
-        let close = |id, secret| EntryKind::CloseSession { id, secret };
+        let close = |id, secret| EntryKind::CloseSession { id, secret, attachment: None };
         assert_eq!(replica.entry(0, close(first, Some([9; 16]))).answer.unwrap_err().code, ErrorCode::WrongSecret);
         replica.entry(0, close(first, Some([5; 16]))).answer.unwrap();
         replica.entry(0, close(second, None)).answer.unwrap();

@@ -11,8 +11,13 @@ use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
 
+use std::sync::Arc;
+
 use tokio::sync::oneshot;
 
+use super::inbox::Inbox;
+use super::inbox::Note;
+use super::inbox::Ticket;
 use super::state::Answer;
 use crate::types::NodeId;
 
@@ -37,7 +42,31 @@ struct Waiter {
     retry_safe: bool,
     /// The term it was sent with, once it was.
     term: Option<u64>,
-    sender: oneshot::Sender<Delivered>,
+    to: To,
+}
+
+/// Who is told.
+#[derive(Debug)]
+enum To {
+    Caller(oneshot::Sender<Delivered>),
+    Inbox(Arc<Inbox>, Ticket),
+}
+
+impl To {
+    fn tell(self, delivered: Delivered) {
+        match (self, delivered) {
+            // A receiver that is gone has given up; nothing is lost by it.
+            (Self::Caller(sender), delivered) => drop(sender.send(delivered)),
+            (Self::Inbox(inbox, ticket), Delivered::Applied { index, answer }) => {
+                // Woken with the whole batch.
+                inbox.push(Note::Applied { ticket, index, answer });
+            }
+            (Self::Inbox(inbox, ticket), delivered) => {
+                inbox.push(Note::Undone { ticket, certain: matches!(delivered, Delivered::Refused(_)) });
+                inbox.wake();
+            }
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -63,11 +92,21 @@ impl Waiters {
     /// A new waiter and its number. `retry_safe`: proposing the same again cannot apply it twice.
     pub fn register(&self, retry_safe: bool) -> (u64, oneshot::Receiver<Delivered>) {
         let (sender, receiver) = oneshot::channel();
+        (self.insert(retry_safe, To::Caller(sender)), receiver)
+    }
+
+    /// A new waiter that is told by a note, and its number. One whose proposal can be repeated safely stays when it is
+    /// told that its fate is not known: its entry may still be applied here, and then it is told that too.
+    pub fn register_inbox(&self, retry_safe: bool, inbox: Arc<Inbox>, ticket: Ticket) -> u64 {
+        self.insert(retry_safe, To::Inbox(inbox, ticket))
+    }
+
+    fn insert(&self, retry_safe: bool, to: To) -> u64 {
         let mut inner = self.lock();
         inner.last_number += 1;
         let number = inner.last_number;
-        inner.waiting.insert(number, Waiter { retry_safe, term: None, sender });
-        (number, receiver)
+        inner.waiting.insert(number, Waiter { retry_safe, term: None, to });
+        number
     }
 
     /// These are about to be sent with `term`. False when an entry of a later term was applied already: then
@@ -97,7 +136,7 @@ impl Waiters {
             late.map(|(_, waiter)| waiter).collect()
         };
         for waiter in refused {
-            let _gone = waiter.sender.send(Delivered::Refused(None));
+            waiter.to.tell(Delivered::Refused(None));
         }
     }
 
@@ -110,7 +149,7 @@ impl Waiters {
             sent.map(|(_, waiter)| waiter).collect::<Vec<_>>()
         };
         for waiter in waiting {
-            let _gone = waiter.sender.send(Delivered::Unknown);
+            waiter.to.tell(Delivered::Unknown);
         }
     }
 
@@ -128,8 +167,7 @@ impl Waiters {
     pub fn applied(&self, number: u64, index: u64, answer: Answer) {
         let waiter = self.lock().waiting.remove(&number);
         if let Some(waiter) = waiter {
-            // A receiver that is gone has given up; nothing is lost by it.
-            let _gone = waiter.sender.send(Delivered::Applied { index, answer });
+            waiter.to.tell(Delivered::Applied { index, answer });
         }
     }
 
@@ -137,7 +175,7 @@ impl Waiters {
     pub fn refused(&self, number: u64, leader: Option<NodeId>) {
         let waiter = self.lock().waiting.remove(&number);
         if let Some(waiter) = waiter {
-            let _gone = waiter.sender.send(Delivered::Refused(leader));
+            waiter.to.tell(Delivered::Refused(leader));
         }
     }
 
@@ -145,10 +183,16 @@ impl Waiters {
     /// who cannot goes on waiting: it may still be applied, or be refused by a later term.
     pub fn unknown(&self, number: u64) {
         let mut inner = self.lock();
-        if inner.waiting.get(&number).is_some_and(|waiter| waiter.retry_safe)
-            && let Some(waiter) = inner.waiting.remove(&number)
-        {
-            let _gone = waiter.sender.send(Delivered::Unknown);
+        match inner.waiting.get(&number) {
+            Some(Waiter { retry_safe: true, to: To::Inbox(inbox, ticket), .. }) => {
+                To::Inbox(inbox.clone(), *ticket).tell(Delivered::Unknown);
+            }
+            Some(Waiter { retry_safe: true, .. }) => {
+                if let Some(waiter) = inner.waiting.remove(&number) {
+                    waiter.to.tell(Delivered::Unknown);
+                }
+            }
+            _ => {}
         }
     }
 }

@@ -116,7 +116,7 @@ pub struct ModuleInfo {
     pub has_session_end: bool,
     /// Has `migrate`.
     pub has_migrate: bool,
-    /// Has exports that begin with `adapter_`.
+    /// Has `adapter_open` and `adapter_step`.
     pub has_adapter: bool,
     /// The ABI imports it uses, sorted.
     pub imports: Vec<String>,

@@ -38,6 +38,8 @@ pub(super) enum Call {
     Snapshot,
     Restore,
     Migrate,
+    AdapterOpen,
+    AdapterStep,
 }
 
 impl Call {
@@ -53,6 +55,8 @@ impl Call {
             Call::Snapshot => "snapshot",
             Call::Restore => "restore",
             Call::Migrate => "migrate",
+            Call::AdapterOpen => "adapter_open",
+            Call::AdapterStep => "adapter_step",
         }
     }
 

@@ -86,6 +86,8 @@ const EXPORTS: &[(&str, &[ValType], &[ValType], bool)] = &[
     ("session_end", &[I32, I32], &[I64], false),
     ("timer", &[I32, I32], &[I64], false),
     ("migrate", &[I32, I32], &[I64], false),
+    ("adapter_open", &[I32, I32], &[I64], false),
+    ("adapter_step", &[I32, I32], &[I64], false),
 ];
 
 /// The export that says which ABI the module is made for.
@@ -435,9 +437,6 @@ impl<'a> Inspector<'a> {
         }
         // An exported table is harmless here, where only the host could change it, and rustc's
         // `--export-table` is common; it is the guest's own table instructions that are refused.
-        if name.starts_with("adapter_") {
-            self.analysis.info.has_adapter = true;
-        }
         self.exports.insert(name.to_string(), (kind, index));
         Ok(())
     }
@@ -618,6 +617,16 @@ impl<'a> Inspector<'a> {
         info.has_timer = has("timer");
         info.has_session_end = has("session_end");
         info.has_migrate = has("migrate");
+        info.has_adapter = has("adapter_open");
+        if has("adapter_open") != has("adapter_step") {
+            let (there, missing) =
+                if info.has_adapter { ("adapter_open", "adapter_step") } else { ("adapter_step", "adapter_open") };
+            return refuse(
+                GateCode::MissingExport,
+                format!("the module exports {there:?} but not {missing:?}"),
+                "an adapter has both: use the SDK's export macro, or write the functions as docs/abi.md says",
+            );
+        }
         if info.imports.iter().any(|name| name == "set_timer") && !info.has_timer {
             return refuse(
                 GateCode::MissingExport,

@@ -60,6 +60,8 @@ pub(super) struct Instance {
     memory: Memory,
     mapping: Arc<Mapping>,
     globals: Vec<Global>,
+    /// The `flags` of the header of every call.
+    flags: u32,
     /// Behind an `Arc` because a call borrows one beside the store, and cloning the function itself is slower.
     functions: Arc<Functions>,
 }
@@ -72,6 +74,7 @@ struct Functions {
     timer: Option<Answering>,
     session_end: Option<Answering>,
     migrate: Option<Answering>,
+    adapter: Option<(Answering, Answering)>,
     snapshot: Bare,
     restore: Bare,
     start: Option<TypedFunc<(), ()>>,
@@ -88,6 +91,8 @@ impl Functions {
             Call::Timer => self.timer.as_ref(),
             Call::SessionEnd => self.session_end.as_ref(),
             Call::Migrate => self.migrate.as_ref(),
+            Call::AdapterOpen => self.adapter.as_ref().map(|(open, _)| open),
+            Call::AdapterStep => self.adapter.as_ref().map(|(_, step)| step),
             Call::Start | Call::Snapshot | Call::Restore => None,
         }
     }
@@ -133,15 +138,29 @@ impl Instance {
         let timer = info.has_timer.then(|| answering("timer")).transpose()?;
         let session_end = info.has_session_end.then(|| answering("session_end")).transpose()?;
         let migrate = info.has_migrate.then(|| answering("migrate")).transpose()?;
+        let adapter =
+            if info.has_adapter { Some((answering("adapter_open")?, answering("adapter_step")?)) } else { None };
         let snapshot = instance.get_typed_func(&mut store, "snapshot").map_err(cannot)?;
         let restore = instance.get_typed_func(&mut store, "restore").map_err(cannot)?;
         let alloc = instance.get_typed_func(&mut store, "alloc").map_err(cannot)?;
         let marker = instance.get_typed_func(&mut store, MARKER).map_err(cannot)?;
         let start =
             if module.has_start() { Some(instance.get_typed_func(&mut store, START).map_err(cannot)?) } else { None };
-        let functions =
-            Functions { alloc, init, apply, query, timer, session_end, migrate, snapshot, restore, start, marker };
-        Ok(Instance { store, memory, mapping, globals, functions: Arc::new(functions) })
+        let functions = Functions {
+            alloc,
+            init,
+            apply,
+            query,
+            timer,
+            session_end,
+            migrate,
+            adapter,
+            snapshot,
+            restore,
+            start,
+            marker,
+        };
+        Ok(Instance { store, memory, mapping, globals, flags: 0, functions: Arc::new(functions) })
     }
 
     /// A new state: the start function and the marker have run. Returns the fuel left of `fuel`.
@@ -281,6 +300,11 @@ impl Instance {
         self.store.set_fuel(fuel).map_err(|error| Fault::because("cannot set fuel", error))
     }
 
+    /// What the header's `flags` say from the next call on.
+    pub(super) fn set_flags(&mut self, flags: u32) {
+        self.flags = flags;
+    }
+
     fn fuel_left(&self) -> u64 {
         self.store.get_fuel().unwrap_or(0)
     }
@@ -351,7 +375,7 @@ impl Instance {
             )
             .into());
         };
-        header.copy_from_slice(&header_bytes(context));
+        header.copy_from_slice(&header_bytes(context, self.flags));
         rest.copy_from_slice(payload);
         let result = function.call(&mut self.store, (pointer, argument))?;
         Ok(self.answer(result)?)
@@ -527,10 +551,10 @@ fn fault_lies_outside(report: &str) -> bool {
 }
 
 /// The call header of ABI 1.
-fn header_bytes(context: &Context) -> [u8; HEADER_BYTES] {
+fn header_bytes(context: &Context, flags: u32) -> [u8; HEADER_BYTES] {
     let mut header = [0; HEADER_BYTES];
     let (seed_low, seed_high) = expand_seed(context.seed);
-    let size_and_flags = HEADER_BYTES as u64;
+    let size_and_flags = HEADER_BYTES as u64 | u64::from(flags) << 32;
     let fields = [size_and_flags, context.index, context.time_ms, seed_low, seed_high, context.session];
     for (place, field) in header.as_chunks_mut::<8>().0.iter_mut().zip(fields) {
         *place = field.to_le_bytes();

@@ -12,6 +12,7 @@
 //!   code (`rewrite.rs`), memory growth decided by [`Limits`] alone (`imports.rs`).
 //! - What is this host's trouble is a [`Fault`], never an [`Outcome`].
 
+mod adapter;
 mod cache;
 mod cost;
 mod engine;
@@ -33,6 +34,9 @@ mod tests;
 use serde::Deserialize;
 use serde::Serialize;
 
+pub use adapter::AdapterCall;
+pub use adapter::AdapterError;
+pub use adapter::AdapterInstance;
 pub use cache::CodeCache;
 pub use cache::DirCache;
 pub use cost::RUNTIME_VERSION;

@@ -56,6 +56,25 @@ impl<P: Platform, T: Transport> Node<P, T> {
                 group.waiting() as f64,
             );
         }
+        for (id, running) in lock(&self.0.gateways).iter() {
+            let (Some(gateway), Some(group)) = (running.gateway(), self.group_by_id(*id)) else { continue };
+            let labels = [("group", group.name())];
+            page.gauge(
+                "statehouse_gateway_connections",
+                "Client connections that are open",
+                &labels,
+                gateway.connections() as f64,
+            )
+            .gauge(
+                "statehouse_gateway_sessions",
+                "Sessions that this node's adapter holds",
+                &labels,
+                gateway.sessions() as f64,
+            );
+            for (name, help, count) in gateway.counters() {
+                page.counter(name, help, &labels, count);
+            }
+        }
         page.text()
     }
 

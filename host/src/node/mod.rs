@@ -5,6 +5,7 @@
 //!   catalog says that it was removed.
 //! - A module named by the catalog was durable at a majority before it was named.
 
+mod gateways;
 pub mod identity;
 mod metrics;
 mod modules;
@@ -39,6 +40,7 @@ use crate::group::model::WasmFactory;
 use crate::log::NodeLog;
 use crate::module::Context;
 use crate::module::Limits;
+use crate::module::Module;
 use crate::peer::Handler;
 use crate::peer::Lane;
 use crate::peer::Transport;
@@ -51,6 +53,7 @@ use crate::types::CATALOG;
 use crate::types::GroupId;
 use crate::types::NodeId;
 
+pub use gateways::ListenSettings;
 pub use modules::ModuleHost;
 
 /// What an operator may set, as far as the core cares.
@@ -72,6 +75,8 @@ pub struct Settings {
     pub session_timeout_min_ms: u64,
     /// The longest.
     pub session_timeout_max_ms: u64,
+    /// Client listeners.
+    pub listen: ListenSettings,
 }
 
 /// What a node is made of.
@@ -106,6 +111,7 @@ struct Inner<P: Platform, T: Transport> {
     catalog: Arc<Group<P, T>>,
     files: ModuleFiles,
     groups: Mutex<BTreeMap<GroupId, Arc<Group<P, T>>>>,
+    gateways: Mutex<BTreeMap<GroupId, gateways::Running<P, T>>>,
     /// Why a group that should run here does not.
     failures: Mutex<BTreeMap<GroupId, String>>,
     stopping: Mutex<bool>,
@@ -167,6 +173,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
             catalog,
             files,
             groups: Mutex::default(),
+            gateways: Mutex::default(),
             failures: Mutex::default(),
             stopping: Mutex::new(false),
             may_vote: Mutex::new(may_vote),
@@ -233,8 +240,9 @@ impl<P: Platform, T: Transport> Node<P, T> {
                 continue;
             }
             match self.open_group(name, entry).await {
-                Ok(group) => {
+                Ok((group, module)) => {
                     lock(&self.0.groups).insert(id, group.clone());
+                    self.open_gateway(name, entry, &group, &module);
                     lock(&self.0.failures).remove(&id);
                     // It may have been opened while the node came to vote.
                     if self.may_vote()
@@ -255,7 +263,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
         lock(&self.0.failures).retain(|id, _| catalog.groups.values().any(|entry| entry.id == *id));
     }
 
-    async fn open_group(&self, name: &str, entry: &GroupEntry) -> io::Result<Arc<Group<P, T>>> {
+    async fn open_group(&self, name: &str, entry: &GroupEntry) -> io::Result<(Arc<Group<P, T>>, Module)> {
         let setup = &self.0.setup;
         let wasm = self.module_bytes(&entry.digest).await.map_err(io::Error::other)?;
         let modules = setup.modules.clone();
@@ -263,13 +271,13 @@ impl<P: Platform, T: Transport> Node<P, T> {
         let module =
             module.ok_or_else(|| io::Error::other("compiling the module failed"))?.map_err(io::Error::other)?;
         let factory = WasmFactory {
-            module,
+            module: module.clone(),
             limits: entry.limits.clone(),
             params: entry.params.clone(),
             context: Context { index: 0, time_ms: entry.created_ms, seed: entry.seed, session: 0 },
         };
         let may_vote = self.may_vote();
-        Group::open(GroupOptions {
+        let group = Group::open(GroupOptions {
             id: entry.id,
             name: name.to_string(),
             node: setup.id,
@@ -288,12 +296,13 @@ impl<P: Platform, T: Transport> Node<P, T> {
             timing: setup.settings.timing,
             platform: setup.platform.clone(),
             transport: setup.transport.clone(),
-        })
-        .await
+        });
+        Ok((group.await?, module))
     }
 
     async fn remove_group(&self, id: GroupId) {
         let Some(group) = lock(&self.0.groups).remove(&id) else { return };
+        self.close_gateway(id);
         group.shutdown().await;
         self.remove_files(id).await;
         tracing::info!(group = group.name(), "the group was removed");
@@ -373,6 +382,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
     pub async fn shutdown(&self) {
         *lock(&self.0.stopping) = true;
         self.0.view.changed.notify_one();
+        self.close_gateways();
         self.hand_over().await;
         for group in self.all_groups() {
             group.shutdown().await;

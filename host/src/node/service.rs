@@ -11,6 +11,7 @@ use openraft::Instant;
 use openraft::async_runtime::AsyncRuntime;
 
 use super::Node;
+use super::gateways::with_offset;
 use super::lock;
 use super::modules::exports_of;
 use crate::catalog::Catalog;
@@ -33,6 +34,7 @@ use crate::service::Consistency;
 use crate::service::DigestView;
 use crate::service::ErrorCode;
 use crate::service::EventItem;
+use crate::service::GroupRequest;
 use crate::service::GroupView;
 use crate::service::ModuleView;
 use crate::service::NodeView;
@@ -150,16 +152,27 @@ impl<P: Platform, T: Transport> Node<P, T> {
         }
     }
 
-    async fn create_group(&self, name: String, module: String, params: serde_json::Value) -> ServiceResult<GroupView> {
-        let params = match params {
+    async fn create_group(&self, request: GroupRequest) -> ServiceResult<GroupView> {
+        let GroupRequest { name, module, params, listen, listen_params } = request;
+        let object = |value: serde_json::Value| match value {
             serde_json::Value::Null => b"{}".to_vec(),
             other => other.to_string().into_bytes(),
         };
+        let (params, listen_params) = (object(params), object(listen_params));
+        for address in &listen {
+            if let Err(why) = with_offset(address, 0) {
+                return Err(error(ErrorCode::BadRequest, format!("`listen` has {address:?}: {why}")));
+            }
+        }
         let mut catalog = self.0.view.get();
         if !catalog.modules.contains_key(&module) {
             catalog = self.fresh_catalog().await?;
         }
         let entry = catalog.modules.get(&module).ok_or_else(|| no_module(&module))?;
+        if !listen.is_empty() && !entry.exports.iter().any(|export| export == "adapter") {
+            let detail = format!("module {module} has no adapter (adapter_open, adapter_step) to listen with");
+            return Err(error(ErrorCode::BadRequest, detail));
+        }
         self.try_params(entry, &params).await?;
         let command = CatalogCommand::CreateGroup {
             name: name.clone(),
@@ -168,6 +181,8 @@ impl<P: Platform, T: Transport> Node<P, T> {
             params,
             limits: self.0.setup.settings.limits.clone(),
             members: self.catalog_members(),
+            listen,
+            listen_params,
         };
         let id = self.change_catalog(&command).await?;
         let deadline = <P::Runtime as AsyncRuntime>::Instant::now() + self.timeout(None);
@@ -221,12 +236,18 @@ impl<P: Platform, T: Transport> Node<P, T> {
             sessions: 0,
             timers: 0,
             members: Vec::new(),
+            listeners: Vec::new(),
+            connections: 0,
         };
         let Some(group) = self.group_by_id(entry.id) else {
             let why = lock(&self.0.failures).get(&entry.id).cloned();
             view.state = why.map_or("opening".to_string(), |why| format!("stopped: {why}"));
             return view;
         };
+        if let Some(gateway) = lock(&self.0.gateways).get(&entry.id) {
+            view.listeners = gateway.listeners();
+            view.connections = gateway.connections();
+        }
         let standing = group.standing();
         (view.sessions, view.timers) = group.tables().await;
         GroupView {
@@ -257,7 +278,8 @@ impl<P: Platform, T: Transport> Node<P, T> {
             return Err(error(ErrorCode::BadSequence, "a sequence number needs a session"));
         }
         let group = self.group(&request.group).await?;
-        let session = request.session.map(|(id, secret)| SessionUse { id, secret, sequence: request.sequence });
+        let session =
+            request.session.map(|(id, secret)| SessionUse { id, secret, sequence: request.sequence, attachment: None });
         let kind = EntryKind::Command { session, payload: request.command };
         let (index, answer) = group.propose(kind, self.timeout(request.timeout_ms)).await?;
         Ok(Applied { index, reply: answer? })
@@ -303,13 +325,8 @@ impl<P: Platform, T: Transport> Service for Node<P, T> {
         })
     }
 
-    fn group_create(
-        &self,
-        name: String,
-        module: String,
-        params: serde_json::Value,
-    ) -> BoxFuture<'_, ServiceResult<GroupView>> {
-        Box::pin(self.create_group(name, module, params))
+    fn group_create(&self, request: GroupRequest) -> BoxFuture<'_, ServiceResult<GroupView>> {
+        Box::pin(self.create_group(request))
     }
 
     fn group_list(&self) -> BoxFuture<'_, ServiceResult<Vec<GroupView>>> {
@@ -373,7 +390,8 @@ impl<P: Platform, T: Transport> Service for Node<P, T> {
             let mut secret = [0; 16];
             self.0.setup.platform.fill_random(&mut secret);
             let group = self.group(&group).await?;
-            let (id, answer) = group.propose(EntryKind::OpenSession { secret, timeout_ms }, self.timeout(None)).await?;
+            let kind = EntryKind::OpenSession { secret, timeout_ms, attached: false };
+            let (id, answer) = group.propose(kind, self.timeout(None)).await?;
             answer?;
             Ok(SessionView { id, secret: hex::encode(secret), timeout_ms })
         })
@@ -386,8 +404,9 @@ impl<P: Platform, T: Transport> Service for Node<P, T> {
     fn session_close(&self, group: String, id: u64, secret: [u8; 16]) -> BoxFuture<'_, ServiceResult<()>> {
         Box::pin(async move {
             let group = self.group(&group).await?;
-            let (_, answer) =
-                group.propose(EntryKind::CloseSession { id, secret: Some(secret) }, self.timeout(None)).await?;
+            let (_, answer) = group
+                .propose(EntryKind::CloseSession { id, secret: Some(secret), attachment: None }, self.timeout(None))
+                .await?;
             answer.map(|_| ())
         })
     }

@@ -15,6 +15,7 @@ use sha2::Sha256;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
+use super::ListenSettings;
 use super::ModuleHost;
 use super::Node;
 use super::Settings;
@@ -189,6 +190,15 @@ fn settings(config: &ServeConfig) -> Settings {
         request_timeout: Duration::from_millis(config.request_timeout_ms),
         session_timeout_min_ms: config.session_timeout_min_ms,
         session_timeout_max_ms: config.session_timeout_max_ms,
+        listen: ListenSettings {
+            addresses: config.listen_addresses(),
+            port_offset: config.listen_port_offset,
+            insecure: config.insecure,
+            connections_max: size(config.client_connections_max),
+            connections_per_address_max: size(config.client_connections_per_address_max),
+            queued_bytes_max: size(config.client_queue_bytes_max),
+            idle: (config.client_idle_ms > 0).then(|| Duration::from_millis(config.client_idle_ms)),
+        },
     }
 }
 

@@ -7,6 +7,7 @@
 //! ([`SimPlatform`]), the transport ([`SimTransport`]) and the disk ([`crate::disk::sim::SimDisk`]).
 //! What is checked, and how to repeat a run, is in `docs/simulation.md`.
 
+mod clients;
 mod cluster;
 mod life;
 mod network;
@@ -14,6 +15,8 @@ mod platform;
 mod random;
 mod runtime;
 
+pub use clients::SimClient;
+pub use clients::SimNet;
 pub use cluster::CallError;
 pub use cluster::Crash;
 pub use cluster::SimCluster;

@@ -9,6 +9,7 @@ use openraft::Instant;
 use openraft::async_runtime::AsyncRuntime;
 use openraft_rt_sim::SimInstant;
 
+use super::clients::SimNet;
 use super::life::Life;
 use super::life::lock;
 use super::random::SimRandom;
@@ -25,6 +26,7 @@ pub struct SimPlatform(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     life: Arc<Life>,
+    net: SimNet,
     random: Mutex<SimRandom>,
     /// How far this node's wall clock is ahead of the true time.
     ahead_ms: u64,
@@ -40,12 +42,18 @@ pub(super) fn virtual_ms() -> u64 {
 impl SimPlatform {
     /// For one life; `ahead_ms` is how far its wall clock is ahead of the true time.
     pub fn new(life: Arc<Life>, random: SimRandom, ahead_ms: u64, slow_jobs_per_mille: u64) -> Self {
-        Self(Arc::new(Inner { life, random: Mutex::new(random), ahead_ms, slow_jobs_per_mille }))
+        let net = SimNet::new(life.clone());
+        Self(Arc::new(Inner { life, net, random: Mutex::new(random), ahead_ms, slow_jobs_per_mille }))
     }
 }
 
 impl Platform for SimPlatform {
     type Runtime = LifeRuntime;
+    type Net = SimNet;
+
+    fn net(&self) -> SimNet {
+        self.0.net.clone()
+    }
 
     fn wall_ms(&self) -> u64 {
         WALL_START_MS + virtual_ms() + self.0.ahead_ms

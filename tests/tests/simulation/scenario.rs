@@ -6,12 +6,12 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use openraft::async_runtime::AsyncRuntime;
-use serde_json::Value;
 use statehouse::group::Timing;
 use statehouse::log::LogOptions;
 use statehouse::module::Limits;
 use statehouse::node::Settings;
 use statehouse::service::ErrorCode;
+use statehouse::service::GroupRequest;
 use statehouse::service::Service;
 use statehouse::sim::LifeRuntime;
 use statehouse::sim::SimCluster;
@@ -97,6 +97,7 @@ fn options(seed: u64, random: &mut SimRandom, plan: &Plan) -> SimOptions {
             request_timeout: Duration::from_secs(3),
             session_timeout_min_ms: 100,
             session_timeout_max_ms: clients::FOR_EVER_MS,
+            listen: Default::default(),
         },
         log: LogOptions {
             segment_bytes: *random.pick(&[16 << 10, 32 << 10, 128 << 10]).unwrap(),
@@ -196,7 +197,8 @@ async fn set_up(world: &Shared, random: &mut SimRandom) {
         let view = view.await;
         world.note(format!("module {name} added, {} bytes", view.size));
         let view = world.surely(random, "group_create", |node| async move {
-            node.group_create(name.to_string(), name.to_string(), Value::Null).await
+            let (name, module) = (name.to_string(), name.to_string());
+            node.group_create(GroupRequest { name, module, ..GroupRequest::default() }).await
         });
         let view = view.await;
         world.note(format!("group {name} created, id {}", view.id));

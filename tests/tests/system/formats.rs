@@ -27,13 +27,14 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn proposals() -> Vec<Proposal> {
-    let session = Some(SessionUse { id: 9, secret: [7; 16], sequence: Some(300) });
+    let session = Some(SessionUse { id: 9, secret: [7; 16], sequence: Some(300), attachment: None });
     let kinds = [
         EntryKind::Command { session: None, payload: Bytes::from_static(b"{\"Add\":5}") },
         EntryKind::Command { session, payload: Bytes::from_static(b"x") },
-        EntryKind::OpenSession { secret: [1; 16], timeout_ms: 30_000 },
-        EntryKind::CloseSession { id: 9, secret: None },
+        EntryKind::OpenSession { secret: [1; 16], timeout_ms: 30_000, attached: false },
+        EntryKind::CloseSession { id: 9, secret: None, attachment: Some(8) },
         EntryKind::Timers { due: vec![(1, 1_700_000_000_000), (u64::MAX, 2)] },
+        EntryKind::AttachSession { id: 9, secret: [7; 16] },
     ];
     let origin = Origin { node: 2, incarnation: 0x0123_4567_89ab_cdef, number: 70_000 };
     kinds.into_iter().map(|kind| Proposal { time_ms: 1_700_000_000_000, origin, kind }).collect()

@@ -9,5 +9,6 @@ mod documents;
 mod events;
 mod first_steps;
 mod formats;
+mod gateway;
 mod sessions;
 mod traps;

@@ -1,0 +1,115 @@
+//! Client connections, as a gateway sees them: a small trait, so that the same gateway runs on TCP and in the
+//! simulator. Between nodes there is [`crate::peer::Transport`] instead.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::io;
+use std::io::IoSlice;
+use std::net::Shutdown;
+use std::os::fd::AsFd;
+
+use bytes::Bytes;
+use tokio::net::TcpListener;
+use tokio::net::TcpStream;
+
+/// Where clients come from.
+pub trait Net: Clone + Send + Sync + 'static {
+    /// A bound address.
+    type Listener: Listener;
+
+    /// Binds `HOST:PORT`.
+    fn listen(&self, address: &str) -> impl Future<Output = io::Result<Self::Listener>> + Send;
+}
+
+/// A bound address.
+pub trait Listener: Send + 'static {
+    /// What it accepts.
+    type Connection: Connection;
+
+    /// Where it listens: with the port the system chose, if it was asked to.
+    fn address(&self) -> String;
+
+    /// The next connection, and where it is from: `HOST:PORT`.
+    fn accept(&mut self) -> impl Future<Output = io::Result<(Self::Connection, String)>> + Send;
+}
+
+/// One client. Dropping it closes it.
+pub trait Connection: Send + Sync + 'static {
+    /// Ready when [`Self::read`] may give something. May be ready for nothing.
+    fn readable(&self) -> impl Future<Output = io::Result<()>> + Send;
+
+    /// What has arrived, as much as is handed over at once; empty at the end. `WouldBlock` when there is nothing.
+    fn read(&self) -> io::Result<Bytes>;
+
+    /// Ready when [`Self::write`] may take something.
+    fn writable(&self) -> impl Future<Output = io::Result<()>> + Send;
+
+    /// Writes a part of `parts` without waiting: how many bytes. `WouldBlock` when it takes none now.
+    fn write(&self, parts: &[IoSlice<'_>]) -> io::Result<usize>;
+
+    /// Says to the client that nothing more comes; it may still send.
+    fn finish(&self);
+}
+
+/// TCP.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tcp;
+
+impl Net for Tcp {
+    type Listener = TcpListener;
+
+    async fn listen(&self, address: &str) -> io::Result<TcpListener> {
+        TcpListener::bind(address).await
+    }
+}
+
+impl Listener for TcpListener {
+    type Connection = TcpStream;
+
+    fn address(&self) -> String {
+        self.local_addr().map_or_else(|_| String::new(), |address| address.to_string())
+    }
+
+    async fn accept(&mut self) -> io::Result<(TcpStream, String)> {
+        let (stream, peer) = TcpListener::accept(self).await?;
+        // Replies are written whole; waiting to fill a packet would only delay them.
+        stream.set_nodelay(true)?;
+        Ok((stream, peer.to_string()))
+    }
+}
+
+/// Bytes read at once.
+const READ_BYTES: usize = 64 << 10;
+
+thread_local! {
+    /// One a thread and not one a connection: an idle connection has no buffer.
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_BYTES]);
+}
+
+impl Connection for TcpStream {
+    async fn readable(&self) -> io::Result<()> {
+        TcpStream::readable(self).await
+    }
+
+    fn read(&self) -> io::Result<Bytes> {
+        BUFFER.with_borrow_mut(|buffer| {
+            let count = self.try_read(buffer)?;
+            Ok(Bytes::copy_from_slice(buffer.get(..count).unwrap_or(&[])))
+        })
+    }
+
+    async fn writable(&self) -> io::Result<()> {
+        TcpStream::writable(self).await
+    }
+
+    fn write(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.try_write_vectored(parts)
+    }
+
+    fn finish(&self) {
+        if let Ok(descriptor) = self.as_fd().try_clone_to_owned() {
+            // A client that is gone already needs no word.
+            let _gone = std::net::TcpStream::from(descriptor).shutdown(Shutdown::Write);
+        }
+    }
+}

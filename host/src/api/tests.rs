@@ -201,7 +201,7 @@ async fn replies_are_bytes_and_say_their_index() {
     let session = format!("7:{}", "00".repeat(16));
     assert_eq!(
         api.call("POST", "/v1/groups/c1/query", &[("Statehouse-Session", &session)], "").await.text(),
-        "5 Linearizable Some(7)"
+        format!("5 Linearizable Some((7, {:?}))", [0; 16])
     );
     let late = api.call("POST", "/v1/groups/c1/query", &[("Statehouse-Timeout-Ms", "1")], "never").await.problem();
     assert_eq!((late.code.as_str(), late.status), ("timeout", 504));

@@ -51,7 +51,7 @@ mod tests {
 
     #[test]
     fn a_level_is_for_this_program_and_a_filter_is_taken_as_it_is() {
-        assert_eq!(filter("info").unwrap().to_string(), "openraft=error,statehouse=info,warn");
+        assert_eq!(filter("info").unwrap().to_string(), "statehouse=info,openraft=error,warn");
         assert_eq!(filter("OFF").unwrap().to_string(), "off");
         assert_eq!(filter("warn,statehouse::log=debug").unwrap().to_string(), "statehouse::log=debug,warn");
         for bad in ["", "loud", "statehouse=loud"] {

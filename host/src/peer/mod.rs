@@ -10,7 +10,7 @@
 //! - A request fails as [`CallError::NotSent`] only when the peer cannot have seen it.
 
 pub mod commit;
-mod frame;
+pub mod frame;
 pub mod message;
 pub mod raft;
 pub mod tcp;

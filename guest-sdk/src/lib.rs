@@ -122,6 +122,8 @@ mod reject;
 mod shape;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod testing;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod testing_adapter;
 #[cfg(target_arch = "wasm32")]
 #[doc(hidden)]
 pub mod wasm;

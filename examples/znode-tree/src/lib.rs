@@ -4,11 +4,13 @@
 //! * [`call`]: the bytes between the adapter and the state machine;
 //! * [`tree`], [`acl`], [`path`], [`quota`]: the state, which knows no requests;
 //! * [`ops`]: requests, checked in ZooKeeper's order, one kind a file;
+//! * [`adapter`]: ZooKeeper's client protocol;
 //! * [`keeper`]: what ClickHouse adds; [`params`]: what a group is made with;
 //! * [`snapshot`]: the state as bytes;
 //! * this file: all of it as a state machine, with the timers.
 
 pub mod acl;
+pub mod adapter;
 pub mod call;
 pub mod jute;
 pub mod keeper;
@@ -253,4 +255,4 @@ impl ZnodeTree {
     }
 }
 
-statehouse_sdk::export!(ZnodeTree, raw);
+statehouse_sdk::export!(ZnodeTree, raw, adapter = adapter::ZooKeeper);

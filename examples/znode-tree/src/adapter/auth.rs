@@ -1,0 +1,131 @@
+//! Who a client is: the identities of a connection, and what an auth packet adds to them.
+
+use std::net::SocketAddr;
+
+use sha1::Digest;
+use sha1::Sha1;
+
+use super::settings::Settings;
+use crate::call::Identity;
+
+/// The identities of a connection, in the order they were proved: first the address it comes from.
+#[derive(Debug, Default)]
+pub struct Identities(Vec<(&'static str, Box<str>)>);
+
+impl Identities {
+    /// Of a connection from `peer` (`127.0.0.1:50123`, `[::1]:50123`).
+    pub fn new(peer: &str) -> Self {
+        Self(vec![("ip", address(peer).into())])
+    }
+
+    /// Takes in what an auth packet proves; false when it proves nothing.
+    pub fn prove(&mut self, settings: &Settings, scheme: &str, proof: &[u8]) -> bool {
+        match scheme {
+            "digest" if settings.digest_auth => {
+                let digest = digest(proof);
+                if settings.super_digest.as_deref() == Some(&*digest) {
+                    self.add("super", "".into());
+                }
+                self.add("digest", digest.into());
+                true
+            }
+            // Known since the connection was opened.
+            "ip" => true,
+            _ => false,
+        }
+    }
+
+    fn add(&mut self, scheme: &'static str, id: Box<str>) {
+        if !self.0.iter().any(|known| *known == (scheme, id.clone())) {
+            self.0.push((scheme, id));
+        }
+    }
+
+    /// All of them, for a call.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = Identity<'_>> {
+        self.0.iter().map(|(scheme, id)| Identity { scheme, id })
+    }
+
+    /// Scheme and user of each, as whoAmI tells them: never what a password was made into.
+    pub fn users(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
+        self.0.iter().map(|(scheme, id)| (*scheme, id.split(':').next().filter(|_| *scheme != "ip").unwrap_or(id)))
+    }
+}
+
+/// A peer's address without its port, written as Java does: IPv6 in eight groups, an IPv4 address
+/// inside IPv6 as the IPv4 address it is.
+fn address(peer: &str) -> String {
+    let Ok(peer) = peer.parse::<SocketAddr>() else { return peer.to_owned() };
+    match peer.ip().to_canonical() {
+        std::net::IpAddr::V4(address) => address.to_string(),
+        std::net::IpAddr::V6(address) => address.segments().map(|group| format!("{group:x}")).join(":"),
+    }
+}
+
+/// `user:base64(sha1(user:password))`.
+fn digest(user_and_password: &[u8]) -> String {
+    let text = String::from_utf8_lossy(user_and_password);
+    let user = text.split(':').next().unwrap_or_default();
+    format!("{user}:{}", base64(&Sha1::digest(text.as_bytes())))
+}
+
+/// Base 64 with `+`, `/` and padding (RFC 4648): twelve lines against one more dependency.
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for chunk in bytes.chunks(3) {
+        let word = chunk.iter().fold(0_u32, |word, byte| (word << 8) | u32::from(*byte)) << (8 * (3 - chunk.len()));
+        for place in 0..4 {
+            let digit = DIGITS.get((word >> (18 - 6 * place)) as usize & 63).copied().unwrap_or(b'=');
+            text.push(char::from(if place <= chunk.len() { digit } else { b'=' }));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+    use super::*;
+
+    #[test]
+    fn base64_is_that_of_the_standard() {
+        for (bytes, text) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")] {
+            assert_eq!(base64(bytes.as_bytes()), text);
+        }
+        assert_eq!(base64(&[0xfb, 0xff, 0xfe]), "+//+");
+    }
+
+    /// From ZooKeeper's own command line manual.
+    #[test]
+    fn a_digest_is_the_one_zookeeper_documents() {
+        assert_eq!(digest(b"user1:12345"), "user1:+owfoSBn/am19roBPzR1/MfCblE=");
+    }
+
+    #[test]
+    fn proofs_add_up_and_the_super_user_is_known_by_its_digest() {
+        let settings = Settings::parse(br#"{"params":{"super_digest":"user1:+owfoSBn/am19roBPzR1/MfCblE="}}"#).unwrap();
+        let mut identities = Identities::new("10.0.0.1:4711");
+        assert!(identities.prove(&settings, "digest", b"other:secret"));
+        assert!(identities.prove(&settings, "digest", b"other:secret"));
+        assert!(identities.prove(&settings, "ip", b""));
+        assert!(identities.prove(&settings, "digest", b"user1:12345"));
+        for scheme in ["world", "super", "x509", "sasl", "", "Digest"] {
+            assert!(!identities.prove(&settings, scheme, b"user1:12345"), "{scheme}");
+        }
+        let users: Vec<_> = identities.users().collect();
+        assert_eq!(users, [("ip", "10.0.0.1"), ("digest", "other"), ("super", ""), ("digest", "user1")]);
+    }
+
+    #[test]
+    fn addresses_are_written_as_java_does() {
+        for (peer, text) in [
+            ("127.0.0.1:1", "127.0.0.1"),
+            ("[::1]:1", "0:0:0:0:0:0:0:1"),
+            ("[::ffff:10.1.2.3]:1", "10.1.2.3"),
+            ("a simulated client", "a simulated client"),
+        ] {
+            assert_eq!(address(peer), text);
+        }
+    }
+}

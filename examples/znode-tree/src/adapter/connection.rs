@@ -1,0 +1,271 @@
+//! One client connection: bytes into frames, the handshake, the session, the way out.
+//!
+//! Invariants:
+//! * `buffer` holds what was received and not yet taken: less than one frame of the allowed size, or, while nothing is
+//!   taken (the session is being opened, too much is under way), what the host had read before it was told to hold;
+//! * `held` says whether the host was told to stop reading;
+//! * once `phase` is `Closing` the host was asked to close, and nothing the client sent before is looked at any more.
+//!
+//! What happens to requests is in [`requests`](super::requests).
+
+use statehouse_sdk::adapter::ConnectionId;
+use statehouse_sdk::adapter::Io;
+use statehouse_sdk::adapter::Outcome;
+use statehouse_sdk::adapter::Session;
+
+use super::Purpose;
+use super::Shared;
+use super::auth::Identities;
+use super::handshake::ConnectRequest;
+use super::handshake::ConnectResponse;
+use super::handshake::REFUSED_VERSION;
+use super::requests::Requests;
+use super::stats::ConnectionStats;
+use super::words;
+
+/// Where a connection stands.
+#[derive(Debug)]
+pub enum Phase {
+    /// Nothing whole was received: a handshake or a four-letter word is to come.
+    New,
+    /// The session is being opened or attached.
+    Opening { has_read_only: bool },
+    /// Requests are taken.
+    Open,
+    /// A four-letter word is being answered.
+    Word,
+    /// The host closes it; what comes is not looked at.
+    Closing,
+}
+
+/// The session of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    pub id: u64,
+    pub attachment: u64,
+    pub timeout_ms: u64,
+}
+
+/// A client.
+#[derive(Debug)]
+pub struct Connection {
+    pub id: ConnectionId,
+    pub peer: Box<str>,
+    pub opened_ms: u64,
+    pub phase: Phase,
+    pub session: Option<Held>,
+    pub identities: Identities,
+    pub requests: Requests,
+    pub stats: ConnectionStats,
+    buffer: Vec<u8>,
+    held: bool,
+}
+
+/// What came of looking at the front of the received bytes.
+enum Taken {
+    /// So many bytes were used up; look again.
+    Bytes(usize),
+    /// More is needed, or nothing is taken now.
+    Nothing,
+    /// This is no client of ours.
+    Garbage,
+}
+
+impl Connection {
+    pub fn new(id: ConnectionId, peer: &str, now_ms: u64) -> Self {
+        Self {
+            id,
+            peer: peer.into(),
+            opened_ms: now_ms,
+            phase: Phase::New,
+            session: None,
+            identities: Identities::new(peer),
+            requests: Requests::default(),
+            stats: ConnectionStats::default(),
+            buffer: Vec::new(),
+            held: false,
+        }
+    }
+
+    /// Bytes came in.
+    pub fn receive(&mut self, shared: &mut Shared, io: &mut Io<'_>, bytes: &[u8]) {
+        shared.stats.received_bytes += bytes.len() as u64;
+        match self.phase {
+            Phase::Closing | Phase::Word => return,
+            Phase::Open => {
+                if let Some(session) = self.session {
+                    io.touch(session.id);
+                }
+            }
+            Phase::New | Phase::Opening { .. } => {}
+        }
+        if self.buffer.is_empty() {
+            // The usual case: whole frames, taken where they lie.
+            let used = self.take_all(shared, io, bytes);
+            self.buffer.extend_from_slice(bytes.get(used..).unwrap_or_default());
+            self.hold_if_stopped(shared, io);
+        } else {
+            self.buffer.extend_from_slice(bytes);
+            self.resume(shared, io);
+        }
+    }
+
+    /// Takes what was received, after something that may have kept it from being taken has changed.
+    pub fn resume(&mut self, shared: &mut Shared, io: &mut Io<'_>) {
+        if !self.buffer.is_empty() && self.takes_more(shared) {
+            let mut buffer = std::mem::take(&mut self.buffer);
+            let used = self.take_all(shared, io, &buffer);
+            if used == buffer.len() {
+                // An idle connection keeps no buffer.
+                buffer = Vec::new();
+            } else {
+                buffer.drain(..used);
+            }
+            self.buffer = buffer;
+        }
+        self.hold_if_stopped(shared, io);
+    }
+
+    fn takes_more(&self, shared: &Shared) -> bool {
+        match self.phase {
+            Phase::New => true,
+            Phase::Open => self.requests.takes_more(&shared.settings),
+            Phase::Opening { .. } | Phase::Word | Phase::Closing => false,
+        }
+    }
+
+    fn hold_if_stopped(&mut self, shared: &Shared, io: &mut Io<'_>) {
+        if matches!(self.phase, Phase::Closing | Phase::Word) {
+            self.buffer = Vec::new();
+            return;
+        }
+        let hold = !self.takes_more(shared) && !self.buffer.is_empty();
+        if hold != self.held {
+            self.held = hold;
+            io.hold(self.id, hold);
+        }
+    }
+
+    /// Takes frames from the front of `bytes` until one is not whole; how many bytes were used up.
+    fn take_all(&mut self, shared: &mut Shared, io: &mut Io<'_>, bytes: &[u8]) -> usize {
+        let mut used = 0;
+        loop {
+            match self.take(shared, io, bytes.get(used..).unwrap_or_default()) {
+                Taken::Bytes(count) => used += count,
+                Taken::Nothing => return used,
+                Taken::Garbage => {
+                    self.close(shared, io);
+                    return bytes.len();
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, shared: &mut Shared, io: &mut Io<'_>, bytes: &[u8]) -> Taken {
+        if !self.takes_more(shared) {
+            return Taken::Nothing;
+        }
+        let Some((head, rest)) = bytes.split_first_chunk::<4>() else { return Taken::Nothing };
+        if matches!(self.phase, Phase::New) && words::is_known(*head) {
+            self.count_received(shared);
+            self.phase = Phase::Word;
+            words::start(self.id, *head, shared, io);
+            return Taken::Bytes(4);
+        }
+        let Ok(length) = usize::try_from(i32::from_be_bytes(*head)) else { return Taken::Garbage };
+        if length > shared.settings.jute_maxbuffer {
+            return Taken::Garbage;
+        }
+        let Some(frame) = rest.get(..length) else { return Taken::Nothing };
+        self.count_received(shared);
+        let is_ours = match self.phase {
+            Phase::New => self.greet(shared, io, frame),
+            _ => self.request(shared, io, frame),
+        };
+        if is_ours { Taken::Bytes(4 + length) } else { Taken::Garbage }
+    }
+
+    fn count_received(&mut self, shared: &mut Shared) {
+        self.stats.received += 1;
+        shared.stats.received += 1;
+    }
+
+    /// The handshake's frame; false when the connection is to be closed without an answer.
+    fn greet(&mut self, shared: &mut Shared, io: &mut Io<'_>, frame: &[u8]) -> bool {
+        let Ok(request) = ConnectRequest::read(frame) else { return false };
+        shared.stats.connection_requests += 1;
+        let has_read_only = request.has_read_only;
+        if !io.has_leader() {
+            self.refuse_without_leader(shared, io, has_read_only);
+            return true;
+        }
+        // This node lags behind what the client has seen: to serve it would be to turn back its time.
+        if request.last_zxid_seen > io.applied() as i64 {
+            return false;
+        }
+        self.phase = Phase::Opening { has_read_only };
+        let token = shared.pending.keep(Purpose::Session(self.id));
+        match (request.session, request.password) {
+            (0, _) => io.open_session(token, shared.settings.negotiate(request.timeout_ms)),
+            (session, password) => {
+                shared.stats.revalidations += 1;
+                io.attach_session(token, session, &password.unwrap_or_default());
+            }
+        }
+        true
+    }
+
+    /// The session is there, or is not.
+    pub fn opened(&mut self, shared: &mut Shared, io: &mut Io<'_>, session: Result<Session, Outcome<'_>>) {
+        let Phase::Opening { has_read_only } = self.phase else { return };
+        match session {
+            Ok(Session { id, attachment, timeout_ms, secret }) => {
+                self.session = Some(Held { id, attachment, timeout_ms });
+                self.phase = Phase::Open;
+                let timeout_ms = i32::try_from(timeout_ms).unwrap_or(i32::MAX);
+                let response =
+                    ConnectResponse { protocol_version: 0, timeout_ms, session: id, password: secret, has_read_only };
+                self.answer_handshake(shared, io, &response);
+                self.stats.answered("SESS", -1, shared.told as i64, 0, io.time_ms());
+                self.resume(shared, io);
+            }
+            // A client without its session must learn so from somebody: a closed connection would only make it try again.
+            Err(Outcome::Failed { code: "session_not_found" | "wrong_secret", .. }) => {
+                shared.stats.unsuccessful_handshakes += 1;
+                self.answer_handshake(shared, io, &ConnectResponse { has_read_only, ..ConnectResponse::default() });
+                self.close(shared, io);
+            }
+            Err(_) => self.refuse_without_leader(shared, io, has_read_only),
+        }
+    }
+
+    /// ZooKeeper closes; ClickHouse Keeper says so, which its client turns into a clear message.
+    fn refuse_without_leader(&mut self, shared: &mut Shared, io: &mut Io<'_>, has_read_only: bool) {
+        shared.stats.connections_rejected += 1;
+        if shared.settings.is_clickhouse() {
+            let protocol_version = REFUSED_VERSION;
+            let response = ConnectResponse { protocol_version, has_read_only, ..ConnectResponse::default() };
+            self.answer_handshake(shared, io, &response);
+        }
+        self.close(shared, io);
+    }
+
+    fn answer_handshake(&mut self, shared: &mut Shared, io: &mut Io<'_>, response: &ConnectResponse) {
+        shared.frame.clear();
+        response.write(&mut shared.frame);
+        io.send(self.id, &shared.frame);
+        self.stats.sent += 1;
+        shared.stats.sent += 1;
+    }
+
+    /// Asks the host to close, after what was sent.
+    pub fn close(&mut self, shared: &mut Shared, io: &mut Io<'_>) {
+        if !matches!(self.phase, Phase::Closing) {
+            self.phase = Phase::Closing;
+            self.buffer = Vec::new();
+            self.abandon(shared);
+            shared.watches.forget(self.id);
+            io.close(self.id);
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! The first frame of a connection, and its answer.
+
+use crate::jute::Malformed;
+use crate::jute::Reader;
+use crate::jute::Writer;
+
+/// ClickHouse's answer to a handshake when there is no leader: a protocol version that says no.
+pub const REFUSED_VERSION: i32 = 42;
+
+/// What a client asks for first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectRequest {
+    pub protocol_version: i32,
+    /// The newest zxid it has seen anywhere.
+    pub last_zxid_seen: i64,
+    pub timeout_ms: i32,
+    /// 0 for a new session.
+    pub session: u64,
+    /// What the server gave out with the session; another length than 16 is no password of ours.
+    pub password: Option<[u8; 16]>,
+    /// Whether it sent the byte that says whether it would take a server that cannot write. Clients
+    /// before 3.4, and ClickHouse, do not; then the answer has no such byte either.
+    pub has_read_only: bool,
+}
+
+impl ConnectRequest {
+    /// Reads the frame. What follows the record is not looked at, as ZooKeeper does.
+    pub fn read(frame: &[u8]) -> Result<Self, Malformed> {
+        let mut reader = Reader::new(frame);
+        let protocol_version = reader.i32()?;
+        let last_zxid_seen = reader.i64()?;
+        let timeout_ms = reader.i32()?;
+        let session = reader.i64()? as u64;
+        let password = reader.buffer()?.unwrap_or_default().try_into().ok();
+        let has_read_only = reader.bool().is_ok();
+        Ok(Self { protocol_version, last_zxid_seen, timeout_ms, session, password, has_read_only })
+    }
+}
+
+/// The answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ConnectResponse {
+    pub protocol_version: i32,
+    /// 0 when there is no such session.
+    pub timeout_ms: i32,
+    /// 0 when there is no such session.
+    pub session: u64,
+    pub password: [u8; 16],
+    pub has_read_only: bool,
+}
+
+impl ConnectResponse {
+    /// Appends the whole frame.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        let mut writer = Writer::new(out);
+        writer.i32(if self.has_read_only { 37 } else { 36 });
+        writer.i32(self.protocol_version).i32(self.timeout_ms).i64(self.session as i64).buffer(Some(&self.password));
+        if self.has_read_only {
+            writer.bool(false);
+        }
+    }
+}

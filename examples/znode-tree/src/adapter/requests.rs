@@ -1,0 +1,440 @@
+//! The requests of a connection: in which order they are asked, and answered.
+//!
+//! ZooKeeper promises a client that its requests take effect, and are answered, in the order sent.
+//! Writes go through the log and come back when they are applied; reads are answered from this
+//! node's tree at once. So:
+//!
+//! * a read waits for the writes before it, a write for the reads before it; writes go together, and so do reads
+//!   that came together (what is asked of the host in one call is answered in order);
+//! * a *lonely* request (sync, the watch tables) waits for everything before it, and everything after waits for it;
+//! * answers leave in the order of the requests.
+//!
+//! The host applies a session's writes in the order they were proposed. So an answer is never kept back for long, and a
+//! watch is registered when its answer comes: no event slips between them.
+//!
+//! Invariants:
+//! * the first `asked` requests of `queue` were asked or need no asking, the others still have their bodies;
+//! * `reads`, `writes`, `lonely` count what is asked and not answered;
+//! * the first request of the queue is not answered: answered ones in front have left.
+
+use std::collections::VecDeque;
+
+use statehouse_sdk::adapter::Consistency;
+use statehouse_sdk::adapter::Io;
+use statehouse_sdk::adapter::Outcome;
+use statehouse_sdk::adapter::Token;
+
+use super::Purpose;
+use super::Shared;
+use super::connection::Connection;
+use super::connection::Phase;
+use super::settings::Settings;
+use super::watching;
+use super::watching::Wanted;
+use crate::call;
+use crate::call::Route;
+use crate::call::call_head;
+use crate::call::own;
+use crate::call::split_reply;
+use crate::jute::Malformed;
+use crate::jute::Reader;
+use crate::jute::Writer;
+use crate::wire;
+use crate::wire::ErrorCode;
+use crate::wire::op;
+
+/// Bodies of one connection that wait for their turn: no more is taken beyond.
+const WAITING_BYTES: usize = 4 << 20;
+/// The xid of every answer to a ping, whatever the request's was.
+const PING_XID: i32 = -2;
+
+/// What a request must wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    Read,
+    Write,
+    Lonely,
+    /// Nothing: its answer is known, and only has to leave in order.
+    Any,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Not asked yet.
+    Waiting(Box<[u8]>),
+    /// Under way; what is to be watched when the answer comes.
+    Asked(Wanted),
+    Answered(Answer<Vec<u8>>),
+}
+
+#[derive(Debug)]
+struct Answer<Body> {
+    /// `None`: the last entry that the client may know of when it leaves.
+    zxid: Option<i64>,
+    error: i32,
+    body: Body,
+    then_close: bool,
+}
+
+impl Answer<Vec<u8>> {
+    fn error(error: ErrorCode) -> Self {
+        Self { zxid: None, error: error.number(), body: Vec::new(), then_close: false }
+    }
+}
+
+#[derive(Debug)]
+struct Request {
+    xid: i32,
+    operation: i32,
+    received_ms: u64,
+    turn: Turn,
+    state: State,
+}
+
+/// The requests of a connection that are not answered yet.
+#[derive(Debug, Default)]
+pub struct Requests {
+    queue: VecDeque<Request>,
+    /// The number of the first one in the queue: requests are numbered from 0.
+    first: u64,
+    asked: usize,
+    reads: u32,
+    /// In which call of the host they were asked.
+    reads_step: u64,
+    writes: u32,
+    lonely: u32,
+    waiting_bytes: usize,
+    /// No more requests are taken: the connection ends with the last one in the queue.
+    is_over: bool,
+}
+
+impl Requests {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Whether another request may be taken from the connection.
+    pub fn takes_more(&self, settings: &Settings) -> bool {
+        !self.is_over && self.queue.len() < settings.outstanding_limit && self.waiting_bytes < WAITING_BYTES
+    }
+
+    /// Whether the client has asked to end its session.
+    pub fn closes_session(&self) -> bool {
+        self.queue.back().is_some_and(|request| request.operation == op::CLOSE_SESSION)
+    }
+
+    fn may_go(&self, turn: Turn, step: u64) -> bool {
+        match turn {
+            Turn::Read => self.writes == 0 && self.lonely == 0 && (self.reads == 0 || self.reads_step == step),
+            Turn::Write => self.reads == 0 && self.lonely == 0,
+            Turn::Lonely => self.reads == 0 && self.writes == 0 && self.lonely == 0,
+            Turn::Any => true,
+        }
+    }
+
+    fn count(&mut self, turn: Turn) -> &mut u32 {
+        match turn {
+            Turn::Read => &mut self.reads,
+            Turn::Write => &mut self.writes,
+            Turn::Lonely | Turn::Any => &mut self.lonely,
+        }
+    }
+}
+
+impl Connection {
+    /// One frame of an open connection; false when the connection is to be closed without an answer.
+    pub(super) fn request(&mut self, shared: &mut Shared, io: &mut Io<'_>, frame: &[u8]) -> bool {
+        let mut reader = Reader::new(frame);
+        let (Ok(xid), Ok(operation)) = (reader.i32(), reader.i32()) else { return false };
+        let body = reader.rest();
+        let (turn, state) = match self.arrange(shared, operation, body) {
+            Ok(arranged) => arranged,
+            Err(Malformed) => return false,
+        };
+        let can_go = self.requests.asked == self.requests.queue.len() && self.requests.may_go(turn, shared.step);
+        let state = match state {
+            Some(answered) => answered,
+            None if can_go => self.ask(shared, io, operation, turn, body, self.requests.len() as u64),
+            None => {
+                self.requests.waiting_bytes += body.len();
+                State::Waiting(body.into())
+            }
+        };
+        if can_go {
+            self.requests.asked += 1;
+        }
+        let xid = if operation == op::PING { PING_XID } else { xid };
+        self.requests.queue.push_back(Request { xid, operation, received_ms: io.time_ms(), turn, state });
+        shared.outstanding += 1;
+        if can_go {
+            self.advance(shared, io);
+        }
+        true
+    }
+
+    /// What a request waits for, and its answer if that is known already. An error closes the connection.
+    fn arrange(
+        &mut self,
+        shared: &mut Shared,
+        operation: i32,
+        body: &[u8],
+    ) -> Result<(Turn, Option<State>), Malformed> {
+        let known = |error: ErrorCode, zxid, body, then_close| {
+            let answer = Answer { zxid, error: error.number(), body, then_close };
+            Ok((Turn::Any, Some(State::Answered(answer))))
+        };
+        // A check by itself is ClickHouse's too: ZooKeeper knows it in a multi alone (3.8 never answers one that holds).
+        let is_clickhouses = (op::FILTERED_LIST..=op::LIST_RECURSIVE).contains(&operation) || operation == op::CHECK;
+        let route = match call::route(operation) {
+            _ if is_clickhouses && !shared.settings.is_clickhouse() => Route::Unknown,
+            route => route,
+        };
+        match (route, operation) {
+            (Route::Command, _) => Ok((Turn::Write, None)),
+            (Route::Query, _) => Ok((Turn::Read, None)),
+            (Route::Adapter, op::PING) => known(ErrorCode::Ok, None, Vec::new(), false),
+            (Route::Adapter, op::SYNC | op::CHECK_WATCHES | op::REMOVE_WATCHES) => Ok((Turn::Lonely, None)),
+            (Route::Adapter, op::CLOSE_SESSION) => {
+                self.requests.is_over = true;
+                Ok((Turn::Write, None))
+            }
+            (Route::Adapter, op::WHO_AM_I) => {
+                let mut users = Vec::new();
+                let mut writer = Writer::new(&mut users);
+                writer.count(self.identities.users().len());
+                for (scheme, user) in self.identities.users() {
+                    writer.text(scheme).text(user);
+                }
+                known(ErrorCode::Ok, None, users, false)
+            }
+            (Route::Adapter, op::AUTH) => {
+                // Counts for every request behind it, though its answer waits for those before it.
+                let mut reader = Reader::new(body);
+                let _type = reader.i32()?;
+                let (scheme, proof) = (reader.text()?.unwrap_or_default(), reader.buffer()?);
+                if proof.is_some_and(|proof| self.identities.prove(&shared.settings, scheme, proof)) {
+                    return known(ErrorCode::Ok, Some(0), Vec::new(), false);
+                }
+                shared.stats.auth_failed += 1;
+                self.requests.is_over = true;
+                known(ErrorCode::AuthFailed, Some(0), Vec::new(), true)
+            }
+            (Route::Adapter | Route::Unknown, _) => {
+                self.requests.is_over = true;
+                known(ErrorCode::Unimplemented, Some(-1), Vec::new(), true)
+            }
+        }
+    }
+
+    /// Asks the host. `place`: the request's in the queue.
+    fn ask(
+        &mut self,
+        shared: &mut Shared,
+        io: &mut Io<'_>,
+        operation: i32,
+        turn: Turn,
+        body: &[u8],
+        place: u64,
+    ) -> State {
+        if matches!(operation, op::CHECK_WATCHES | op::REMOVE_WATCHES) {
+            let found = watching::look_up(&mut shared.watches, self.id, operation, body);
+            return State::Answered(Answer::error(found.err().unwrap_or(ErrorCode::Ok)));
+        }
+        let is_sync = operation == op::SYNC;
+        if is_sync && wire::path(&mut Reader::new(body)).is_err() {
+            return State::Answered(Answer::error(ErrorCode::MarshallingError));
+        }
+        let Some(session) = self.session else { return State::Asked(Wanted::Nothing) };
+        let slot = self.requests.first + place;
+        let token: Token = shared.pending.keep(Purpose::Request { connection: self.id, slot });
+        *self.requests.count(turn) += 1;
+        self.requests.reads_step = shared.step;
+        if operation == op::CLOSE_SESSION {
+            io.close_session(token, session.id);
+            return State::Asked(Wanted::Nothing);
+        }
+        shared.frame.clear();
+        if is_sync {
+            // Any query will do: when a linearizable one is answered here, this node has all that was acknowledged before.
+            call_head(own::STATUS, std::iter::empty(), &mut shared.frame);
+        } else {
+            call_head(operation, self.identities.iter(), &mut shared.frame);
+            shared.frame.extend_from_slice(body);
+        }
+        if turn == Turn::Write {
+            io.propose(token, Some(session.id), &shared.frame);
+            return State::Asked(Wanted::Nothing);
+        }
+        let consistency = if is_sync { Consistency::Linearizable } else { Consistency::Local };
+        io.query(token, consistency, Some(session.id), &shared.frame);
+        State::Asked(Wanted::by(operation, body, &shared.settings))
+    }
+
+    /// An answer came for the request with this number.
+    pub(super) fn answered(
+        &mut self,
+        shared: &mut Shared,
+        io: &mut Io<'_>,
+        slot: u64,
+        index: u64,
+        outcome: &Outcome<'_>,
+    ) {
+        let place = slot.wrapping_sub(self.requests.first) as usize;
+        let Some(request) = self.requests.queue.get_mut(place) else { return };
+        let (operation, turn) = (request.operation, request.turn);
+        let State::Asked(wanted) = std::mem::replace(&mut request.state, State::Waiting(Box::default())) else {
+            return;
+        };
+        let count = self.requests.count(turn);
+        *count = count.saturating_sub(1);
+        let closes = operation == op::CLOSE_SESSION;
+        let zxid = if index == 0 { shared.told } else { index } as i64;
+        let (error, body): (i32, &[u8]) = match *outcome {
+            Outcome::Ok(_) if closes => (0, &[]),
+            Outcome::Ok(bytes) => split_reply(bytes).unwrap_or((ErrorCode::SystemError.number(), &[])),
+            Outcome::Rejected(_) => (ErrorCode::MarshallingError.number(), &[]),
+            Outcome::Trapped(_) => (ErrorCode::SystemError.number(), &[]),
+            Outcome::Failed { code: "session_not_found", .. } if closes => (0, &[]),
+            Outcome::Failed { code: "session_not_found", .. } => (ErrorCode::SessionExpired.number(), &[]),
+            // It was not proposed: the client may send it again.
+            Outcome::Failed { code: "overloaded", .. } => {
+                shared.stats.throttled += 1;
+                (ErrorCode::ThrottledOp.number(), &[])
+            }
+            // Somebody else speaks for the session; or nobody knows what became of the request. ZooKeeper
+            // tells neither: the client connects again and finds out.
+            Outcome::Failed { .. } => {
+                shared.stats.stale_replies += 1;
+                return self.close(shared, io);
+            }
+        };
+        let then_close = closes || error == ErrorCode::SessionExpired.number();
+        let changed = watching::watch(shared, io, self.id, wanted, error, body);
+        let (error, body) = changed.as_ref().map_or((error, body), |(error, body)| (*error, body.as_slice()));
+        if place == 0 {
+            // The usual case: it leaves at once, and is copied once.
+            if let Some(request) = self.requests.queue.pop_front() {
+                self.left(shared);
+                self.reply(shared, io, &request, &Answer { zxid: Some(zxid), error, body, then_close });
+            }
+        } else if let Some(request) = self.requests.queue.get_mut(place) {
+            request.state = State::Answered(Answer { zxid: Some(zxid), error, body: body.to_vec(), then_close });
+        }
+        self.advance(shared, io);
+        self.resume(shared, io);
+    }
+
+    /// The first request of the queue has left it.
+    fn left(&mut self, shared: &mut Shared) {
+        self.requests.first += 1;
+        self.requests.asked = self.requests.asked.saturating_sub(1);
+        shared.outstanding = shared.outstanding.saturating_sub(1);
+    }
+
+    /// Forgets all requests: nobody waits for their answers.
+    pub(super) fn abandon(&mut self, shared: &mut Shared) {
+        shared.outstanding = shared.outstanding.saturating_sub(self.requests.queue.len() as u64);
+        self.requests =
+            Requests { first: self.requests.first + self.requests.queue.len() as u64, ..Requests::default() };
+    }
+
+    /// Lets answers leave and asks what may go, until neither changes anything.
+    fn advance(&mut self, shared: &mut Shared, io: &mut Io<'_>) {
+        loop {
+            if matches!(self.phase, Phase::Closing) {
+                return self.abandon(shared);
+            }
+            if let Some(Request { state: State::Answered(_), .. }) = self.requests.queue.front() {
+                if let Some(mut request) = self.requests.queue.pop_front() {
+                    self.left(shared);
+                    let state = std::mem::replace(&mut request.state, State::Asked(Wanted::Nothing));
+                    if let State::Answered(answer) = state {
+                        self.reply(shared, io, &request, &answer);
+                    }
+                }
+                continue;
+            }
+            let place = self.requests.asked;
+            let Some(next) = self.requests.queue.get_mut(place) else { break };
+            let (operation, turn) = (next.operation, next.turn);
+            if !self.requests.may_go(turn, shared.step) {
+                break;
+            }
+            if let Some(next) = self.requests.queue.get_mut(place)
+                && let State::Waiting(body) = &mut next.state
+            {
+                let body = std::mem::take(body);
+                self.requests.waiting_bytes = self.requests.waiting_bytes.saturating_sub(body.len());
+                let state = self.ask(shared, io, operation, turn, &body, place as u64);
+                if let Some(next) = self.requests.queue.get_mut(place) {
+                    next.state = state;
+                }
+            }
+            self.requests.asked += 1;
+        }
+        if self.requests.queue.is_empty() && self.requests.queue.capacity() > 64 {
+            self.requests.queue = VecDeque::new();
+        }
+    }
+
+    fn reply(&mut self, shared: &mut Shared, io: &mut Io<'_>, request: &Request, answer: &Answer<impl AsRef<[u8]>>) {
+        let zxid = answer.zxid.unwrap_or(shared.told as i64);
+        let body = answer.body.as_ref();
+        shared.frame.clear();
+        let mut writer = Writer::new(&mut shared.frame);
+        writer.count(16 + body.len()).i32(request.xid).i64(zxid).i32(answer.error).raw(body);
+        io.send(self.id, &shared.frame);
+        let now_ms = io.time_ms();
+        let took_ms = now_ms.saturating_sub(request.received_ms);
+        self.stats.sent += 1;
+        shared.stats.replied(16 + body.len());
+        let name = name(request.operation);
+        self.stats.answered(name, i64::from(request.xid), zxid, took_ms, now_ms);
+        shared.stats.latency.add(took_ms);
+        match request.turn {
+            Turn::Write => shared.stats.update_latency.add(took_ms),
+            Turn::Read => shared.stats.read_latency.add(took_ms),
+            Turn::Lonely | Turn::Any => {}
+        }
+        *shared.stats.operations.entry(name).or_default() += 1;
+        if answer.then_close {
+            self.close(shared, io);
+        }
+    }
+}
+
+/// An operation's name in `cons`.
+fn name(operation: i32) -> &'static str {
+    match operation {
+        op::PING => "PING",
+        op::MULTI => "MULT",
+        op::MULTI_READ => "MLTR",
+        op::CREATE | op::CREATE2 | op::CREATE_TTL | op::CREATE_CONTAINER | op::CREATE_IF_NOT_EXISTS => "CREA",
+        op::DELETE | op::DELETE_CONTAINER | op::REMOVE_RECURSIVE | op::TRY_REMOVE => "DELE",
+        op::SET_DATA => "SETD",
+        op::RECONFIG => "RECO",
+        op::SET_ACL => "SETA",
+        op::CLOSE_SESSION => "CLOS",
+        op::SYNC => "SYNC",
+        op::CHECK | op::CHECK_NOT_EXISTS | op::CHECK_STAT => "CHEC",
+        op::EXISTS => "EXIS",
+        op::GET_DATA => "GETD",
+        op::SET_WATCHES => "SETW",
+        op::SET_WATCHES2 => "STW2",
+        op::ADD_WATCH => "ADDW",
+        op::GET_ACL => "GETA",
+        op::GET_CHILDREN
+        | op::GET_CHILDREN2
+        | op::FILTERED_LIST
+        | op::FILTERED_LIST_WITH_STATS_AND_DATA
+        | op::LIST_RECURSIVE => "GETC",
+        op::GET_ALL_CHILDREN_NUMBER => "GETACN",
+        op::CHECK_WATCHES => "CHKW",
+        op::REMOVE_WATCHES => "REMW",
+        op::WHO_AM_I => "HOMI",
+        op::GET_EPHEMERALS => "GETE",
+        op::AUTH => "AUTH",
+        _ => "NA",
+    }
+}

@@ -1,0 +1,217 @@
+//! The words as ClickHouse Keeper answers them, where it does so differently from ZooKeeper or alone.
+
+use std::fmt::Display;
+use std::fmt::Write;
+
+use super::View;
+use super::zookeeper::by_connection;
+use super::zookeeper::by_path;
+use crate::adapter::connection::Connection;
+
+const NOT_SERVING: &str = "This instance is not currently serving requests";
+const VERSION: &str = concat!("statehouse-", env!("CARGO_PKG_VERSION"));
+/// The newest of ClickHouse Keeper's protocol levels: with multiRead, checkNotExists and removeRecursive.
+const API_VERSION: &str = "4";
+
+/// The feature flags in the order of their bits, with whether each is on by default.
+pub const FEATURE_FLAGS: [(&str, bool); 14] = [
+    ("filtered_list", true),
+    ("multi_read", true),
+    ("check_not_exists", true),
+    ("create_if_not_exists", true),
+    ("remove_recursive", true),
+    ("multi_watches", true),
+    ("check_stat", true),
+    ("persistent_watches", true),
+    ("create_with_stats", false),
+    ("try_remove", true),
+    ("list_with_stat_and_data", true),
+    ("get_children_recursive", true),
+    ("create_ttl", false),
+    ("max_request_size", false),
+];
+
+/// The text; `None` when it is ZooKeeper's.
+pub fn answer(word: &[u8; 4], view: &View<'_>) -> Option<String> {
+    let facts = &view.known.facts;
+    let is_clickhouse = view.shared.settings.is_clickhouse();
+    let text = match word {
+        b"apiv" => API_VERSION.to_owned(),
+        b"isro" if is_clickhouse => if facts.role == "learner" { "ro" } else { "rw" }.to_owned(),
+        b"ftfl" => feature_flags(view),
+        b"csnp" => deed(view, "index").unwrap_or_else(|| "Failed to schedule snapshot creation task.".to_owned()),
+        b"rqld" => match view.known.deed {
+            Some(_) => "Sent leadership request to leader.".to_owned(),
+            None => "Failed to send leadership request to leader.".to_owned(),
+        },
+        b"rclc" | b"clrs" => "ok".to_owned(),
+        b"lgif" => lgif(view),
+        // What they switch is not there: no recovery mode, no jemalloc, no profile events.
+        b"rcvr" | b"ydld" | b"lgrq" | b"pfev" | b"jmst" | b"jmfp" | b"jmep" | b"jmdp" => {
+            "not supported by this server\n".to_owned()
+        }
+        _ if !is_clickhouse => return None,
+        b"ruok" | b"gtmk" | b"stmk" | b"hash" => return None,
+        b"envi" => {
+            let host = facts.host.as_deref().unwrap_or("");
+            format!("Environment:\nclickhouse.keeper.version={VERSION}\nhost.name={host}\n")
+        }
+        _ if !view.is_serving => NOT_SERVING.to_owned(),
+        b"mntr" => mntr(view),
+        b"srvr" => srvr(view, false),
+        b"stat" => srvr(view, true),
+        b"cons" => view.connections.values().map(|connection| line(connection, false)).collect(),
+        b"dirs" => {
+            let (snapshots, log) = (facts.snapshot_bytes.unwrap_or(0), facts.log_bytes.unwrap_or(0));
+            format!("snapshot_dir_size: {snapshots}\nlog_dir_size: {log}\n")
+        }
+        b"wchs" => {
+            let summary = view.shared.watches.summary(false);
+            let (connections, paths, watches) = (summary.connections, summary.paths, summary.watches);
+            format!("{connections} connections watching {paths} paths\nTotal watches:{watches}\n")
+        }
+        b"wchp" => by_path(view, false),
+        b"wchc" => by_connection(view, false),
+        b"dump" => dump(view),
+        b"conf" => conf(view),
+        _ => return None,
+    };
+    Some(text)
+}
+
+/// A number out of what the host said it did: `{"index": 7}`.
+fn deed(view: &View<'_>, key: &str) -> Option<String> {
+    let (_, rest) = view.known.deed.as_deref()?.split_once(&format!("\"{key}\":"))?;
+    let digits: String = rest.trim_start().chars().take_while(char::is_ascii_digit).collect();
+    Some(digits).filter(|digits| !digits.is_empty())
+}
+
+fn line(connection: &Connection, is_brief: bool) -> String {
+    let stats = &connection.stats;
+    let mut text = format!(" {}(recved={},sent={}", connection.peer, stats.received, stats.sent);
+    if let Some(session) = connection.session.filter(|_| !is_brief) {
+        let (id, last, est, to) = (session.id, stats.last_operation, connection.opened_ms, session.timeout_ms);
+        let _ = write!(text, ",sid=0x{id:016x},lop={last},est={est},to={to}");
+        if stats.last_xid >= 0 {
+            let _ = write!(text, ",lcxid=0x{:016x}", stats.last_xid);
+        }
+        let (min, avg, max) = (stats.latency.min_ms(), stats.latency.whole_average_ms(), stats.latency.max_ms);
+        let (zxid, response, latency) = (stats.last_zxid, stats.last_response_ms, stats.last_latency_ms);
+        let _ = write!(text, ",lzxid=0x{zxid:016x},lresp={response},llat={latency}");
+        let _ = write!(text, ",minlat={min},avglat={avg},maxlat={max}");
+    }
+    text.push_str(")\n");
+    text
+}
+
+fn srvr(view: &View<'_>, with_clients: bool) -> String {
+    let mut text = format!("ClickHouse Keeper version: {VERSION}\n");
+    if with_clients {
+        text.push_str("Clients:\n");
+        text.extend(view.connections.values().map(|connection| line(connection, true)));
+        text.push('\n');
+    }
+    let stats = &view.shared.stats;
+    let latency = &stats.latency;
+    let (min, avg, max) = (latency.min_ms(), latency.whole_average_ms(), latency.max_ms);
+    let _ = writeln!(text, "Latency min/avg/max: {min}/{avg}/{max}");
+    let _ = writeln!(text, "Received: {}\nSent: {}", stats.received, stats.sent);
+    let _ = writeln!(text, "Connections: {}\nOutstanding: {}", view.connections.len(), view.shared.outstanding);
+    let _ = writeln!(text, "Zxid: 0x{:x}\nMode: {}", view.applied, view.known.facts.mode());
+    let _ = writeln!(text, "Node count: {}", view.known.counts.nodes);
+    text
+}
+
+fn mntr(view: &View<'_>) -> String {
+    let (stats, facts, counts) = (&view.shared.stats, &view.known.facts, &view.known.counts);
+    let latency = &stats.latency;
+    let watches = view.shared.watches.summary(false);
+    let mut text = String::new();
+    let mut say = |key: &str, value: &dyn Display| {
+        let _ = writeln!(text, "zk_{key}\t{value}");
+    };
+    say("version", &VERSION);
+    say("avg_latency", &latency.whole_average_ms());
+    say("max_latency", &latency.max_ms);
+    say("min_latency", &latency.min_ms());
+    say("packets_received", &stats.received);
+    say("packets_sent", &stats.sent);
+    say("num_alive_connections", &view.connections.len());
+    say("outstanding_requests", &view.shared.outstanding);
+    say("server_state", &facts.mode());
+    say("znode_count", &counts.nodes);
+    say("watch_count", &watches.watches);
+    say("ephemerals_count", &counts.ephemerals);
+    say("approximate_data_size", &counts.size());
+    say("key_arena_size", &0);
+    say("latest_snapshot_size", &facts.snapshot_bytes.unwrap_or(0));
+    let files = |count: Option<u64>| count.map_or(-1, |count| i64::try_from(count).unwrap_or(i64::MAX));
+    say("open_file_descriptor_count", &files(facts.open_files));
+    say("max_file_descriptor_count", &files(facts.max_files));
+    if facts.mode() == "leader" {
+        say("followers", &facts.others().count());
+        say("synced_followers", &facts.synced());
+    }
+    text
+}
+
+fn lgif(view: &View<'_>) -> String {
+    let facts = &view.known.facts;
+    let mut text = String::new();
+    let mut say = |key: &str, value: u64| {
+        let _ = writeln!(text, "{key}\t{value}");
+    };
+    say("first_log_idx", facts.purged.map_or(1, |purged| purged + 1));
+    say("first_log_term", facts.term);
+    say("last_log_idx", facts.last);
+    say("last_log_term", facts.term);
+    say("last_committed_log_idx", facts.applied);
+    say("leader_committed_log_idx", facts.commit);
+    say("target_committed_log_idx", facts.commit);
+    say("last_snapshot_idx", facts.snapshot.unwrap_or(0));
+    for cache in ["latest_logs", "commit_logs"] {
+        say(&format!("{cache}_cache_entries"), 0);
+        say(&format!("{cache}_cache_size"), 0);
+    }
+    text
+}
+
+fn feature_flags(view: &View<'_>) -> String {
+    let switched = &view.shared.settings.feature_flags;
+    let mut text = String::new();
+    for (name, by_default) in FEATURE_FLAGS {
+        let is_on = switched.get(name).copied().unwrap_or(by_default);
+        let _ = writeln!(text, "{name}\t{}", u8::from(is_on));
+    }
+    text
+}
+
+fn dump(view: &View<'_>) -> String {
+    let held: Vec<_> = view.connections.values().filter_map(|connection| connection.session).collect();
+    let mut text = format!("Sessions dump ({}):\n", held.len());
+    for session in held {
+        let _ = writeln!(text, "0x{:016x}", session.id);
+    }
+    let ephemerals = &view.known.ephemerals;
+    let _ = writeln!(text, "Sessions with Ephemerals ({}):", ephemerals.len());
+    for (session, paths) in ephemerals {
+        let _ = writeln!(text, "0x{session:016x}");
+        for path in paths {
+            let _ = writeln!(text, "\t{path}");
+        }
+    }
+    text
+}
+
+fn conf(view: &View<'_>) -> String {
+    let settings = &view.shared.settings;
+    let mut text = format!("server_id={}\nenable_ipv6=true\ntcp_port={}\n", settings.node, settings.client_port);
+    let _ = writeln!(text, "four_letter_word_allow_list={}", settings.words.text());
+    let _ = writeln!(text, "max_requests_batch_size=100\nmin_session_timeout_ms={}", settings.min_session_timeout_ms);
+    let _ = writeln!(text, "session_timeout_ms={}", settings.max_session_timeout_ms);
+    let _ = writeln!(text, "quorum_reads=false\nforce_sync=true");
+    if let Some(data_dir) = &view.known.facts.data_dir {
+        let _ = writeln!(text, "log_storage_path={data_dir}\nsnapshot_storage_path={data_dir}");
+    }
+    text
+}

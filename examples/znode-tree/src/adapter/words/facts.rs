@@ -1,0 +1,106 @@
+//! What the host and the tree tell of themselves.
+
+use serde::Deserialize;
+
+use crate::jute::Malformed;
+use crate::jute::Reader;
+
+/// What `Io::ask("status")` tells. All of it may be missing: from an older host, or in a test.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Facts {
+    pub node: u64,
+    /// `leader`, `follower`, `learner`, `candidate`, `standalone`.
+    pub role: String,
+    pub term: u64,
+    pub leader: Option<u64>,
+    pub applied: u64,
+    pub commit: u64,
+    pub last: u64,
+    pub snapshot: Option<u64>,
+    pub purged: Option<u64>,
+    pub members: Vec<Member>,
+    /// The index of the entry that made them the members.
+    pub membership: u64,
+    pub sessions: u64,
+    pub connections: Option<u64>,
+    pub uptime_s: u64,
+    pub version: String,
+    pub log_bytes: Option<u64>,
+    pub snapshot_bytes: Option<u64>,
+    pub open_files: Option<u64>,
+    pub max_files: Option<u64>,
+    pub data_dir: Option<String>,
+    pub host: Option<String>,
+}
+
+/// A node of the group.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Member {
+    pub id: u64,
+    /// `host:port`, for other nodes.
+    pub address: String,
+    /// `voter` or `learner`.
+    pub role: String,
+    /// Where clients connect, if the host knows.
+    pub client_address: Option<String>,
+    /// How far its log is known to agree with the leader's, at the leader.
+    pub matched: Option<u64>,
+}
+
+impl Facts {
+    /// Reads the JSON.
+    pub fn parse(json: &[u8]) -> Option<Self> {
+        statehouse_sdk::Params::new(json).parse().ok()
+    }
+
+    /// The role in ZooKeeper's words.
+    pub fn mode(&self) -> &str {
+        match self.role.as_str() {
+            "learner" => "observer",
+            "" => "follower",
+            role => role,
+        }
+    }
+
+    /// Followers and learners, at the leader.
+    pub fn others(&self) -> impl Iterator<Item = &Member> {
+        self.members.iter().filter(|member| member.id != self.node)
+    }
+
+    /// How many of the others hold nearly all of the leader's log.
+    pub fn synced(&self) -> usize {
+        // As many entries as one round of replication may be behind.
+        const CLOSE: u64 = 1_000;
+        self.others().filter(|member| member.matched.is_some_and(|matched| matched + CLOSE >= self.commit)).count()
+    }
+}
+
+/// What the tree counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TreeCounts {
+    pub nodes: i64,
+    pub ephemerals: i64,
+    pub sessions_with_ephemerals: i64,
+    pub data_bytes: i64,
+    pub path_bytes: i64,
+}
+
+impl TreeCounts {
+    /// Reads the answer of [`own::STATUS`](crate::call::own::STATUS).
+    pub fn read(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
+        Ok(Self {
+            nodes: reader.i64()?,
+            ephemerals: reader.i64()?,
+            sessions_with_ephemerals: reader.i64()?,
+            data_bytes: reader.i64()?,
+            path_bytes: reader.i64()?,
+        })
+    }
+
+    /// What ZooKeeper calls the approximate size of the data: paths and data.
+    pub fn size(&self) -> i64 {
+        self.data_bytes + self.path_bytes
+    }
+}

@@ -1,0 +1,204 @@
+//! Four-letter words: four bytes instead of a handshake, text in return, and the connection is closed.
+
+mod clickhouse;
+mod facts;
+mod zookeeper;
+
+use std::collections::BTreeMap;
+
+use statehouse_sdk::adapter::ConnectionId;
+use statehouse_sdk::adapter::Consistency;
+use statehouse_sdk::adapter::Io;
+use statehouse_sdk::adapter::Outcome;
+
+pub use self::facts::Facts;
+pub use self::facts::Member;
+pub use self::facts::TreeCounts;
+use super::Purpose;
+use super::Shared;
+use super::connection::Connection;
+use super::connection::Phase;
+use crate::call::call_head;
+use crate::call::own;
+use crate::call::split_reply;
+use crate::jute::Reader;
+
+/// Every word that is one here, of ZooKeeper and of ClickHouse Keeper.
+const WORDS: &[&[u8; 4]] = &[
+    b"ruok", b"mntr", b"srvr", b"stat", b"conf", b"cons", b"crst", b"srst", b"dirs", b"dump", b"envi", b"isro",
+    b"wchs", b"wchc", b"wchp", b"hash", b"gtmk", b"stmk", b"apiv", b"csnp", b"lgif", b"rqld", b"rclc", b"clrs",
+    b"ftfl", b"ydld", b"rcvr", b"lgrq", b"pfev", b"jmst", b"jmfp", b"jmep", b"jmdp",
+];
+
+/// Whether a connection's first four bytes are a word. As the length of a frame each would be absurd.
+pub fn is_known(first: [u8; 4]) -> bool {
+    WORDS.contains(&&first)
+}
+
+/// What a word needs to know from elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Of the node and the group, from the host.
+    Status,
+    /// Of the tree.
+    Counts,
+    /// Of the tree: who owns which ephemeral nodes.
+    Ephemerals,
+    /// The host was asked to do something.
+    Deed,
+}
+
+impl Part {
+    /// In the order they are asked for.
+    fn of(word: &[u8; 4]) -> &'static [Self] {
+        match word {
+            b"srvr" | b"stat" | b"mntr" => &[Self::Status, Self::Counts],
+            b"conf" | b"lgif" | b"dirs" | b"envi" => &[Self::Status],
+            b"dump" => &[Self::Ephemerals],
+            b"csnp" | b"rqld" => &[Self::Deed],
+            _ => &[],
+        }
+    }
+}
+
+/// Words whose answers are being gathered, by connection.
+#[derive(Debug, Default)]
+pub struct Words(BTreeMap<ConnectionId, Gathering>);
+
+impl Words {
+    /// Nobody waits for the answer any more.
+    pub fn forget(&mut self, connection: ConnectionId) {
+        self.0.remove(&connection);
+    }
+}
+
+#[derive(Debug)]
+struct Gathering {
+    word: [u8; 4],
+    missing: usize,
+    known: Known,
+}
+
+/// What a word's answer is made of.
+#[derive(Debug, Default)]
+pub struct Known {
+    pub facts: Facts,
+    pub counts: TreeCounts,
+    /// Ephemeral nodes by session.
+    pub ephemerals: BTreeMap<u64, Vec<String>>,
+    /// What the host did, if it did.
+    pub deed: Option<String>,
+}
+
+/// A word came: asks for what it needs. [`step`] answers it.
+pub fn start(connection: ConnectionId, word: [u8; 4], shared: &mut Shared, io: &mut Io<'_>) {
+    let parts = if allows(shared, word) { Part::of(&word) } else { &[] };
+    for part in parts {
+        let token = shared.pending.keep(Purpose::Word { connection, part: *part });
+        let operation = match part {
+            Part::Status => {
+                io.ask(token, "status");
+                continue;
+            }
+            Part::Deed => {
+                io.ask(token, if &word == b"csnp" { "snapshot" } else { "lead" });
+                continue;
+            }
+            Part::Counts => own::STATUS,
+            Part::Ephemerals => own::EPHEMERALS,
+        };
+        shared.frame.clear();
+        call_head(operation, std::iter::empty(), &mut shared.frame);
+        io.query(token, Consistency::Local, None, &shared.frame);
+    }
+    let gathering = Gathering { word, missing: parts.len(), known: Known::default() };
+    shared.words.0.insert(connection, gathering);
+    shared.words_ready |= parts.is_empty();
+}
+
+fn allows(shared: &Shared, word: [u8; 4]) -> bool {
+    std::str::from_utf8(&word).is_ok_and(|word| shared.settings.words.allows(word))
+}
+
+/// Something a word waited for is there.
+pub fn gathered(shared: &mut Shared, connection: ConnectionId, part: Part, outcome: &Outcome<'_>) {
+    let Some(gathering) = shared.words.0.get_mut(&connection) else { return };
+    gathering.missing = gathering.missing.saturating_sub(1);
+    shared.words_ready |= gathering.missing == 0;
+    // What is missing is left out: a word must answer when little else does.
+    let Outcome::Ok(bytes) = *outcome else { return };
+    match part {
+        Part::Status => gathering.known.facts = Facts::parse(bytes).unwrap_or_default(),
+        Part::Deed => gathering.known.deed = Some(String::from_utf8_lossy(bytes).into_owned()),
+        Part::Counts | Part::Ephemerals => {
+            let Ok((0, body)) = split_reply(bytes) else { return };
+            let mut reader = Reader::new(body);
+            if part == Part::Counts {
+                gathering.known.counts = TreeCounts::read(&mut reader).unwrap_or_default();
+                return;
+            }
+            for _ in 0..reader.count().ok().flatten().unwrap_or(0) {
+                let (Ok(session), Ok(paths)) = (reader.i64(), reader.texts()) else { return };
+                let paths = paths.into_iter().map(str::to_owned).collect();
+                gathering.known.ephemerals.insert(session as u64, paths);
+            }
+        }
+    }
+}
+
+/// What an answer is written from.
+pub struct View<'a> {
+    pub connections: &'a BTreeMap<ConnectionId, Connection>,
+    pub shared: &'a Shared,
+    pub known: &'a Known,
+    pub applied: u64,
+    /// Whether clients are served: somebody leads.
+    pub is_serving: bool,
+}
+
+/// Answers the words that have all they need.
+pub fn step(connections: &mut BTreeMap<ConnectionId, Connection>, shared: &mut Shared, io: &mut Io<'_>) {
+    if !std::mem::take(&mut shared.words_ready) {
+        return;
+    }
+    let ready: Vec<ConnectionId> =
+        shared.words.0.iter().filter(|(_, gathering)| gathering.missing == 0).map(|(id, _)| *id).collect();
+    for id in ready {
+        let Some(Gathering { word, known, .. }) = shared.words.0.remove(&id) else { continue };
+        let text = answer(connections, shared, io, &word, &known);
+        match &word {
+            b"crst" if allows(shared, word) => {
+                connections.values_mut().for_each(|connection| connection.stats = Default::default());
+            }
+            b"srst" if allows(shared, word) => shared.stats = Default::default(),
+            _ => {}
+        }
+        if !text.is_empty() {
+            io.send(id, text.as_bytes());
+            shared.stats.sent += 1;
+        }
+        if let Some(connection) = connections.get_mut(&id) {
+            connection.phase = Phase::Word;
+            connection.close(shared, io);
+        }
+    }
+}
+
+fn answer(
+    connections: &BTreeMap<ConnectionId, Connection>,
+    shared: &Shared,
+    io: &Io<'_>,
+    word: &[u8; 4],
+    known: &Known,
+) -> String {
+    let text = String::from_utf8_lossy(word);
+    let is_clickhouse = shared.settings.is_clickhouse();
+    if !shared.settings.words.allows(&text) {
+        // ClickHouse Keeper closes without a word.
+        let refused = format!("{text} is not executed because it is not in the whitelist.\n");
+        return if is_clickhouse { String::new() } else { refused };
+    }
+    let view = View { connections, shared, known, applied: io.applied(), is_serving: io.has_leader() };
+    let answer = if is_clickhouse { clickhouse::answer(word, &view) } else { None };
+    answer.unwrap_or_else(|| zookeeper::answer(word, &view))
+}

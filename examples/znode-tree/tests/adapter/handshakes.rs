@@ -1,0 +1,158 @@
+use znode_tree::wire::op;
+
+use crate::world::Hello;
+use crate::world::Welcome;
+use crate::world::World;
+use crate::world::body;
+use crate::world::frame;
+use crate::world::path_watch;
+use crate::world::request;
+
+#[test]
+fn a_client_without_the_read_only_byte_is_answered_without_it() {
+    let mut world = World::new(1);
+    for (read_only, length) in [(None, 36), (Some(false), 37), (Some(true), 37)] {
+        let peer = world.greet(0, &Hello { read_only, ..Hello::default() });
+        let welcome = peer.welcome.unwrap();
+        assert_eq!((welcome.length, welcome.timeout_ms, welcome.version), (length, 10_000, 0));
+        assert_ne!((welcome.session, welcome.password), (0, [0; 16]));
+    }
+}
+
+#[test]
+fn timeouts_are_negotiated_between_the_smallest_and_the_largest() {
+    let mut world = World::new(1);
+    for (asked, granted) in [(-7, 4_000), (0, 4_000), (6_000, 6_000), (1_000_000_000, 40_000)] {
+        let peer = world.greet(0, &Hello { timeout_ms: asked, ..Hello::default() });
+        assert_eq!(peer.welcome.unwrap().timeout_ms, granted);
+    }
+}
+
+#[test]
+fn odd_handshakes_are_taken_as_zookeeper_takes_them() {
+    let mut world = World::new(1);
+    let head = |version: i32| {
+        body(|out| {
+            out.i32(version).i64(0).i32(6_000).i64(0);
+        })
+    };
+    let with = |password: &[u8]| {
+        body(|out| {
+            out.raw(&head(0)).raw(password);
+        })
+    };
+    for (frame_body, length) in [
+        (with(b"\0\0\0\x02pw"), Some(36)),
+        (with(b"\xff\xff\xff\xff"), Some(36)),
+        (with(b"\0\0\0\0\x01 and more"), Some(37)),
+        (
+            body(|out| {
+                out.raw(&head(7)).i32(0).bool(false);
+            }),
+            Some(37),
+        ),
+        (head(0), None),
+        (with(b"\0\0\0\x10short"), None),
+        (Vec::new(), None),
+    ] {
+        let mut peer = world.dial(0);
+        world.send(&peer, &frame(&frame_body));
+        world.desk.run();
+        let answer = world.frame(&mut peer);
+        assert_eq!(answer.as_ref().map(Vec::len), length, "{frame_body:?}");
+        assert_eq!(world.is_closed(&peer), length.is_none());
+    }
+}
+
+#[test]
+fn garbage_instead_of_a_handshake_closes_the_connection() {
+    let mut world = World::new(1);
+    for bytes in [&b"garb"[..], b"GET / HTTP/1.1\r\n\r\n", &[0xff; 4], &[0x7f, 0xff, 0xff, 0xff], &[0, 0, 0, 0]] {
+        let mut peer = world.dial(0);
+        world.send(&peer, bytes);
+        assert!(world.is_closed(&peer), "{bytes:?}");
+        assert_eq!(world.text(&mut peer), "");
+    }
+}
+
+#[test]
+fn a_handshake_may_come_byte_by_byte_with_requests_right_behind() {
+    let mut world = World::new(1);
+    let mut peer = world.dial(0);
+    let mut bytes = Hello::default().frame();
+    bytes.extend(request(1, op::GET_DATA, &path_watch("/", false)));
+    bytes.extend(request(-2, op::PING, &[]));
+    for byte in bytes {
+        world.send(&peer, &[byte]);
+        world.desk.run();
+    }
+    assert_eq!(world.frame(&mut peer).unwrap().len(), 37);
+    let replies: Vec<_> = world.all(&mut peer).iter().map(|reply| (reply.xid, reply.error)).collect();
+    assert_eq!(replies, [(1, 0), (-2, 0)]);
+
+    // And all in one piece, before the session is there.
+    let mut peer = world.dial(0);
+    let mut bytes = Hello::default().frame();
+    bytes.extend(request(1, op::GET_DATA, &path_watch("/", false)));
+    world.send(&peer, &bytes);
+    world.desk.run();
+    assert_eq!(world.frame(&mut peer).unwrap().len(), 37);
+    assert_eq!(world.all(&mut peer).len(), 1);
+    assert!(!world.desk.is_held(peer.client));
+}
+
+#[test]
+fn a_client_that_has_seen_more_than_this_server_is_turned_away() {
+    let mut world = World::new(2);
+    let mut peer = world.connect(0);
+    world.desk.lag(1, true);
+    world.create(&mut peer, "/a");
+    let zxid = world.desk.last() as i64;
+    let refused = world.reattach(1, &peer, zxid);
+    assert_eq!((refused.welcome.clone(), world.is_closed(&refused)), (None, true));
+    assert!(!world.is_closed(&peer), "the old connection is not harmed by it");
+    world.desk.lag(1, false);
+    world.desk.run();
+    let moved = world.reattach(1, &peer, zxid);
+    assert_eq!(moved.session(), peer.session());
+}
+
+const NO_SESSION: Welcome = Welcome { version: 0, timeout_ms: 0, session: 0, password: [0; 16], length: 37 };
+
+#[test]
+fn an_unknown_session_and_a_wrong_password_are_answered_as_expired_and_closed() {
+    let mut world = World::new(1);
+    let peer = world.connect(0);
+    let password = peer.welcome.as_ref().unwrap().password;
+    let mut wrong = password;
+    wrong[15] ^= 1;
+    for (session, password) in [(12_345, password), (peer.session(), wrong), (peer.session(), [0; 16]), (-1, wrong)] {
+        let refused = world.greet(0, &Hello { session, password, ..Hello::default() });
+        assert_eq!(refused.welcome.clone(), Some(NO_SESSION));
+        assert!(world.is_closed(&refused));
+    }
+    // Unlike ZooKeeper, which closes it before it looks at the password.
+    assert!(!world.is_closed(&peer));
+}
+
+#[test]
+fn without_a_leader_nobody_is_let_in() {
+    let mut world = World::new(3);
+    let peer = world.connect(1);
+    world.desk.lead(None);
+    for hello in [Hello::default(), Hello { session: peer.session(), ..Hello::default() }] {
+        let refused = world.greet(2, &hello);
+        assert_eq!((refused.welcome.clone(), world.is_closed(&refused)), (None, true));
+    }
+    world.desk.lead(Some(2));
+    world.connect(2);
+}
+
+#[test]
+fn clickhouse_mode_says_that_there_is_no_leader() {
+    let mut world = World::with(1, r#"{"compatibility":"clickhouse"}"#, r#"{"params":{"compatibility":"clickhouse"}}"#);
+    world.desk.lead(None);
+    let refused = world.greet(0, &Hello { read_only: None, ..Hello::default() });
+    assert_eq!(refused.welcome.as_ref().map(|welcome| (welcome.version, welcome.length)), Some((42, 36)));
+    assert!(world.is_closed(&refused));
+}

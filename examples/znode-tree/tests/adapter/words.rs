@@ -1,0 +1,259 @@
+use znode_tree::wire::op;
+
+use crate::world::World;
+use crate::world::create;
+use crate::world::path_watch;
+
+const STATUS: &str = r#"{"node":1,"role":"leader","term":3,"leader":1,"applied":9,"commit":9,"last":9,"snapshot":null,
+    "sessions":2,"uptime_s":60,"version":"0.1.0","members":[
+    {"id":1,"address":"10.0.0.1:7001","role":"voter","matched":9},
+    {"id":2,"address":"10.0.0.2:7001","role":"voter","matched":9},
+    {"id":3,"address":"10.0.0.3:7001","role":"learner","matched":null}]}"#;
+
+fn world() -> World {
+    let mut world = World::new(1);
+    world.desk.tell("status", STATUS);
+    world
+}
+
+/// The first words of each line.
+fn keys(text: &str, until: char) -> Vec<&str> {
+    text.lines().map(|line| line.split(until).next().unwrap()).collect()
+}
+
+#[test]
+fn srvr_and_stat_have_zookeepers_lines() {
+    let mut world = world();
+    let mut peer = world.connect(0);
+    world.create(&mut peer, "/a");
+    let srvr = world.word(0, "srvr");
+    assert_eq!(
+        keys(&srvr, ':'),
+        [
+            "Zookeeper version",
+            "Latency min/avg/max",
+            "Received",
+            "Sent",
+            "Connections",
+            "Outstanding",
+            "Zxid",
+            "Mode",
+            "Node count",
+            "Proposal sizes last/min/max"
+        ]
+    );
+    assert!(srvr.starts_with("Zookeeper version: 3.9.0-"), "what clients read the version from: {srvr}");
+    let zxid = world.desk.last();
+    let expected = format!(
+        "Latency min/avg/max: 0/0.0/0\nReceived: 3\nSent: 2\nConnections: 2\nOutstanding: 0\nZxid: 0x{zxid:x}\nMode: leader\nNode count: "
+    );
+    assert!(srvr.contains(&expected), "{srvr}");
+    let stat = world.word(0, "stat");
+    assert!(stat.contains("Clients:\n /10.1.2.3:50000[1](queued=0,recved=2,sent=2)\n /10.1.2.3:50000[0](queued=0,recved=1,sent=0)\n\nLatency"), "{stat}");
+}
+
+#[test]
+fn cons_shows_each_connection_with_its_session_and_last_request() {
+    let mut world = world();
+    let mut peer = world.connect(0);
+    let zxid = world.ask(&mut peer, op::EXISTS, &path_watch("/", false)).zxid;
+    let now = world.desk.time_ms();
+    let (session, cons) = (peer.session(), world.word(0, "cons"));
+    let line = format!(
+        " /10.1.2.3:50000[1](queued=0,recved=2,sent=2,sid=0x{session:x},lop=EXIS,est={now},to=10000,lcxid=0x1,lzxid=0x{zxid:x},lresp={now},llat=0,minlat=0,avglat=0,maxlat=0)\n"
+    );
+    assert_eq!(cons, format!("{line} /10.1.2.3:50000[0](queued=0,recved=1,sent=0)\n\n"));
+    assert_eq!(world.word(0, "crst"), "Connection stats reset.\n");
+    assert!(world.word(0, "cons").contains("recved=0,sent=0,"), "{}", world.word(0, "cons"));
+    assert_eq!(world.word(0, "srst"), "Server stats reset.\n");
+    assert!(world.word(0, "srvr").contains("Received: 1\nSent: 1\n"));
+}
+
+#[test]
+fn mntr_has_what_monitors_read() {
+    let mut world = world();
+    let mut peer = world.connect(0);
+    assert_eq!(world.error(&mut peer, op::CREATE, &create("/e", "12345", 1)), 0);
+    assert_eq!(world.error(&mut peer, op::EXISTS, &path_watch("/e", true)), 0);
+    let mntr = world.word(0, "mntr");
+    assert!(mntr.lines().all(|line| line.starts_with("zk_") && line.matches('\t').count() == 1), "{mntr}");
+    let value = |key: &str| {
+        let line = mntr.lines().find_map(|line| line.strip_prefix(&format!("zk_{key}\t")));
+        line.unwrap_or_else(|| panic!("no {key} in {mntr}")).to_owned()
+    };
+    for key in [
+        "version",
+        "server_state",
+        "avg_latency",
+        "min_latency",
+        "max_latency",
+        "packets_received",
+        "packets_sent",
+        "num_alive_connections",
+        "outstanding_requests",
+        "znode_count",
+        "watch_count",
+        "ephemerals_count",
+        "approximate_data_size",
+        "open_file_descriptor_count",
+        "max_file_descriptor_count",
+        "followers",
+        "learners",
+        "synced_followers",
+        "pending_syncs",
+        "quorum_size",
+        "peer_state",
+        "uptime",
+        "global_sessions",
+        "cnt_readlatency",
+        "avg_updatelatency",
+    ] {
+        value(key);
+    }
+    assert_eq!(
+        (value("server_state"), value("followers"), value("learners")),
+        ("leader".into(), "1".into(), "2".into())
+    );
+    assert_eq!(
+        (value("watch_count"), value("ephemerals_count"), value("uptime")),
+        ("1".into(), "1".into(), "60000".into())
+    );
+}
+
+#[test]
+fn watch_words_count_as_zookeeper_does() {
+    let mut world = world();
+    let (mut one, mut two) = (world.connect(0), world.connect(0));
+    for peer in [&mut one, &mut two] {
+        assert_eq!(world.error(peer, op::EXISTS, &path_watch("/", true)), 0);
+        assert_eq!(world.error(peer, op::EXISTS, &path_watch("/none", true)), -101);
+        assert_eq!(world.error(peer, op::GET_CHILDREN, &path_watch("/", true)), 0);
+    }
+    let (a, b) = (one.session(), two.session());
+    assert_eq!(world.word(0, "wchs"), "2 connections watching 2 paths\nTotal watches:4\n");
+    assert_eq!(world.word(0, "wchp"), format!("/\n\t0x{a:x}\n\t0x{b:x}\n/none\n\t0x{a:x}\n\t0x{b:x}\n\n"));
+    assert_eq!(world.word(0, "wchc"), format!("0x{a:x}\n\t/\n\t/none\n0x{b:x}\n\t/\n\t/none\n\n"));
+}
+
+#[test]
+fn dump_lists_ephemeral_nodes_by_session() {
+    let mut world = world();
+    let mut peer = world.connect(0);
+    assert_eq!(world.error(&mut peer, op::CREATE, &create("/e", "", 1)), 0);
+    let (session, dump) = (peer.session(), world.word(0, "dump"));
+    assert!(dump.contains(&format!("Sessions with Ephemerals (1):\n0x{session:x}:\n\t/e\n")), "{dump}");
+    assert!(dump.contains(&format!("\tip: /10.1.2.3:50000 sessionId: 0x{session:x}\n")), "{dump}");
+}
+
+#[test]
+fn a_word_that_is_not_allowed_says_so_and_one_that_is_none_says_nothing() {
+    let mut world = World::with(1, "{}", r#"{"listen":{"four_letter_words":"ruok, isro"}}"#);
+    assert_eq!(world.word(0, "mntr"), "mntr is not executed because it is not in the whitelist.\n");
+    assert_eq!((world.word(0, "ruok"), world.word(0, "isro")), ("imok".into(), "rw".into()));
+    assert_eq!(world.word(0, "nope"), "");
+    // What follows a word is not looked at: `echo ruok | nc` sends a line feed.
+    assert_eq!(world.word(0, "ruok\n"), "imok");
+}
+
+#[test]
+fn a_word_may_come_in_pieces() {
+    let mut world = world();
+    let mut peer = world.dial(0);
+    for byte in b"ruok" {
+        world.send(&peer, &[*byte]);
+        world.desk.run();
+    }
+    assert_eq!(world.text(&mut peer), "imok");
+}
+
+#[test]
+fn without_a_leader_words_say_that_nobody_is_served() {
+    let mut world = world();
+    world.desk.lead(None);
+    for word in ["stat", "srvr", "mntr", "cons", "wchs", "dump", "conf", "dirs", "srst"] {
+        assert_eq!(world.word(0, word), "This ZooKeeper instance is not currently serving requests\n", "{word}");
+    }
+    assert_eq!((world.word(0, "ruok"), world.word(0, "isro")), ("imok".into(), "null".into()));
+}
+
+#[test]
+fn a_word_is_answered_when_the_host_knows_nothing() {
+    let mut world = World::new(1);
+    for word in ["srvr", "stat", "mntr", "conf", "dirs", "envi", "dump", "lgif", "csnp", "rqld", "ftfl", "apiv"] {
+        assert_ne!(world.word(0, word), "", "{word}");
+    }
+    assert_eq!(world.word(0, "csnp"), "Failed to schedule snapshot creation task.");
+    world.desk.tell("snapshot", r#"{"index": 77}"#);
+    world.desk.tell("lead", r#"{"leads":true}"#);
+    assert_eq!(world.word(0, "csnp"), "77");
+    assert_eq!(world.word(0, "rqld"), "Sent leadership request to leader.");
+}
+
+#[test]
+fn conf_has_each_key_once() {
+    let mut world = world();
+    let conf = world.word(0, "conf");
+    for key in ["clientPort=2181", "tickTime=2000", "minSessionTimeout=4000", "maxSessionTimeout=40000", "serverId=1"] {
+        assert_eq!(conf.matches(key).count(), 1, "{conf}");
+    }
+    assert!(conf.contains("server.3=10.0.0.3:7001:7001:observer\n"), "{conf}");
+}
+
+fn clickhouse() -> World {
+    let params = r#"{"compatibility":"clickhouse"}"#;
+    let mut world = World::with(1, params, r#"{"params":{"compatibility":"clickhouse"},"node":1}"#);
+    world.desk.tell("status", STATUS);
+    world
+}
+
+#[test]
+fn clickhouse_mode_answers_in_its_own_words() {
+    let mut world = clickhouse();
+    let _peer = world.connect(0);
+    assert_eq!(world.word(0, "wchc"), "", "not allowed by default: closed without a word");
+    assert!(world.word(0, "srvr").starts_with("ClickHouse Keeper version: "));
+    assert_eq!(
+        keys(&world.word(0, "mntr"), '\t'),
+        [
+            "zk_version",
+            "zk_avg_latency",
+            "zk_max_latency",
+            "zk_min_latency",
+            "zk_packets_received",
+            "zk_packets_sent",
+            "zk_num_alive_connections",
+            "zk_outstanding_requests",
+            "zk_server_state",
+            "zk_znode_count",
+            "zk_watch_count",
+            "zk_ephemerals_count",
+            "zk_approximate_data_size",
+            "zk_key_arena_size",
+            "zk_latest_snapshot_size",
+            "zk_open_file_descriptor_count",
+            "zk_max_file_descriptor_count",
+            "zk_followers",
+            "zk_synced_followers"
+        ]
+    );
+    assert_eq!(
+        keys(&world.word(0, "lgif"), '\t'),
+        [
+            "first_log_idx",
+            "first_log_term",
+            "last_log_idx",
+            "last_log_term",
+            "last_committed_log_idx",
+            "leader_committed_log_idx",
+            "target_committed_log_idx",
+            "last_snapshot_idx",
+            "latest_logs_cache_entries",
+            "latest_logs_cache_size",
+            "commit_logs_cache_entries",
+            "commit_logs_cache_size"
+        ]
+    );
+    assert!(world.word(0, "ftfl").starts_with("filtered_list\t1\nmulti_read\t1\ncheck_not_exists\t1\n"));
+    world.desk.lead(None);
+    assert_eq!(world.word(0, "mntr"), "This instance is not currently serving requests");
+}

@@ -32,6 +32,10 @@ impl ZnodeTree {
                 self.tree.roll_back();
                 txn.changes = ChangeWriter::default();
                 out.truncate(start);
+                // What ZooKeeper trips over is no result of one entry.
+                if code == ErrorCode::MarshallingError {
+                    return Err(code);
+                }
                 write_failure(position, code, writes.len(), &mut Writer::new(out));
                 return Ok(());
             }
@@ -57,12 +61,13 @@ impl ZnodeTree {
             let write = Write::read(header.op, &mut reader)?.ok_or(Malformed)?;
             writes.push(match write {
                 Write::Create(operation, request) => {
-                    let mode = CreateMode::from_flags(request.flags).ok_or(ErrorCode::MarshallingError)?;
+                    // Flags that are none fail that one write, as in ZooKeeper 3.8.
+                    let mode = CreateMode::from_flags(request.flags).unwrap_or(CreateMode::Persistent);
+                    // In a multi the flags say more than the operation.
                     let operation = match mode {
-                        // In a multi the flags say more than the operation.
                         CreateMode::Container => op::CREATE_CONTAINER,
-                        _ if operation == op::CREATE_TTL && !mode.is_ttl() => op::CREATE,
-                        _ if mode.is_ttl() => op::CREATE_TTL,
+                        _ if mode.is_ttl() && operation != op::CREATE_TTL => return Err(ErrorCode::MarshallingError),
+                        _ if !mode.is_ttl() && operation == op::CREATE_TTL => op::CREATE,
                         _ => operation,
                     };
                     let ttl = if operation == op::CREATE_TTL { request.ttl } else { -1 };

@@ -124,7 +124,8 @@ impl ZnodeTree {
     ) -> Result<(), ErrorCode> {
         let mut paths = session.map(|session| self.tree.paths_of_session(session)).unwrap_or_default();
         let prefix = prefix.unwrap_or("");
-        if !matches!(prefix.trim(), "" | "/") {
+        // Java trims control characters, too.
+        if !matches!(prefix.trim_matches(|character| character <= ' '), "" | "/") {
             paths.retain(|path| path.starts_with(prefix));
         }
         out.texts(paths.iter());

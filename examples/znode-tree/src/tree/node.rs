@@ -119,13 +119,14 @@ impl Node {
     }
 
     /// The stat that clients see. ZooKeeper counts each child that came, and each that came and went
-    /// twice; ClickHouse Keeper shows its own counter.
-    pub fn stat(&self, shows_child_changes: bool) -> Stat {
+    /// twice, and tells of no owner but a session; ClickHouse Keeper shows what it keeps.
+    pub fn stat(&self, is_clickhouse: bool) -> Stat {
         let numbers = &self.numbers;
         let children = self.children as i32;
-        let cversion = match shows_child_changes {
-            true => numbers.child_changes,
-            false => numbers.created.wrapping_mul(2).wrapping_sub(children),
+        let (cversion, ephemeral_owner) = match (is_clickhouse, self.owner()) {
+            (true, _) => (numbers.child_changes, numbers.owner),
+            (false, Owner::Session(_)) => (numbers.created.wrapping_mul(2).wrapping_sub(children), numbers.owner),
+            (false, _) => (numbers.created.wrapping_mul(2).wrapping_sub(children), 0),
         };
         Stat {
             czxid: numbers.czxid,
@@ -135,7 +136,7 @@ impl Node {
             version: numbers.version,
             cversion,
             aversion: numbers.aversion,
-            ephemeral_owner: numbers.owner,
+            ephemeral_owner,
             data_length: self.data_length() as i32,
             num_children: children,
             pzxid: numbers.pzxid,

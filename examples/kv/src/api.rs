@@ -56,6 +56,10 @@ pub enum Command {
         #[serde(default)]
         ttl_ms: Option<u64>,
     },
+    /// Operations of the [Redis adapter](crate::resp), in the bytes of [`op`](crate::resp::op); not in
+    /// JSON. Answers [`Reply::Batch`].
+    #[serde(skip)]
+    Batch(Vec<u8>),
 }
 
 /// What a command answers; its fields are the JSON object.
@@ -92,6 +96,9 @@ pub enum Reply {
         /// Whether there is such a key.
         found: bool,
     },
+    /// The Redis adapter's frames.
+    #[serde(skip)]
+    Batch(Vec<u8>),
 }
 
 /// What asks the store.
@@ -124,6 +131,9 @@ pub enum Query {
     },
     /// The store's figures. Answers [`Answer::Status`].
     Status,
+    /// Reads of the [Redis adapter](crate::resp). Answers [`Answer::Batch`].
+    #[serde(skip)]
+    Batch(Vec<u8>),
 }
 
 /// What a query answers.
@@ -146,6 +156,9 @@ pub enum Answer {
         /// The version of the last change.
         version: u64,
     },
+    /// The Redis adapter's frames.
+    #[serde(skip)]
+    Batch(Vec<u8>),
 }
 
 /// A key with its value.
@@ -193,8 +206,29 @@ pub struct Change<'a> {
     pub version: u64,
 }
 
-/// What happened to a key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+/// An event: all keys were deleted, as one change. `{"change":"clear","version":9}`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Cleared {
+    /// [`ChangeKind::Clear`].
+    pub change: ChangeKind,
+    /// The version of the change.
+    pub version: u64,
+}
+
+/// An event: a message to whoever listens to its channel, which changed nothing.
+/// `{"change":"publish","channel":"c","message":"m"}`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Published {
+    /// [`ChangeKind::Publish`].
+    pub change: ChangeKind,
+    /// To whom.
+    pub channel: Data,
+    /// What.
+    pub message: Data,
+}
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ChangeKind {
     /// It was set.
@@ -205,4 +239,8 @@ pub enum ChangeKind {
     Expire,
     /// Its session ended.
     SessionEnd,
+    /// All keys were deleted.
+    Clear,
+    /// Nothing: a message was published.
+    Publish,
 }

@@ -1,5 +1,6 @@
 //! Keys and values: any bytes, written in JSON so that text stays text.
 
+use std::borrow::Borrow;
 use std::fmt;
 
 use serde::Deserialize;
@@ -50,6 +51,13 @@ impl Data {
 impl<T: Into<Vec<u8>>> From<T> for Data {
     fn from(bytes: T) -> Self {
         Self(bytes.into())
+    }
+}
+
+/// Orders and compares as the bytes do, so that maps of data are searched with bytes.
+impl Borrow<[u8]> for Data {
+    fn borrow(&self) -> &[u8] {
+        &self.0
     }
 }
 

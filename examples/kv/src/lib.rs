@@ -3,10 +3,12 @@
 //!
 //! * [`api`]: what clients send and get;
 //! * [`store`]: the store, plain Rust;
+//! * [`resp`]: Redis's protocol, for `group create --listen`;
 //! * this file: the store as a state machine, with the limits, events and the timer.
 
 pub mod api;
 pub mod data;
+pub mod resp;
 pub mod store;
 
 use serde::Deserialize;
@@ -91,16 +93,16 @@ impl StateMachine for Kv {
             }
             Command::CompareAndSwap { key, expect, value, ttl_ms, ephemeral } => {
                 let lifetime = self.check_put(ctx, &key, &value, ttl_ms, ephemeral)?;
-                if self.store.is_as_expected(now_ms, &key, &expect) {
+                if self.store.is_as_expected(now_ms, key.as_bytes(), &expect) {
                     let (version, _) = self.put(ctx, key, value, lifetime);
                     Reply::CompareAndSwap { swapped: true, version: Some(version), found: None }
                 } else {
-                    let found = self.store.get(now_ms, &key).map(|entry| Item::new(&key, entry, true));
+                    let found = self.store.get(now_ms, key.as_bytes()).map(|entry| Item::new(&key, entry, true));
                     Reply::CompareAndSwap { swapped: false, version: None, found }
                 }
             }
             Command::Delete { key } => {
-                let version = self.store.delete(now_ms, &key).map(|(version, _)| version);
+                let version = self.store.delete(now_ms, key.as_bytes()).map(|(version, _)| version);
                 if let Some(version) = version {
                     ctx.emit_json(&Change { change: ChangeKind::Delete, key: &key, value: None, version });
                 }
@@ -108,8 +110,9 @@ impl StateMachine for Kv {
             }
             Command::Expire { key, ttl_ms } => {
                 let lifetime = ttl_ms.map_or(Lifetime::Forever, |ttl| Lifetime::Until(now_ms.saturating_add(ttl)));
-                Reply::Expire { found: self.store.set_lifetime(now_ms, &key, lifetime) }
+                Reply::Expire { found: self.store.set_lifetime(now_ms, key.as_bytes(), lifetime) }
             }
+            Command::Batch(batch) => Reply::Batch(self.apply_batch(ctx, &batch)?),
         };
         self.arm_timer(ctx, armed);
         Ok(reply)
@@ -118,12 +121,15 @@ impl StateMachine for Kv {
     fn query(&self, ctx: &QueryContext, query: Query) -> Result<Answer, Reject> {
         let now_ms = ctx.time_ms();
         Ok(match query {
-            Query::Get { key } => Answer::Item(self.store.get(now_ms, &key).map(|entry| Item::new(&key, entry, true))),
+            Query::Get { key } => {
+                Answer::Item(self.store.get(now_ms, key.as_bytes()).map(|entry| Item::new(&key, entry, true)))
+            }
             Query::Range { prefix, start, end, limit, keys_only } => {
                 let span = span(prefix, start, end);
                 self.range(now_ms, &span, limit.unwrap_or(DEFAULT_RANGE_LIMIT).min(MAX_RANGE_LIMIT), keys_only)
             }
             Query::Status => Answer::Status { keys: self.store.len() as u64, version: self.store.version() },
+            Query::Batch(batch) => Answer::Batch(self.query_batch(ctx, &batch)?),
         })
     }
 
@@ -229,4 +235,4 @@ fn span(prefix: Option<Data>, start: Option<Data>, end: Option<Data>) -> Span {
     }
 }
 
-statehouse_sdk::export!(Kv);
+statehouse_sdk::export!(Kv, codec = resp::Codec, adapter = resp::Resp);

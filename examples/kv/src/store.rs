@@ -128,18 +128,29 @@ impl Store {
         self.entries.len()
     }
 
+    /// How many keys there are, without those whose time has come.
+    pub fn count(&self, now_ms: u64) -> usize {
+        let over = self.expiries.iter().take_while(|(at_ms, _)| *at_ms <= now_ms).count();
+        self.entries.len().saturating_sub(over)
+    }
+
+    /// How many keys have a time that will come.
+    pub fn expiring(&self) -> usize {
+        self.expiries.len()
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
     /// The key's entry.
-    pub fn get(&self, now_ms: u64, key: &Data) -> Option<&Entry> {
+    pub fn get(&self, now_ms: u64, key: &[u8]) -> Option<&Entry> {
         self.entries.get(key).filter(|entry| !entry.is_over(now_ms))
     }
 
     /// Whether the key is as expected.
-    pub fn is_as_expected(&self, now_ms: u64, key: &Data, expect: &Expect) -> bool {
+    pub fn is_as_expected(&self, now_ms: u64, key: &[u8], expect: &Expect) -> bool {
         match (expect, self.get(now_ms, key)) {
             (Expect::Absent, found) => found.is_none(),
             (Expect::Version(version), Some(entry)) => entry.version == *version,
@@ -150,7 +161,7 @@ impl Store {
 
     /// Sets the key's value; gives its new version and what was there before.
     pub fn put(&mut self, now_ms: u64, key: Data, value: Data, lifetime: Lifetime) -> (u64, Option<Entry>) {
-        let previous = self.take(&key).filter(|entry| !entry.is_over(now_ms));
+        let previous = self.take(key.as_bytes()).filter(|entry| !entry.is_over(now_ms));
         let version = self.next_version();
         self.index(&key, lifetime);
         self.entries.insert(key, Entry { value, version, lifetime });
@@ -158,21 +169,31 @@ impl Store {
     }
 
     /// Removes the key; gives the version of that change and what was there.
-    pub fn delete(&mut self, now_ms: u64, key: &Data) -> Option<(u64, Entry)> {
+    pub fn delete(&mut self, now_ms: u64, key: &[u8]) -> Option<(u64, Entry)> {
         self.get(now_ms, key)?;
         let entry = self.take(key)?;
         Some((self.next_version(), entry))
     }
 
+    /// Removes all keys; gives the version of that one change, if there were any.
+    pub fn clear(&mut self) -> Option<u64> {
+        if self.entries.is_empty() {
+            return None;
+        }
+        *self = Self { version: self.version, ..Self::default() };
+        Some(self.next_version())
+    }
+
     /// Gives a key that is there another lifetime, which is no change of its value; whether it is
     /// there.
-    pub fn set_lifetime(&mut self, now_ms: u64, key: &Data, lifetime: Lifetime) -> bool {
+    pub fn set_lifetime(&mut self, now_ms: u64, key: &[u8], lifetime: Lifetime) -> bool {
         if self.get(now_ms, key).is_none() {
             return false;
         }
         if let Some(entry) = self.take(key) {
-            self.index(key, lifetime);
-            self.entries.insert(key.clone(), Entry { lifetime, ..entry });
+            let key = Data::from(key);
+            self.index(&key, lifetime);
+            self.entries.insert(key, Entry { lifetime, ..entry });
         }
         true
     }
@@ -195,7 +216,7 @@ impl Store {
     /// Removes one entry whose time has come; gives it, why it went, and the version of the change.
     pub fn expire_one(&mut self, now_ms: u64) -> Option<(Data, Ended, u64)> {
         let key = self.expiries.first().filter(|(at_ms, _)| *at_ms <= now_ms).map(|(_, key)| key.clone())?;
-        let entry = self.take(&key)?;
+        let entry = self.take(key.as_bytes())?;
         let why = match entry.lifetime {
             Lifetime::SessionEnded(_) => Ended::Session,
             _ => Ended::Expired,
@@ -224,7 +245,7 @@ impl Store {
     }
 
     /// Takes an entry out, with its marks in the indexes.
-    fn take(&mut self, key: &Data) -> Option<Entry> {
+    fn take(&mut self, key: &[u8]) -> Option<Entry> {
         let (key, entry) = self.entries.remove_entry(key)?;
         match entry.lifetime {
             Lifetime::Forever => {}

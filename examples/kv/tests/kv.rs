@@ -193,10 +193,10 @@ fn a_late_timer_shows_no_dead_key() {
     let mut store = kv::store::Store::default();
     let (key, one) = (Data::from("a"), Data::from("1"));
     store.put(0, key.clone(), one.clone(), kv::store::Lifetime::Until(10));
-    assert!(store.get(9, &key).is_some());
-    assert!(store.get(10, &key).is_none());
-    assert!(store.is_as_expected(10, &key, &Expect::Absent));
-    assert_eq!(store.delete(10, &key), None);
+    assert!(store.get(9, key.as_bytes()).is_some());
+    assert!(store.get(10, key.as_bytes()).is_none());
+    assert!(store.is_as_expected(10, key.as_bytes(), &Expect::Absent));
+    assert_eq!(store.delete(10, key.as_bytes()), None);
     let (version, previous) = store.put(11, key.clone(), one, kv::store::Lifetime::Forever);
     assert_eq!((version, previous), (2, None));
     assert_eq!(store.expire_one(100), None, "the old expiry is forgotten");

@@ -19,6 +19,7 @@ use super::auth::Identities;
 use super::handshake::ConnectRequest;
 use super::handshake::ConnectResponse;
 use super::handshake::REFUSED_VERSION;
+use super::handshake::WIDE_XID_VERSION;
 use super::requests::Requests;
 use super::stats::ConnectionStats;
 use super::words;
@@ -55,6 +56,8 @@ pub struct Connection {
     pub phase: Phase,
     pub session: Option<Held>,
     pub identities: Identities,
+    /// Whether its xids have 64 bits (ClickHouse).
+    pub has_wide_xids: bool,
     pub requests: Requests,
     pub stats: ConnectionStats,
     buffer: Vec<u8>,
@@ -80,6 +83,7 @@ impl Connection {
             phase: Phase::New,
             session: None,
             identities: Identities::new(peer),
+            has_wide_xids: false,
             requests: Requests::default(),
             stats: ConnectionStats::default(),
             buffer: Vec::new(),
@@ -176,6 +180,10 @@ impl Connection {
         if length > shared.settings.jute_maxbuffer {
             return Taken::Garbage;
         }
+        let length = match self.phase {
+            Phase::New => ConnectRequest::length(length, rest),
+            _ => length,
+        };
         let Some(frame) = rest.get(..length) else { return Taken::Nothing };
         self.count_received(shared);
         let is_ours = match self.phase {
@@ -195,6 +203,11 @@ impl Connection {
         let Ok(request) = ConnectRequest::read(frame) else { return false };
         shared.stats.connection_requests += 1;
         let has_read_only = request.has_read_only;
+        // ClickHouse Keeper turns such a client away as well, unless it is switched on there.
+        if request.compressed {
+            return false;
+        }
+        self.has_wide_xids = request.protocol_version == WIDE_XID_VERSION;
         if !io.has_leader() {
             self.refuse_without_leader(shared, io, has_read_only);
             return true;
@@ -223,8 +236,9 @@ impl Connection {
                 self.session = Some(Held { id, attachment, timeout_ms });
                 self.phase = Phase::Open;
                 let timeout_ms = i32::try_from(timeout_ms).unwrap_or(i32::MAX);
+                let protocol_version = if self.has_wide_xids { WIDE_XID_VERSION } else { 0 };
                 let response =
-                    ConnectResponse { protocol_version: 0, timeout_ms, session: id, password: secret, has_read_only };
+                    ConnectResponse { protocol_version, timeout_ms, session: id, password: secret, has_read_only };
                 self.answer_handshake(shared, io, &response);
                 self.stats.answered("SESS", -1, shared.told as i64, 0, io.time_ms());
                 self.resume(shared, io);

@@ -4,6 +4,11 @@ use crate::jute::Malformed;
 use crate::jute::Reader;
 use crate::jute::Writer;
 
+/// ClickHouse's protocol with compressed frames.
+pub const COMPRESSED_VERSION: i32 = 10;
+/// ClickHouse's protocol with xids of 64 bits. Its handshake says whether frames are compressed in a byte that the
+/// frame's length does not count.
+pub const WIDE_XID_VERSION: i32 = 11;
 /// ClickHouse's answer to a handshake when there is no leader: a protocol version that says no.
 pub const REFUSED_VERSION: i32 = 42;
 
@@ -11,6 +16,8 @@ pub const REFUSED_VERSION: i32 = 42;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectRequest {
     pub protocol_version: i32,
+    /// Whether the client would have its frames compressed.
+    pub compressed: bool,
     /// The newest zxid it has seen anywhere.
     pub last_zxid_seen: i64,
     pub timeout_ms: i32,
@@ -24,16 +31,26 @@ pub struct ConnectRequest {
 }
 
 impl ConnectRequest {
+    /// How long the frame is whose length the client says is `length`, if what it is can be told from its front.
+    pub fn length(length: usize, front: &[u8]) -> usize {
+        let is_wide = front.first_chunk().is_some_and(|version| i32::from_be_bytes(*version) == WIDE_XID_VERSION);
+        length + usize::from(is_wide)
+    }
+
     /// Reads the frame. What follows the record is not looked at, as ZooKeeper does.
     pub fn read(frame: &[u8]) -> Result<Self, Malformed> {
         let mut reader = Reader::new(frame);
         let protocol_version = reader.i32()?;
+        let compressed = match protocol_version {
+            WIDE_XID_VERSION => reader.bool()?,
+            version => version == COMPRESSED_VERSION,
+        };
         let last_zxid_seen = reader.i64()?;
         let timeout_ms = reader.i32()?;
         let session = reader.i64()? as u64;
         let password = reader.buffer()?.unwrap_or_default().try_into().ok();
         let has_read_only = reader.bool().is_ok();
-        Ok(Self { protocol_version, last_zxid_seen, timeout_ms, session, password, has_read_only })
+        Ok(Self { protocol_version, compressed, last_zxid_seen, timeout_ms, session, password, has_read_only })
     }
 }
 

@@ -259,10 +259,16 @@ impl ZooKeeper {
             if self.hearers.is_empty() {
                 continue;
             }
-            self.shared.frame.clear();
-            watching::notification(&mut self.shared.frame, change.event, change.path, zxid);
+            // What the frame is written for: nearly always the same for all.
+            let mut written_for = None;
             for hearer in &self.hearers {
                 let Some(connection) = self.connections.get_mut(hearer) else { continue };
+                let has_wide_xids = connection.has_wide_xids;
+                if written_for != Some(has_wide_xids) {
+                    self.shared.frame.clear();
+                    watching::notification(&mut self.shared.frame, has_wide_xids, change.event, change.path, zxid);
+                    written_for = Some(has_wide_xids);
+                }
                 if let Readers::Some(readers) = &change.readers {
                     let identities: Vec<Identity<'_>> = connection.identities.iter().collect();
                     if !acl::is_one_of(&identities, readers) {

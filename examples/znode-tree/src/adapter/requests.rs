@@ -46,7 +46,7 @@ use crate::wire::op;
 /// Bodies of one connection that wait for their turn: no more is taken beyond.
 const WAITING_BYTES: usize = 4 << 20;
 /// The xid of every answer to a ping, whatever the request's was.
-const PING_XID: i32 = -2;
+const PING_XID: i64 = -2;
 
 /// What a request must wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,7 +84,7 @@ impl Answer<Vec<u8>> {
 
 #[derive(Debug)]
 struct Request {
-    xid: i32,
+    xid: i64,
     operation: i32,
     received_ms: u64,
     turn: Turn,
@@ -146,7 +146,8 @@ impl Connection {
     /// One frame of an open connection; false when the connection is to be closed without an answer.
     pub(super) fn request(&mut self, shared: &mut Shared, io: &mut Io<'_>, frame: &[u8]) -> bool {
         let mut reader = Reader::new(frame);
-        let (Ok(xid), Ok(operation)) = (reader.i32(), reader.i32()) else { return false };
+        let xid = if self.has_wide_xids { reader.i64() } else { reader.i32().map(i64::from) };
+        let (Ok(xid), Ok(operation)) = (xid, reader.i32()) else { return false };
         let body = reader.rest();
         let (turn, state) = match self.arrange(shared, operation, body) {
             Ok(arranged) => arranged,
@@ -310,7 +311,7 @@ impl Connection {
             }
         };
         let then_close = closes || error == ErrorCode::SessionExpired.number();
-        let changed = watching::watch(shared, io, self.id, wanted, error, body);
+        let changed = watching::watch(shared, io, (self.id, self.has_wide_xids), wanted, error, body);
         let (error, body) = changed.as_ref().map_or((error, body), |(error, body)| (*error, body.as_slice()));
         if place == 0 {
             // The usual case: it leaves at once, and is copied once.
@@ -383,14 +384,15 @@ impl Connection {
         let body = answer.body.as_ref();
         shared.frame.clear();
         let mut writer = Writer::new(&mut shared.frame);
-        writer.count(16 + body.len()).i32(request.xid).i64(zxid).i32(answer.error).raw(body);
+        head(&mut writer, self.has_wide_xids, request.xid, zxid, answer.error, body.len());
+        writer.raw(body);
         io.send(self.id, &shared.frame);
         let now_ms = io.time_ms();
         let took_ms = now_ms.saturating_sub(request.received_ms);
         self.stats.sent += 1;
         shared.stats.replied(16 + body.len());
         let name = name(request.operation);
-        self.stats.answered(name, i64::from(request.xid), zxid, took_ms, now_ms);
+        self.stats.answered(name, request.xid, zxid, took_ms, now_ms);
         shared.stats.latency.add(took_ms);
         match request.turn {
             Turn::Write => shared.stats.update_latency.add(took_ms),
@@ -402,6 +404,17 @@ impl Connection {
             self.close(shared, io);
         }
     }
+}
+
+/// Writes the length of a frame and the header of the reply in it.
+pub fn head(out: &mut Writer<'_>, has_wide_xids: bool, xid: i64, zxid: i64, error: i32, body_bytes: usize) {
+    if has_wide_xids {
+        out.count(20 + body_bytes).i64(xid);
+    } else {
+        // It came as one of 32 bits.
+        out.count(16 + body_bytes).i32(xid as i32);
+    }
+    out.i64(zxid).i32(error);
 }
 
 /// An operation's name in `cons`.

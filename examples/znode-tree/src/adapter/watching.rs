@@ -4,6 +4,7 @@ use statehouse_sdk::adapter::ConnectionId;
 use statehouse_sdk::adapter::Io;
 
 use super::Shared;
+use super::requests::head;
 use super::settings::Settings;
 use super::watches::CHILD;
 use super::watches::DATA;
@@ -25,7 +26,7 @@ use crate::wire::Stat;
 use crate::wire::op;
 
 /// The xid of a notification.
-const NOTIFICATION_XID: i32 = -1;
+const NOTIFICATION_XID: i64 = -1;
 /// The zxid of a notification that no single entry stands behind.
 pub const NO_ZXID: i64 = -1;
 /// The state in a notification: `SyncConnected`, the only one that servers send.
@@ -88,7 +89,7 @@ impl Wanted {
 pub fn watch(
     shared: &mut Shared,
     io: &mut Io<'_>,
-    connection: ConnectionId,
+    (connection, has_wide_xids): (ConnectionId, bool),
     wanted: Wanted,
     error: i32,
     body: &[u8],
@@ -107,7 +108,7 @@ pub fn watch(
             }
             for (event, path) in missed {
                 shared.frame.clear();
-                notification(&mut shared.frame, event, path, NO_ZXID);
+                notification(&mut shared.frame, has_wide_xids, event, path, NO_ZXID);
                 io.send(connection, &shared.frame);
                 shared.stats.sent += 1;
                 shared.stats.watch_bytes += shared.frame.len() as u64;
@@ -241,9 +242,9 @@ pub fn look_up(watches: &mut Watches, connection: ConnectionId, operation: i32, 
 }
 
 /// Appends the frame of a notification.
-pub fn notification(out: &mut Vec<u8>, event: EventType, path: &str, zxid: i64) {
+pub fn notification(out: &mut Vec<u8>, has_wide_xids: bool, event: EventType, path: &str, zxid: i64) {
     let mut writer = Writer::new(out);
-    writer.count(16 + 12 + path.len()).i32(NOTIFICATION_XID).i64(zxid).i32(0);
+    head(&mut writer, has_wide_xids, NOTIFICATION_XID, zxid, 0, 12 + path.len());
     writer.i32(event as i32).i32(SYNC_CONNECTED).text(path);
 }
 
@@ -256,7 +257,7 @@ mod tests {
     #[test]
     fn a_notification_is_zookeepers_to_the_byte() {
         let mut bytes = Vec::new();
-        notification(&mut bytes, EventType::NodeDataChanged, "/a", NO_ZXID);
+        notification(&mut bytes, false, EventType::NodeDataChanged, "/a", NO_ZXID);
         let expected =
             b"\0\0\0\x1e\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\0\0\0\0\0\0\0\x03\0\0\0\x03\0\0\0\x02/a";
         assert_eq!(bytes, expected);

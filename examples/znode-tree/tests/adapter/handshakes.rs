@@ -7,6 +7,7 @@ use crate::world::body;
 use crate::world::frame;
 use crate::world::path_watch;
 use crate::world::request;
+use crate::world::set_data;
 
 #[test]
 fn a_client_without_the_read_only_byte_is_answered_without_it() {
@@ -155,4 +156,47 @@ fn clickhouse_mode_says_that_there_is_no_leader() {
     let refused = world.greet(0, &Hello { read_only: None, ..Hello::default() });
     assert_eq!(refused.welcome.as_ref().map(|welcome| (welcome.version, welcome.length)), Some((42, 36)));
     assert!(world.is_closed(&refused));
+}
+
+/// ClickHouse's protocol 11: a byte about compression that the length does not count, and xids of 64 bits.
+#[test]
+fn clickhouses_wide_xids_are_wide_in_every_frame() {
+    let params = r#"{"compatibility":"clickhouse"}"#;
+    let mut world = World::with(1, params, r#"{"params":{"compatibility":"clickhouse"}}"#);
+    let hello = |compressed: bool| {
+        body(|out| {
+            out.i32(45).i32(11).bool(compressed).i64(0).i32(30_000).i64(0).buffer(Some(&[0; 16])).bool(true);
+        })
+    };
+    let mut peer = world.dial(0);
+    for piece in hello(false).chunks(7) {
+        world.send(&peer, piece);
+        world.desk.run();
+    }
+    let welcome = world.frame(&mut peer).unwrap();
+    assert_eq!((welcome.len(), &welcome[..8]), (37, &[0, 0, 0, 11, 0, 0, 0x75, 0x30][..]));
+    let wide = |xid: i64, operation: i32, rest: &[u8]| {
+        frame(&body(|out| {
+            out.i64(xid).i32(operation).raw(rest);
+        }))
+    };
+    world.send(&peer, &wide(i64::MAX, op::GET_DATA, &path_watch("/", true)));
+    world.send(&peer, &wide(-2, op::PING, &[]));
+    world.send(&peer, &wide(1 << 40, op::SET_DATA, &set_data("/", "x")));
+    world.desk.run();
+    let frames: Vec<_> = std::iter::from_fn(|| world.frame(&mut peer)).collect();
+    let xids: Vec<i64> = frames.iter().map(|frame| i64::from_be_bytes(*frame.first_chunk().unwrap())).collect();
+    assert_eq!(xids, [i64::MAX, -2, -1, 1 << 40]);
+    assert_eq!(frames[1].len(), 20);
+    assert_eq!(
+        frames[2][20..],
+        body(|out| {
+            out.i32(3).i32(3).text("/");
+        })
+    );
+
+    // Compressed frames are not spoken here.
+    let compressed = world.dial(0);
+    world.send(&compressed, &hello(true));
+    assert!(world.is_closed(&compressed));
 }

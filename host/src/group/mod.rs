@@ -338,6 +338,12 @@ impl<P: Platform, T: Transport> Group<P, T> {
         self.raft.metrics().borrow_watched().current_leader
     }
 
+    /// The last index in the log: from consensus itself, because metrics say nothing yet right after a start.
+    pub async fn last_index(&self) -> Result<u64, String> {
+        let last = self.raft.with_raft_state(|state| state.log_ids.last().map_or(0, |last| last.index));
+        last.await.map_err(|error| error.to_string())
+    }
+
     fn leader_and_term(&self) -> (Option<NodeId>, u64) {
         let receiver = self.raft.metrics();
         let metrics = receiver.borrow_watched();

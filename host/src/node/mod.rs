@@ -406,7 +406,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
             }
             PeerRequest::Status => {
                 // Index 0 is the membership that every node writes by itself; index 1 is a leader's.
-                return Ok(PeerResponse::Status(PeerStatus { formed: self.0.catalog.standing().last > 0 }));
+                return Ok(PeerResponse::Status(PeerStatus { formed: self.0.catalog.last_index().await? > 0 }));
             }
         };
         match self.group_by_id(id) {

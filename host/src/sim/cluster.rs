@@ -22,6 +22,7 @@ use crate::node::Settings;
 use crate::node::Setup;
 use crate::node::identity;
 use crate::node::identity::Identity;
+use crate::node::settle;
 use crate::peer::Transport;
 use crate::platform::Platform;
 use crate::types::NodeId;
@@ -290,6 +291,22 @@ impl SimCluster {
         }
     }
 
+    /// The node loses its disk with all that is on it, and is down.
+    pub fn lose_disk(&self, id: NodeId) {
+        self.crash(id, Crash::Process);
+        if let Some(slot) = lock(&self.0.slots).get_mut(&id) {
+            slot.disk = SimDisk::new();
+            slot.log = None;
+        }
+    }
+
+    /// Whether all nodes are up and none is still recovering from an empty directory.
+    pub fn is_settled(&self) -> bool {
+        let up = self.ids().into_iter().all(|id| self.node(id).is_some());
+        let slots = lock(&self.0.slots);
+        up && slots.values().all(|slot| settle::is_marked(&slot.disk, &data_dir()).is_ok_and(|marked| !marked))
+    }
+
     /// Makes a call at a node, as a client that is connected to it.
     pub async fn call<T, F, W>(&self, id: NodeId, work: W) -> Result<T, CallError>
     where
@@ -379,6 +396,7 @@ fn settle_identity(disk: &dyn Disk, data_dir: &Path, node: NodeId) -> io::Result
     match identity::read(disk, data_dir)? {
         Some(found) => identity::check(&found, data_dir, node, Some(CLUSTER)).map(|_| ()).map_err(io::Error::other),
         None => {
+            settle::mark(disk, data_dir)?;
             let cluster = hex::encode(CLUSTER);
             identity::write(disk, data_dir, &Identity { format: identity::FORMAT, node, cluster })
         }

@@ -34,7 +34,7 @@ use world::Sabotage;
 const SEEDS_DEFAULT: u64 = 200;
 
 /// What must have happened at least once in the ordinary test run.
-const MUST_HAPPEN: [&str; 16] = [
+const MUST_HAPPEN: [&str; 17] = [
     "answers kept for a retry",
     "crashes",
     "crashes of all",
@@ -46,6 +46,7 @@ const MUST_HAPPEN: [&str; 16] = [
     "logs that were purged",
     "outcomes learned by a retry",
     "partitions",
+    "lost disks",
     "requests without effect",
     "sessions that ended early",
     "snapshots sent to a node",

@@ -78,6 +78,13 @@ pub async fn run(world: Shared, mut random: SimRandom, until_ms: u64, disk_fault
                 }
                 world.count("crashes of all");
             }
+            // One of several, and one at a time: what a majority acknowledged is lost with a majority's disks.
+            40..42 if ids.len() > 2 && world.cluster.is_settled() => {
+                world.note(format!("lose the disk of {victim}"));
+                world.count("lost disks");
+                world.cluster.lose_disk(victim);
+                start_later(&world, victim, random.between(0, 3000));
+            }
             40..46 => {
                 // Away so long that others may have purged what it lacks.
                 crash(&world, &mut random, victim);

@@ -16,13 +16,15 @@ use statehouse_sdk::adapter::Session;
 use super::Purpose;
 use super::Shared;
 use super::auth::Identities;
+use super::compression::Unpacker;
 use super::handshake::ConnectRequest;
 use super::handshake::ConnectResponse;
+use super::handshake::Format;
 use super::handshake::REFUSED_VERSION;
-use super::handshake::WIDE_XID_VERSION;
 use super::requests::Requests;
 use super::stats::ConnectionStats;
 use super::words;
+use crate::jute::Malformed;
 
 /// Where a connection stands.
 #[derive(Debug)]
@@ -56,12 +58,13 @@ pub struct Connection {
     pub phase: Phase,
     pub session: Option<Held>,
     pub identities: Identities,
-    /// Whether its xids have 64 bits (ClickHouse).
-    pub has_wide_xids: bool,
+    pub format: Format,
     pub requests: Requests,
     pub stats: ConnectionStats,
     buffer: Vec<u8>,
     held: bool,
+    /// Of a client that sends compressed: the box is for all the others.
+    unpacker: Option<Box<Unpacker>>,
 }
 
 /// What came of looking at the front of the received bytes.
@@ -83,11 +86,12 @@ impl Connection {
             phase: Phase::New,
             session: None,
             identities: Identities::new(peer),
-            has_wide_xids: false,
+            format: Format::default(),
             requests: Requests::default(),
             stats: ConnectionStats::default(),
             buffer: Vec::new(),
             held: false,
+            unpacker: None,
         }
     }
 
@@ -103,11 +107,18 @@ impl Connection {
             }
             Phase::New | Phase::Opening { .. } => {}
         }
+        let mut plain = Vec::new();
+        let bytes = match &mut self.unpacker {
+            None => bytes,
+            Some(unpacker) => match unpacker.unpack(bytes, block_limit(shared), &mut plain) {
+                Ok(()) => &plain,
+                Err(Malformed) => return self.close(shared, io),
+            },
+        };
         if self.buffer.is_empty() {
             // The usual case: whole frames, taken where they lie.
             let used = self.take_all(shared, io, bytes);
-            self.buffer.extend_from_slice(bytes.get(used..).unwrap_or_default());
-            self.hold_if_stopped(shared, io);
+            self.keep(shared, io, bytes.get(used..).unwrap_or_default().to_vec());
         } else {
             self.buffer.extend_from_slice(bytes);
             self.resume(shared, io);
@@ -125,8 +136,24 @@ impl Connection {
             } else {
                 buffer.drain(..used);
             }
-            self.buffer = buffer;
+            self.keep(shared, io, buffer);
+        } else {
+            self.hold_if_stopped(shared, io);
         }
+    }
+
+    /// Keeps what could not be taken yet.
+    fn keep(&mut self, shared: &mut Shared, io: &mut Io<'_>, mut rest: Vec<u8>) {
+        if self.format.is_compressed && self.unpacker.is_none() {
+            // The handshake was among what was taken: what follows it is packed.
+            let mut unpacker = Box::<Unpacker>::default();
+            let packed = std::mem::take(&mut rest);
+            if unpacker.unpack(&packed, block_limit(shared), &mut rest).is_err() {
+                return self.close(shared, io);
+            }
+            self.unpacker = Some(unpacker);
+        }
+        self.buffer = rest;
         self.hold_if_stopped(shared, io);
     }
 
@@ -203,11 +230,7 @@ impl Connection {
         let Ok(request) = ConnectRequest::read(frame) else { return false };
         shared.stats.connection_requests += 1;
         let has_read_only = request.has_read_only;
-        // ClickHouse Keeper turns such a client away as well, unless it is switched on there.
-        if request.compressed {
-            return false;
-        }
-        self.has_wide_xids = request.protocol_version == WIDE_XID_VERSION;
+        self.format = request.format;
         if !io.has_leader() {
             self.refuse_without_leader(shared, io, has_read_only);
             return true;
@@ -236,7 +259,7 @@ impl Connection {
                 self.session = Some(Held { id, attachment, timeout_ms });
                 self.phase = Phase::Open;
                 let timeout_ms = i32::try_from(timeout_ms).unwrap_or(i32::MAX);
-                let protocol_version = if self.has_wide_xids { WIDE_XID_VERSION } else { 0 };
+                let protocol_version = self.format.version();
                 let response =
                     ConnectResponse { protocol_version, timeout_ms, session: id, password: secret, has_read_only };
                 self.answer_handshake(shared, io, &response);
@@ -282,4 +305,9 @@ impl Connection {
             io.close(self.id);
         }
     }
+}
+
+/// The largest compressed block that is taken: ClickHouse packs what it has to send in pieces of 1 MiB.
+fn block_limit(shared: &Shared) -> usize {
+    shared.settings.jute_maxbuffer.saturating_add(1 << 20)
 }

@@ -5,19 +5,38 @@ use crate::jute::Reader;
 use crate::jute::Writer;
 
 /// ClickHouse's protocol with compressed frames.
-pub const COMPRESSED_VERSION: i32 = 10;
+const COMPRESSED_VERSION: i32 = 10;
 /// ClickHouse's protocol with xids of 64 bits. Its handshake says whether frames are compressed in a byte that the
 /// frame's length does not count.
-pub const WIDE_XID_VERSION: i32 = 11;
+const WIDE_XID_VERSION: i32 = 11;
 /// ClickHouse's answer to a handshake when there is no leader: a protocol version that says no.
 pub const REFUSED_VERSION: i32 = 42;
+
+/// How the frames of a connection are written, after its handshake.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Format {
+    /// Xids have 64 bits.
+    pub has_wide_xids: bool,
+    /// See [`compression`](super::compression).
+    pub is_compressed: bool,
+}
+
+impl Format {
+    /// The protocol version that says so.
+    pub fn version(self) -> i32 {
+        match self {
+            Self { has_wide_xids: true, .. } => WIDE_XID_VERSION,
+            Self { is_compressed: true, .. } => COMPRESSED_VERSION,
+            _ => 0,
+        }
+    }
+}
 
 /// What a client asks for first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectRequest {
-    pub protocol_version: i32,
-    /// Whether the client would have its frames compressed.
-    pub compressed: bool,
+    /// How the client would have its frames: by the protocol's version, of which ZooKeeper has but 0.
+    pub format: Format,
     /// The newest zxid it has seen anywhere.
     pub last_zxid_seen: i64,
     pub timeout_ms: i32,
@@ -40,17 +59,16 @@ impl ConnectRequest {
     /// Reads the frame. What follows the record is not looked at, as ZooKeeper does.
     pub fn read(frame: &[u8]) -> Result<Self, Malformed> {
         let mut reader = Reader::new(frame);
-        let protocol_version = reader.i32()?;
-        let compressed = match protocol_version {
-            WIDE_XID_VERSION => reader.bool()?,
-            version => version == COMPRESSED_VERSION,
-        };
+        let version = reader.i32()?;
+        let has_wide_xids = version == WIDE_XID_VERSION;
+        let is_compressed = if has_wide_xids { reader.bool()? } else { version == COMPRESSED_VERSION };
+        let format = Format { has_wide_xids, is_compressed };
         let last_zxid_seen = reader.i64()?;
         let timeout_ms = reader.i32()?;
         let session = reader.i64()? as u64;
         let password = reader.buffer()?.unwrap_or_default().try_into().ok();
         let has_read_only = reader.bool().is_ok();
-        Ok(Self { protocol_version, compressed, last_zxid_seen, timeout_ms, session, password, has_read_only })
+        Ok(Self { format, last_zxid_seen, timeout_ms, session, password, has_read_only })
     }
 }
 

@@ -3,7 +3,7 @@
 //! * [`connection`]: one client: frames, handshake, session; [`requests`]: its requests in order;
 //! * [`watching`] and [`watches`]: who hears of what;
 //! * [`words`]: four-letter words; [`config`]: `/zookeeper/config`;
-//! * [`auth`], [`handshake`], [`settings`], [`stats`], [`pending`]: as they are called;
+//! * [`auth`], [`handshake`], [`compression`], [`settings`], [`stats`], [`pending`]: as they are called;
 //! * this file: the listener as a whole, which gives what happens to whom it concerns.
 //!
 //! Invariants:
@@ -15,6 +15,7 @@
 //!   and gets no events up to it.
 
 mod auth;
+mod compression;
 mod config;
 mod connection;
 mod handshake;
@@ -263,11 +264,14 @@ impl ZooKeeper {
             let mut written_for = None;
             for hearer in &self.hearers {
                 let Some(connection) = self.connections.get_mut(hearer) else { continue };
-                let has_wide_xids = connection.has_wide_xids;
-                if written_for != Some(has_wide_xids) {
+                let format = connection.format;
+                if written_for != Some(format) {
                     self.shared.frame.clear();
-                    watching::notification(&mut self.shared.frame, has_wide_xids, change.event, change.path, zxid);
-                    written_for = Some(has_wide_xids);
+                    watching::notification(&mut self.shared.frame, format, change.event, change.path, zxid);
+                    if format.is_compressed {
+                        self.shared.frame = compression::pack(&self.shared.frame);
+                    }
+                    written_for = Some(format);
                 }
                 if let Readers::Some(readers) = &change.readers {
                     let identities: Vec<Identity<'_>> = connection.identities.iter().collect();

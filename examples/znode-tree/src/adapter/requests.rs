@@ -26,8 +26,10 @@ use statehouse_sdk::adapter::Token;
 
 use super::Purpose;
 use super::Shared;
+use super::compression::send;
 use super::connection::Connection;
 use super::connection::Phase;
+use super::handshake::Format;
 use super::settings::Settings;
 use super::watching;
 use super::watching::Wanted;
@@ -146,7 +148,7 @@ impl Connection {
     /// One frame of an open connection; false when the connection is to be closed without an answer.
     pub(super) fn request(&mut self, shared: &mut Shared, io: &mut Io<'_>, frame: &[u8]) -> bool {
         let mut reader = Reader::new(frame);
-        let xid = if self.has_wide_xids { reader.i64() } else { reader.i32().map(i64::from) };
+        let xid = if self.format.has_wide_xids { reader.i64() } else { reader.i32().map(i64::from) };
         let (Ok(xid), Ok(operation)) = (xid, reader.i32()) else { return false };
         let body = reader.rest();
         let (turn, state) = match self.arrange(shared, operation, body) {
@@ -311,7 +313,7 @@ impl Connection {
             }
         };
         let then_close = closes || error == ErrorCode::SessionExpired.number();
-        let changed = watching::watch(shared, io, (self.id, self.has_wide_xids), wanted, error, body);
+        let changed = watching::watch(shared, io, (self.id, self.format), wanted, error, body);
         let (error, body) = changed.as_ref().map_or((error, body), |(error, body)| (*error, body.as_slice()));
         if place == 0 {
             // The usual case: it leaves at once, and is copied once.
@@ -384,9 +386,9 @@ impl Connection {
         let body = answer.body.as_ref();
         shared.frame.clear();
         let mut writer = Writer::new(&mut shared.frame);
-        head(&mut writer, self.has_wide_xids, request.xid, zxid, answer.error, body.len());
+        head(&mut writer, self.format, request.xid, zxid, answer.error, body.len());
         writer.raw(body);
-        io.send(self.id, &shared.frame);
+        send(io, self.id, self.format, &shared.frame);
         let now_ms = io.time_ms();
         let took_ms = now_ms.saturating_sub(request.received_ms);
         self.stats.sent += 1;
@@ -407,8 +409,8 @@ impl Connection {
 }
 
 /// Writes the length of a frame and the header of the reply in it.
-pub fn head(out: &mut Writer<'_>, has_wide_xids: bool, xid: i64, zxid: i64, error: i32, body_bytes: usize) {
-    if has_wide_xids {
+pub fn head(out: &mut Writer<'_>, format: Format, xid: i64, zxid: i64, error: i32, body_bytes: usize) {
+    if format.has_wide_xids {
         out.count(20 + body_bytes).i64(xid);
     } else {
         // It came as one of 32 bits.

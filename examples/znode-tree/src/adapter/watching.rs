@@ -4,6 +4,8 @@ use statehouse_sdk::adapter::ConnectionId;
 use statehouse_sdk::adapter::Io;
 
 use super::Shared;
+use super::compression::send;
+use super::handshake::Format;
 use super::requests::head;
 use super::settings::Settings;
 use super::watches::CHILD;
@@ -89,7 +91,7 @@ impl Wanted {
 pub fn watch(
     shared: &mut Shared,
     io: &mut Io<'_>,
-    (connection, has_wide_xids): (ConnectionId, bool),
+    (connection, format): (ConnectionId, Format),
     wanted: Wanted,
     error: i32,
     body: &[u8],
@@ -108,8 +110,8 @@ pub fn watch(
             }
             for (event, path) in missed {
                 shared.frame.clear();
-                notification(&mut shared.frame, has_wide_xids, event, path, NO_ZXID);
-                io.send(connection, &shared.frame);
+                notification(&mut shared.frame, format, event, path, NO_ZXID);
+                send(io, connection, format, &shared.frame);
                 shared.stats.sent += 1;
                 shared.stats.watch_bytes += shared.frame.len() as u64;
             }
@@ -242,9 +244,9 @@ pub fn look_up(watches: &mut Watches, connection: ConnectionId, operation: i32, 
 }
 
 /// Appends the frame of a notification.
-pub fn notification(out: &mut Vec<u8>, has_wide_xids: bool, event: EventType, path: &str, zxid: i64) {
+pub fn notification(out: &mut Vec<u8>, format: Format, event: EventType, path: &str, zxid: i64) {
     let mut writer = Writer::new(out);
-    head(&mut writer, has_wide_xids, NOTIFICATION_XID, zxid, 0, 12 + path.len());
+    head(&mut writer, format, NOTIFICATION_XID, zxid, 0, 12 + path.len());
     writer.i32(event as i32).i32(SYNC_CONNECTED).text(path);
 }
 
@@ -257,7 +259,7 @@ mod tests {
     #[test]
     fn a_notification_is_zookeepers_to_the_byte() {
         let mut bytes = Vec::new();
-        notification(&mut bytes, false, EventType::NodeDataChanged, "/a", NO_ZXID);
+        notification(&mut bytes, Format::default(), EventType::NodeDataChanged, "/a", NO_ZXID);
         let expected =
             b"\0\0\0\x1e\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\0\0\0\0\0\0\0\x03\0\0\0\x03\0\0\0\x02/a";
         assert_eq!(bytes, expected);

@@ -1,3 +1,4 @@
+use znode_tree::jute::Reader;
 use znode_tree::wire::op;
 
 use crate::world::Hello;
@@ -194,9 +195,57 @@ fn clickhouses_wide_xids_are_wide_in_every_frame() {
             out.i32(3).i32(3).text("/");
         })
     );
+}
 
-    // Compressed frames are not spoken here.
-    let compressed = world.dial(0);
-    world.send(&compressed, &hello(true));
-    assert!(world.is_closed(&compressed));
+/// What a client of ClickHouse with `use_compression` sends and gets: the handshake plain, all else in blocks.
+#[test]
+fn clickhouses_compressed_streams_carry_the_same_frames() {
+    let mut world = World::new(1);
+    let hello = Hello { version: 10, ..Hello::default() }.frame();
+    let requests =
+        [request(1, op::SET_DATA, &set_data("/", "packed")), request(2, op::GET_DATA, &path_watch("/", false))];
+    for together in [false, true] {
+        let mut peer = world.dial(0);
+        let packed: Vec<u8> = requests.iter().flat_map(|request| pack(request)).collect();
+        if together {
+            world.send(&peer, &[&hello[..], &packed].concat());
+        } else {
+            for piece in [&hello[..], &packed].concat().chunks(5) {
+                world.send(&peer, piece);
+                world.desk.run();
+            }
+        }
+        world.desk.run();
+        let welcome = world.frame(&mut peer).unwrap();
+        assert_eq!((welcome.len(), &welcome[..4]), (37, &[0, 0, 0, 10][..]));
+        let frames = unpack(&world.bytes(&mut peer));
+        let mut reader = Reader::new(&frames);
+        let (first, second) = (reader.buffer().unwrap().unwrap(), reader.buffer().unwrap().unwrap());
+        assert_eq!((first.len(), &first[..4], &second[..4]), (16 + 68, &[0, 0, 0, 1][..], &[0, 0, 0, 2][..]));
+        assert!(second[16..].starts_with(b"\0\0\0\x06packed"));
+        world.send(&peer, b"a plain frame is no block, and closes the connection");
+        assert!(world.is_closed(&peer));
+    }
+}
+
+/// A block, as ClickHouse's Python driver makes one without compressing.
+fn pack(plain: &[u8]) -> Vec<u8> {
+    let mut block = vec![2];
+    block.extend((plain.len() as u32 + 9).to_le_bytes());
+    block.extend((plain.len() as u32).to_le_bytes());
+    block.extend(plain);
+    let checksum = cityhash_rs::cityhash_102_128(&block).rotate_left(64).to_le_bytes();
+    [&checksum[..], &block].concat()
+}
+
+fn unpack(mut bytes: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::new();
+    while !bytes.is_empty() {
+        assert_eq!(bytes[16], 0x82);
+        let size = |at: usize| u32::from_le_bytes(*bytes[at..].first_chunk().unwrap()) as usize;
+        let (packed, unpacked) = (size(17), size(21));
+        plain.extend(lz4_flex::block::decompress(&bytes[25..16 + packed], unpacked).unwrap());
+        bytes = &bytes[16 + packed..];
+    }
+    plain
 }

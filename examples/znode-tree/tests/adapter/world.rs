@@ -201,9 +201,14 @@ impl World {
     }
 
     /// Everything that was received, whatever it is.
-    pub fn text(&mut self, peer: &mut Peer) -> String {
+    pub fn bytes(&mut self, peer: &mut Peer) -> Vec<u8> {
         peer.received.extend(self.desk.take(peer.client));
-        String::from_utf8(std::mem::take(&mut peer.received)).unwrap()
+        std::mem::take(&mut peer.received)
+    }
+
+    /// Everything that was received, as text.
+    pub fn text(&mut self, peer: &mut Peer) -> String {
+        String::from_utf8(self.bytes(peer)).unwrap()
     }
 
     /// The next reply or notification that was received.

@@ -55,6 +55,15 @@ impl AclId {
 struct Slot {
     list: Rc<[Acl]>,
     references: usize,
+    is_readable_by_all: bool,
+}
+
+impl Slot {
+    fn new(list: Rc<[Acl]>) -> Self {
+        let reads = |acl: &Acl| acl.perms & perms::READ != 0 && &*acl.scheme == "world";
+        let is_readable_by_all = list.is_empty() || list.iter().any(reads);
+        Self { list, references: 1, is_readable_by_all }
+    }
 }
 
 /// All lists.
@@ -70,19 +79,23 @@ impl Default for AclTable {
         let list: Rc<[Acl]> = [Acl::for_everybody(perms::ALL)].into();
         let ids = BTreeMap::from([(Rc::clone(&list), AclId::OPEN)]);
         // One reference that nobody gives back.
-        Self { slots: vec![Slot { list, references: 1 }], ids, free: Vec::new() }
+        Self { slots: vec![Slot::new(list)], ids, free: Vec::new() }
     }
 }
 
 impl AclTable {
-    /// The id of a list, which one more node refers to.
+    /// The id of a list, which one more node refers to. An empty list is [`AclId::OPEN`], by the way.
     pub fn acquire(&mut self, list: &[Acl]) -> AclId {
+        if list.is_empty() {
+            self.acquire_again(AclId::OPEN);
+            return AclId::OPEN;
+        }
         if let Some(id) = self.ids.get(list).copied() {
             self.acquire_again(id);
             return id;
         }
         let list: Rc<[Acl]> = list.into();
-        let slot = Slot { list: Rc::clone(&list), references: 1 };
+        let slot = Slot::new(Rc::clone(&list));
         let id = match self.free.pop() {
             Some(id) => {
                 if let Some(place) = self.slots.get_mut(id.place()) {
@@ -117,6 +130,11 @@ impl AclTable {
         }
     }
 
+    /// Whether a list lets everybody read.
+    pub fn is_readable_by_all(&self, id: AclId) -> bool {
+        self.slots.get(id.place()).is_some_and(|slot| slot.is_readable_by_all)
+    }
+
     /// A list.
     pub fn get(&self, id: AclId) -> &[Acl] {
         self.slots.get(id.place()).map_or(&[], |slot| &slot.list)
@@ -132,11 +150,6 @@ impl AclTable {
 pub fn allows(list: &[Acl], wanted: i32, identities: &[Identity<'_>]) -> bool {
     let granted = |acl: &Acl| acl.perms & wanted != 0 && matches(identities, acl.identity());
     list.is_empty() || list.iter().any(granted) || is_super(identities)
-}
-
-/// Whether a list lets everybody read.
-pub fn is_readable_by_all(list: &[Acl]) -> bool {
-    list.is_empty() || list.iter().any(|acl| acl.perms & perms::READ != 0 && &*acl.scheme == "world")
 }
 
 /// Whether one of `identities` is one of `entries`: the same scheme and id, an address in the net of
@@ -162,8 +175,12 @@ fn matches(identities: &[Identity<'_>], entry: Identity<'_>) -> bool {
 }
 
 /// Makes of a request's list what a node gets: without repetitions, with `auth` replaced by the
-/// caller's identities; or says that it is not valid, in ZooKeeper's order of checks.
+/// caller's identities; or says that it is not valid, in ZooKeeper's order of checks. Everything for
+/// everybody, which most nodes have, is given as an empty list.
 pub fn resolve(entries: &[AclEntry<'_>], identities: &[Identity<'_>], takes_ip: bool) -> Result<Vec<Acl>, ErrorCode> {
+    if let [AclEntry { perms: perms::ALL, scheme: Some("world"), id: Some("anyone") }] = entries {
+        return Ok(Vec::new());
+    }
     let mut unique: Vec<AclEntry<'_>> = Vec::with_capacity(entries.len());
     for entry in entries {
         if !unique.contains(entry) {

@@ -299,6 +299,8 @@ impl ChangeWriter {
             self.full.push(std::mem::take(&mut self.bytes));
         }
         if self.bytes.is_empty() {
+            // Room for what most writes change.
+            self.bytes.reserve(2 * (path.len() + 16));
             self.bytes.push(VERSION);
         }
         let mut out = Writer::new(&mut self.bytes);

@@ -95,7 +95,7 @@ impl StateMachine for ZnodeTree {
 
     fn apply(&mut self, ctx: &mut Context<'_>, command: Vec<u8>) -> Result<Vec<u8>, Reject> {
         let call = Call::decode(&command).map_err(|_| "these bytes are no call: see znode-tree's call.rs")?;
-        let mut reply = vec![0; 4];
+        let mut reply = empty_reply();
         let mut txn = txn(ctx, &call.identities);
         if let Err(code) = self.command(&mut txn, &call, &mut reply) {
             reply = call::error_reply(code);
@@ -107,7 +107,7 @@ impl StateMachine for ZnodeTree {
 
     fn query(&self, ctx: &QueryContext, query: Vec<u8>) -> Result<Vec<u8>, Reject> {
         let call = Call::decode(&query).map_err(|_| "these bytes are no call: see znode-tree's call.rs")?;
-        let mut answer = vec![0; 4];
+        let mut answer = empty_reply();
         let result = match self.is_refused(call.operation) {
             true => Err(ErrorCode::Unimplemented),
             false => self.read(ctx.session(), &call, &mut answer),
@@ -128,6 +128,13 @@ impl StateMachine for ZnodeTree {
         self.remove_nodes_of_ended(ctx);
         self.arm(ctx);
     }
+}
+
+/// The error 0, and room for a path and a stat behind it.
+fn empty_reply() -> Vec<u8> {
+    let mut reply = Vec::with_capacity(252);
+    reply.extend_from_slice(&[0; 4]);
+    reply
 }
 
 /// A write of this entry.

@@ -17,19 +17,31 @@ pub fn check(path: &str) -> Result<(), ErrorCode> {
     if is_good(path) { Ok(()) } else { Err(ErrorCode::BadArguments) }
 }
 
+/// One pass over the bytes, since this is on the way of every write; only what is not ASCII is looked
+/// at as characters.
 fn is_good(path: &str) -> bool {
     let Some(rest) = path.strip_prefix('/') else { return false };
-    rest.is_empty() || (rest.split('/').all(is_good_name) && !rest.chars().any(is_bad_character))
+    let (mut name_length, mut is_dots, mut is_ascii) = (0_usize, true, true);
+    for byte in rest.bytes() {
+        match byte {
+            b'/' if name_length == 0 || (is_dots && name_length <= 2) => return false,
+            b'/' => (name_length, is_dots) = (0, true),
+            0..0x20 | 0x7f => return false,
+            _ => {
+                name_length += 1;
+                is_dots &= byte == b'.';
+                is_ascii &= byte.is_ascii();
+            }
+        }
+    }
+    let is_last_good = rest.is_empty() || (name_length > 0 && !(is_dots && name_length <= 2));
+    is_last_good && (is_ascii || !rest.chars().any(is_bad_character))
 }
 
-fn is_good_name(name: &str) -> bool {
-    !matches!(name, "" | "." | "..")
-}
-
-/// ZooKeeper looks at UTF-16 units: a character beyond the basic plane is two surrogates, and these
-/// are not allowed.
+/// Of those that are not ASCII. ZooKeeper looks at UTF-16 units: a character beyond the basic plane is
+/// two surrogates, and these are not allowed.
 fn is_bad_character(character: char) -> bool {
-    matches!(character, '\0'..='\u{1f}' | '\u{7f}'..='\u{9f}' | '\u{e000}'..='\u{f8ff}' | '\u{fff0}'..)
+    matches!(character, '\u{80}'..='\u{9f}' | '\u{e000}'..='\u{f8ff}' | '\u{fff0}'..)
 }
 
 /// Splits a path into its parent's path (`""` for a child of the root) and its name, as ZooKeeper

@@ -152,13 +152,17 @@ impl ZnodeTree {
     /// Tells the watches of a change at a node. A node that is removed must still be there.
     pub(crate) fn tell(&self, txn: &mut Txn<'_>, event: EventType, path: &str, id: NodeId) {
         let path = if path.is_empty() { "/" } else { path };
-        let list = self.tree.acl(id);
-        if self.params.skip_acl || acl::is_readable_by_all(list) {
+        if self.params.skip_acl || self.tree.acls().is_readable_by_all(self.tree.get(id).acl) {
             txn.changes.push(event, path.as_bytes(), None::<std::iter::Empty<_>>);
             return;
         }
-        let readers: Vec<_> =
-            list.iter().filter(|acl| acl.perms & crate::wire::perms::READ != 0).map(Acl::identity).collect();
+        let readers: Vec<_> = self
+            .tree
+            .acl(id)
+            .iter()
+            .filter(|acl| acl.perms & crate::wire::perms::READ != 0)
+            .map(Acl::identity)
+            .collect();
         txn.changes.push(event, path.as_bytes(), Some(readers.into_iter()));
     }
 }

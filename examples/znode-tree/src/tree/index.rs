@@ -82,11 +82,30 @@ impl Index {
         self.chains = new + 1;
         let Some(bit) = new.checked_ilog2() else { return };
         let old = new & !(1 << bit);
+        // Only links that change are written: nodes lie all over the memory, and the host pays for each
+        // page of it that an entry has written to.
+        let (mut stays, mut moves) = (NodeId::NONE, NodeId::NONE);
         let mut at = self.head(old);
-        self.set_head(old, NodeId::NONE);
         while let Some(id) = at.some() {
-            at = arena.get(id).next_in_chain;
-            self.link(arena, id);
+            let node = arena.get(id);
+            at = node.next_in_chain;
+            let (chain, last) = match self.chain_of(node.hash) == Some(new) {
+                true => (new, &mut moves),
+                false => (old, &mut stays),
+            };
+            let before = std::mem::replace(last, id);
+            self.join(arena, chain, before, id);
+        }
+        self.join(arena, old, stays, NodeId::NONE);
+        self.join(arena, new, moves, NodeId::NONE);
+    }
+
+    /// Makes `next` follow `before` in a chain (be its head if that is none).
+    fn join(&mut self, arena: &mut Arena, chain: usize, before: NodeId, next: NodeId) {
+        match before.some() {
+            None if self.head(chain) != next => self.set_head(chain, next),
+            Some(before) if arena.get(before).next_in_chain != next => arena.get_mut(before).next_in_chain = next,
+            _ => {}
         }
     }
 

@@ -159,7 +159,7 @@ pub struct ServeConfig {
     pub client_connections_per_address_max: u64,
 
     /// How much may wait for a client that does not read before it is disconnected
-    #[arg(long, value_name = "BYTES", default_value = "16MiB", value_parser = parse_bytes, help_heading = "Clients of adapters")]
+    #[arg(long, value_name = "BYTES", default_value = "64MiB", value_parser = parse_bytes, help_heading = "Clients of adapters")]
     pub client_queue_bytes_max: u64,
 
     /// How long a client connection may be silent; 0 for ever

@@ -161,6 +161,13 @@ impl Node {
         self.child.as_ref().expect("the node runs").id()
     }
 
+    /// Memory of its process that is really there, bytes.
+    pub fn resident_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+    }
+
     /// A client of it.
     pub fn client(&self) -> Http {
         Http::new(self.http)

@@ -38,6 +38,12 @@ impl Lines {
         Ok(Self { reader, writer })
     }
 
+    /// The same connection again: to send while another thread receives.
+    pub fn try_clone(&self) -> std::io::Result<Self> {
+        let writer = self.writer.try_clone()?;
+        Ok(Self { reader: BufReader::new(writer.try_clone()?), writer })
+    }
+
     /// Sends text as it is.
     pub fn send(&mut self, text: &str) -> std::io::Result<()> {
         self.writer.write_all(text.as_bytes())

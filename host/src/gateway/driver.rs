@@ -268,6 +268,9 @@ impl<P: Platform, T: Transport> Driver<P, T> {
         self.expire();
         self.resend();
         let (notes, applied) = self.inbox.take(STEP_BYTES.saturating_sub(self.inputs.len()));
+        if self.inbox.has_room_again() {
+            self.query(Consistency::Local, Vec::new());
+        }
         for note in notes {
             self.note(note)?;
         }
@@ -606,12 +609,16 @@ impl<P: Platform, T: Transport> Driver<P, T> {
                 1 => Consistency::Lease,
                 _ => Consistency::Local,
             };
-            let (shared, inbox) = (self.shared.clone(), self.inbox.clone());
-            drop(P::Runtime::spawn(async move {
-                let limit = shared.options.clients.request_timeout;
-                shared.options.group.query_to(&inbox, consistency, asked, limit).await;
-            }));
+            self.query(consistency, asked);
         }
+    }
+
+    fn query(&self, consistency: Consistency, asked: Vec<(Ticket, u64, Bytes)>) {
+        let (shared, inbox) = (self.shared.clone(), self.inbox.clone());
+        drop(P::Runtime::spawn(async move {
+            let limit = shared.options.clients.request_timeout;
+            shared.options.group.query_to(&inbox, consistency, asked, limit).await;
+        }));
     }
 
     fn check_size(&self, what: &str, length: usize) -> Result<(), ServiceError> {

@@ -16,6 +16,8 @@ use tokio::sync::Notify;
 
 use super::state::Answer;
 
+/// Bytes of notes that wait before queries are answered no more until some are read.
+const FULL_BYTES: usize = 32 << 20;
 /// Bytes of notes that wait at most.
 const BYTES_MAX: usize = 256 << 20;
 /// What a note counts beside its bytes.
@@ -99,6 +101,8 @@ struct Inner {
     /// The last entry applied.
     applied: u64,
     overrun: bool,
+    /// Queries wait for room.
+    held_up: bool,
 }
 
 /// The notes for one gateway.
@@ -144,6 +148,21 @@ impl Inbox {
     /// All notes of entries up to here are in.
     pub(super) fn set_applied(&self, index: u64) {
         self.lock().applied = index;
+    }
+
+    /// Whether so much waits that queries should wait too, until [`Self::has_room_again`].
+    pub(super) fn is_full(&self) -> bool {
+        let mut inner = self.lock();
+        let full = inner.bytes > FULL_BYTES;
+        inner.held_up |= full;
+        full
+    }
+
+    /// Whether queries waited for room, and there is some now. Says so once; queries go on by
+    /// [`super::Group::query_to`], with nothing new to ask if need be.
+    pub fn has_room_again(&self) -> bool {
+        let mut inner = self.lock();
+        inner.bytes <= FULL_BYTES / 2 && std::mem::take(&mut inner.held_up)
     }
 
     /// Tells the reader.
@@ -205,6 +224,17 @@ mod tests {
         let (rest, told) = inbox.take(usize::MAX);
         assert_eq!((rest.len(), told), (3, 5));
         assert!(inbox.take(1).0.is_empty());
+    }
+
+    #[test]
+    fn queries_wait_while_the_reader_has_much_to_read() {
+        let inbox = Inbox::new(Arc::default());
+        assert!(!inbox.is_full());
+        inbox.push(event(1, FULL_BYTES));
+        assert!(inbox.is_full() && !inbox.has_room_again());
+        inbox.take(usize::MAX);
+        assert!(!inbox.is_full() && inbox.has_room_again());
+        assert!(!inbox.has_room_again(), "said once");
     }
 
     #[test]

@@ -117,6 +117,8 @@ struct Progress {
 #[derive(Default)]
 struct Queries {
     waiting: Vec<Query>,
+    /// Whose reader has enough to read: they wait until it has read.
+    parked: Vec<Query>,
     running: bool,
 }
 
@@ -270,12 +272,14 @@ impl Shared {
         let start = {
             let mut queries = lock(&self.queries);
             let to = |ticket| AnswerTo::Inbox(inbox.clone(), ticket);
+            let parked = std::mem::take(&mut queries.parked);
+            queries.waiting.extend(parked);
             queries.waiting.extend(asked.into_iter().map(|(ticket, session, query)| Query {
                 session,
                 query,
                 to: to(ticket),
             }));
-            !std::mem::replace(&mut queries.running, true)
+            !queries.waiting.is_empty() && !std::mem::replace(&mut queries.running, true)
         };
         if start {
             let shared = self.clone();
@@ -301,6 +305,8 @@ impl Shared {
     /// The gateway listens no more.
     pub fn unlisten(&self, inbox: &Arc<Inbox>) {
         self.core().inboxes.retain(|other| !Arc::ptr_eq(other, inbox));
+        let others = |query: &Query| !matches!(&query.to, AnswerTo::Inbox(other, _) if Arc::ptr_eq(other, inbox));
+        lock(&self.queries).parked.retain(others);
     }
 
     fn run_queries(&self) {
@@ -313,8 +319,15 @@ impl Shared {
                 }
                 std::mem::take(&mut queries.waiting)
             };
+            let mut parked = Vec::new();
             let mut core = self.core();
             for Query { session, query, to } in batch {
+                if let AnswerTo::Inbox(inbox, _) = &to
+                    && (!parked.is_empty() || inbox.is_full())
+                {
+                    parked.push(Query { session, query, to });
+                    continue;
+                }
                 let (index, answer) = core.query(self.seed, session, &query);
                 match to {
                     AnswerTo::Caller(sender) => drop(sender.send((index, answer))),
@@ -322,6 +335,8 @@ impl Shared {
                 }
             }
             core.inboxes.iter().for_each(|inbox| inbox.wake());
+            drop(core);
+            lock(&self.queries).parked.append(&mut parked);
         }
     }
 

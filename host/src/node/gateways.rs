@@ -47,7 +47,7 @@ impl Default for ListenSettings {
             insecure: false,
             connections_max: 10_000,
             connections_per_address_max: 10_000,
-            queued_bytes_max: 16 << 20,
+            queued_bytes_max: 64 << 20,
             idle: None,
         }
     }

@@ -28,7 +28,7 @@ extern "C" {
 /* In front of the payload of every call that has an argument. Little-endian, as wasm32 is. */
 typedef struct {
     uint32_t header_len; /* the payload begins here; 48 in ABI 1, more from later hosts */
-    uint32_t flags;      /* 0 */
+    uint32_t flags;      /* 0; for adapters: 1, the group has a leader, 2, it is this node */
     uint64_t index;      /* the entry's index in the group's log */
     uint64_t time_ms;    /* the entry's time, Unix milliseconds; never goes back */
     uint64_t seed_low;   /* 128 random bits, the same on every replica */
@@ -103,6 +103,47 @@ STATEHOUSE_EXPORT(restore) statehouse_result statehouse_restore(void);
     STATEHOUSE_EXPORT(session_end) statehouse_result statehouse_session_end
 #define STATEHOUSE_MIGRATE                                                                        \
     STATEHOUSE_EXPORT(migrate) statehouse_result statehouse_migrate
+/* An adapter: both or none. The payload of adapter_open is its settings, a JSON object; that of adapter_step
+ * records of what happened. Both answer records of what is asked. docs/abi.md, section 8. */
+#define STATEHOUSE_ADAPTER_OPEN                                                                   \
+    STATEHOUSE_EXPORT(adapter_open) statehouse_result statehouse_adapter_open
+#define STATEHOUSE_ADAPTER_STEP                                                                   \
+    STATEHOUSE_EXPORT(adapter_step) statehouse_result statehouse_adapter_step
+
+/* Kinds of the records: length u32 (of what follows it), kind u8, fields. */
+enum {
+    STATEHOUSE_OPENED = 1,       /* connection u64, peer text */
+    STATEHOUSE_DATA = 2,         /* connection u64, bytes */
+    STATEHOUSE_CLOSED = 3,       /* connection u64 */
+    STATEHOUSE_APPLIED = 4,      /* token u64, index u64, outcome */
+    STATEHOUSE_ANSWERED = 5,     /* token u64, index u64, outcome */
+    STATEHOUSE_EVENT = 6,        /* index u64, time_ms u64, bytes */
+    STATEHOUSE_SESSION = 7,      /* token u64, index u64, outcome: id, attachment, timeout_ms u64, secret 16 */
+    STATEHOUSE_SESSION_LOST = 8, /* session u64, attachment u64, index u64, why u8: 1 ended, 2 moved */
+    STATEHOUSE_TIMER_DUE = 9,    /* id u64 */
+    STATEHOUSE_TOLD = 10         /* token u64, outcome */
+};
+/* An outcome is one of these u8, and then bytes, or text. */
+enum {
+    STATEHOUSE_OK = 0,
+    STATEHOUSE_REJECTED = 1,
+    STATEHOUSE_TRAPPED = 2,
+    STATEHOUSE_FAILED = 3 /* "code: detail" */
+};
+enum {
+    STATEHOUSE_SEND = 1,           /* connection u64, bytes */
+    STATEHOUSE_CLOSE = 2,          /* connection u64 */
+    STATEHOUSE_PROPOSE = 3,        /* token u64, session u64 or 0, command */
+    STATEHOUSE_ASK_STATE = 4,      /* token u64, session u64 or 0, 0 local 1 lease 2 linearizable u8, query */
+    STATEHOUSE_OPEN_SESSION = 5,   /* token u64, timeout_ms u64 */
+    STATEHOUSE_ATTACH_SESSION = 6, /* token u64, session u64, secret 16 */
+    STATEHOUSE_TOUCH = 7,          /* session u64 */
+    STATEHOUSE_CLOSE_SESSION = 8,  /* token u64, session u64 */
+    STATEHOUSE_SET_TIMER = 9,      /* id u64, at_ms u64 */
+    STATEHOUSE_CLEAR_TIMER = 10,   /* id u64 */
+    STATEHOUSE_ASK_HOST = 11,      /* token u64, what text */
+    STATEHOUSE_HOLD = 12           /* connection u64, hold u8 */
+};
 
 /* ---- imports: what a module may call ---------------------------------------------------------- */
 

@@ -37,6 +37,7 @@ const GRACE: Duration = Duration::from_secs(10);
 pub(super) fn run(config: ServeConfig) -> Result<(), Failure> {
     observe::init_logs(&config.log_level, config.log_format)?;
     config.validate()?;
+    raise_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .worker_threads(worker_threads(&config))
@@ -51,6 +52,20 @@ pub(super) fn run(config: ServeConfig) -> Result<(), Failure> {
     // What still blocks in the background has nothing left to say.
     runtime.shutdown_timeout(Duration::from_secs(1));
     served
+}
+
+/// Every client connection is an open file. The limit that shells and service managers set is a soft one, made for
+/// programs that use `select`; the system's own lies far above it.
+fn raise_open_files() {
+    use rustix::process::Resource;
+    use rustix::process::Rlimit;
+    let Rlimit { current, maximum } = rustix::process::getrlimit(Resource::Nofile);
+    if current == maximum {
+        return;
+    }
+    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::warn!(%error, ?current, "the limit on open files stays, and with it the one on connections");
+    }
 }
 
 /// Not one a core: the log's thread and guest code need some of them, and workers that share what little there is to do

@@ -275,6 +275,9 @@ impl<C: Connection> Client<C> {
                 }
             };
             tokio::select! {
+                // In one order, so that a simulated run is the same every time; no branch is ready for ever.
+                biased;
+                () = self.wake.notified() => {}
                 ready = self.connection.readable(), if reads => {
                     if ready.is_err() || !self.read(mailbox) {
                         return false;
@@ -286,7 +289,6 @@ impl<C: Connection> Client<C> {
                         return false;
                     }
                 }
-                () = self.wake.notified() => {}
                 () = silent, if reads => {
                     tracing::debug!(connection = self.id, peer = self.peer, "an idle connection is closed");
                     return false;

@@ -255,6 +255,7 @@ impl<P: Platform, T: Transport> Driver<P, T> {
         match [timer, resend, deadline].into_iter().flatten().min() {
             Some(pause) => {
                 tokio::select! {
+                    biased;
                     () = woken => {}
                     () = P::Runtime::sleep(pause) => {}
                 }

@@ -298,6 +298,7 @@ async fn accept<P: Platform, T: Transport>(shared: Arc<Shared<P, T>>, mut listen
             return;
         }
         let accepted = tokio::select! {
+            biased;
             accepted = listener.accept() => accepted,
             _ = phase.wait_for(|phase| *phase != Phase::Up) => continue,
         };

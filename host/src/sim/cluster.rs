@@ -27,6 +27,8 @@ use crate::peer::Transport;
 use crate::platform::Platform;
 use crate::types::NodeId;
 
+use super::clients::SimClient;
+use super::clients::SimNet;
 use super::life::Life;
 use super::life::lock;
 use super::network::SimNetwork;
@@ -83,6 +85,7 @@ struct Slot {
     ahead_ms: u64,
     life: Option<Arc<Life>>,
     node: Option<SimNode>,
+    net: Option<SimNet>,
     log: Option<NodeLog>,
 }
 
@@ -117,7 +120,7 @@ impl SimCluster {
         let members: BTreeMap<NodeId, String> = (1..=options.nodes).map(|id| (id, address_of(id))).collect();
         let slots = members.keys().map(|id| {
             let ahead_ms = random.between(0, options.skew_max_ms);
-            (*id, Slot { disk: SimDisk::new(), ahead_ms, life: None, node: None, log: None })
+            (*id, Slot { disk: SimDisk::new(), ahead_ms, life: None, node: None, net: None, log: None })
         });
         let slots = slots.collect();
         let network = SimNetwork::new(random.fork(1));
@@ -154,6 +157,11 @@ impl SimCluster {
         let slot = slots.get(&id)?;
         slot.life.as_ref().filter(|life| life.is_alive())?;
         slot.node.clone()
+    }
+
+    /// Connects to an address that the node listens on for clients; `None` when it is down or does not listen there.
+    pub fn connect(&self, id: NodeId, address: &str) -> Option<SimClient> {
+        lock(&self.0.slots).get(&id)?.net.clone()?.connect(address)
     }
 
     /// The node's log, if it is up.
@@ -202,6 +210,7 @@ impl SimCluster {
             let random = SimRandom::new(seed);
             let platform = SimPlatform::new(life.clone(), random, slot.ahead_ms, self.0.options.slow_jobs_per_mille);
             slot.life = Some(life.clone());
+            slot.net = Some(platform.net());
             slot.node = None;
             (life, slot.disk.clone(), platform)
         };

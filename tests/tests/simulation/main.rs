@@ -15,6 +15,7 @@
 )]
 
 mod clients;
+mod gateway;
 mod modules;
 mod nemesis;
 mod register;

@@ -59,6 +59,7 @@ pub struct Modules {
     pub kv: Bytes,
     pub counter: Bytes,
     pub brittle: Bytes,
+    pub lines: Bytes,
 }
 
 /// The modules, made at the first call.
@@ -69,6 +70,7 @@ pub fn modules() -> &'static Modules {
         kv: bundled("kv"),
         counter: bundled("counter"),
         brittle: Bytes::from(wat::parse_str(BRITTLE).expect("brittle is valid")),
+        lines: Bytes::from_static(statehouse_tests::modules::lines()),
     })
 }
 

@@ -45,8 +45,8 @@ pub struct Report {
 }
 
 /// What the seed decides before anything runs.
-struct Plan {
-    nodes: u64,
+pub struct Plan {
+    pub nodes: u64,
     fault_ms: u64,
     faults_during_setup: bool,
     disk_faults: bool,
@@ -57,7 +57,7 @@ struct Plan {
 }
 
 impl Plan {
-    fn draw(random: &mut SimRandom) -> Self {
+    pub fn draw(random: &mut SimRandom) -> Self {
         let nodes = match random.between(0, 99) {
             0..8 => 1,
             8..20 => 5,
@@ -76,7 +76,7 @@ impl Plan {
     }
 }
 
-fn options(seed: u64, random: &mut SimRandom, plan: &Plan) -> SimOptions {
+pub fn options(seed: u64, random: &mut SimRandom, plan: &Plan) -> SimOptions {
     let election_timeout_ms = random.between(200, 600);
     SimOptions {
         nodes: plan.nodes,

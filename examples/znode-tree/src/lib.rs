@@ -206,7 +206,15 @@ impl ZnodeTree {
             return self.multi(txn, call.body, reply);
         }
         let write = Write::read(call.operation, &mut Reader::new(call.body))?.ok_or(ErrorCode::Unimplemented)?;
+        self.check_room(write.growth_bytes())?;
         self.write(txn, &write, &mut Writer::new(reply))
+    }
+
+    /// Whether there is room for a write that adds about so many bytes.
+    pub(crate) fn check_room(&self, growth_bytes: i64) -> Result<(), ErrorCode> {
+        let limit_bytes = self.params.memory_soft_limit_bytes;
+        let is_full = limit_bytes > 0 && growth_bytes > 0 && self.tree.memory_bytes() >= limit_bytes;
+        if is_full { Err(ErrorCode::OutOfMemory) } else { Ok(()) }
     }
 
     /// Removes containers and nodes with a TTL whose time has come.

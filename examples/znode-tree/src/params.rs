@@ -40,6 +40,9 @@ pub struct Params {
     pub container_check_interval_ms: u64,
     /// A container that never had a child goes after this time, milliseconds; 0: never.
     pub container_max_never_used_ms: u64,
+    /// When nodes take about so many bytes, creates, sets and multis that add more than they remove are
+    /// refused with ClickHouse's `OutOfMemory`, so that deletes still find room; 0: never.
+    pub memory_soft_limit_bytes: u64,
     /// A reconfiguration may be asked for; as it is, it is answered `Unimplemented` then.
     pub reconfig_enabled: bool,
     /// The longest request, bytes: what the adapter takes as a frame.
@@ -62,6 +65,7 @@ impl Default for Params {
             max_ttl_ms: 0x00FF_FFFF_FFFF,
             container_check_interval_ms: 60_000,
             container_max_never_used_ms: 0,
+            memory_soft_limit_bytes: 0,
             reconfig_enabled: false,
             jute_maxbuffer: 0xF_FFFF,
             feature_flags: BTreeMap::new(),

@@ -291,3 +291,23 @@ fn numbers_are_counted_as_clickhouse_does() {
     let body = group.ok(&create_as(op::CREATE_CONTAINER, "/c", b"", 4));
     assert_eq!(stat_in(&body, |reader| _ = reader.text()).ephemeral_owner, i64::MIN);
 }
+
+#[test]
+fn a_full_tree_takes_no_more_but_may_be_read_and_emptied() {
+    let mut group = Group::new(r#"{"compatibility":"clickhouse","memory_soft_limit_bytes":2000}"#);
+    let mut created = 0;
+    let full = loop {
+        match group.write(&create(&format!("/n{created}"), &[0; 100], 0)) {
+            0 => created += 1,
+            code => break code,
+        }
+    };
+    assert_eq!(full, -10);
+    assert!((4..8).contains(&created), "{created}");
+    assert_eq!(group.write(&set_data("/n0", b"x", -1)), -10);
+    assert_eq!(group.write(&multi(&[create("/m", b"", 0)])), -10);
+    assert_eq!(group.stat("/n0").data_length, 100);
+    // A multi that removes more than it adds is let through, and makes room.
+    group.ok(&multi(&[delete("/n0", -1), delete("/n1", -1), create("/m", b"", 0)]));
+    group.ok(&set_data("/n2", b"x", -1));
+}

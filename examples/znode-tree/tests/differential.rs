@@ -8,7 +8,8 @@
 //! ZOOKEEPER_SERVER=127.0.0.1:2181 ZOOKEEPER_STEPS=100000 cargo test -p znode-tree --test differential -- --nocapture
 //! ```
 //!
-//! The server must run with `-Dzookeeper.extendedTypesEnabled=true -Dzookeeper.enforceQuota=true` and
+//! The server must run with `-Dzookeeper.extendedTypesEnabled=true -Dzookeeper.enforceQuota=true`,
+//! `-Dznode.container.checkIntervalMs=86400000` (it shall not remove containers meanwhile) and
 //! `-Dzookeeper.DigestAuthenticationProvider.superDigest=super:0bX78nEegDzJM3ju0iLBEJdWzjg=`.
 //!
 //! Differences that are wanted, and therefore not asked for: deleteContainer from a client (ours

@@ -129,6 +129,32 @@ fn sequence_numbers_count_what_was_ever_created() {
 }
 
 #[test]
+fn numbers_may_be_as_large_as_they_get() {
+    let mut plain = Plain::new("{}");
+    plain.header.index = 1 << 33;
+    plain.write(1, &[], &create("/q", b"", 0));
+    // Two thousand million creations later.
+    let mut bytes = plain.snapshot();
+    let zxid = ((1_i64 << 33) + 1).to_be_bytes();
+    let at = bytes.windows(8).rposition(|window| window == zxid).unwrap() - 1;
+    // From a node that never had children to one that had: flags, and its numbers behind the times.
+    assert_eq!(bytes[at], 1);
+    bytes[at] = 5;
+    let numbers = record(|out| _ = out.raw(&zxid).i32(i32::MAX).i32(0).i32(0));
+    bytes.splice(at + 17..at + 17, numbers);
+    plain.machine = statehouse_sdk::Snapshot::restore(&mut &bytes[..]).unwrap();
+    let mut next = || {
+        let (code, body) = plain.write(1, &[], &create("/q/n", b"", SEQUENTIAL));
+        assert_eq!(code, 0);
+        path_in(&body)
+    };
+    assert_eq!([next(), next(), next()], ["/q/n2147483647", "/q/n-2147483648", "/q/n-2147483647"]);
+    let (_, body) = plain.read(1, &[], &read(op::EXISTS, "/q"));
+    let stat = stat_in(&body, |_| {});
+    assert_eq!((stat.czxid, stat.num_children), ((1 << 33) + 1, 3));
+}
+
+#[test]
 fn ephemerals_go_with_their_session_in_one_entry() {
     let mut group = Group::new("{}");
     let (mine, other) = (group.harness.open_session(), group.harness.open_session());

@@ -100,6 +100,16 @@ impl<'a> Write<'a> {
             _ => return Ok(None),
         }))
     }
+
+    /// About how many bytes more there are when it is done: roughly, as ClickHouse Keeper reckons.
+    pub fn growth_bytes(&self) -> i64 {
+        match self {
+            Self::Create(_, request) => (request.path.len() + request.data.map_or(0, <[u8]>::len)) as i64,
+            Self::SetData(request) => request.data.map_or(0, <[u8]>::len) as i64,
+            Self::Delete(request) | Self::TryRemove(request) => -(request.path.len() as i64),
+            _ => 0,
+        }
+    }
 }
 
 impl ZnodeTree {
@@ -177,5 +187,17 @@ pub(crate) fn next_version(version: i32) -> i32 {
     match version.wrapping_add(1) {
         -1 => 0,
         next => next,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_goes_round_without_becoming_any() {
+        assert_eq!(next_version(0), 1);
+        assert_eq!(next_version(i32::MAX), i32::MIN);
+        assert_eq!(next_version(-2), 0, "-1 is any version");
     }
 }

@@ -22,6 +22,7 @@ impl ZnodeTree {
     /// Does a multi and appends its results.
     pub(crate) fn multi(&mut self, txn: &mut Txn<'_>, body: &[u8], out: &mut Vec<u8>) -> Result<(), ErrorCode> {
         let writes = self.read_multi(body)?;
+        self.check_room(writes.iter().map(|(_, write)| write.growth_bytes()).sum())?;
         let start = out.len();
         self.tree.begin();
         for (position, (operation, write)) in writes.iter().enumerate() {

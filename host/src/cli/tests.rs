@@ -45,6 +45,9 @@ fn every_verb_of_the_help_parses() {
         "session close c1 7:000102030405060708090a0b0c0d0e0f",
         "bench apply c1 --connections 64 --duration-s 10 --warmup-s 0 --command x",
         "bench query c1 --consistency local",
+        "bench keeper --server 127.0.0.1:2181 --workload prod-mix",
+        "bench keeper --server zk1:2181,zk2:2181 --workload write --sessions 640 --pipeline 8 --warm-up-s 0 -o json",
+        "bench keeper --workload mine.toml --keys 100000 --value-bytes 10-20 --prefix /a/b --keep --seed 7",
         "completions bash",
         "--config /dev/null group ls",
     ] {
@@ -67,6 +70,11 @@ fn what_makes_no_sense_is_a_usage_error() {
         "group create c1",
         "group create c1 --module m --param =3",
         "bench apply c1 --connections 0",
+        "bench keeper --server http://127.0.0.1:7070",
+        "bench keeper --prefix /",
+        "bench keeper --prefix /zookeeper/bench",
+        "bench keeper --sessions 0",
+        "bench keeper --value-bytes 4-1",
     ] {
         let args: Vec<&str> = line.split(' ').collect();
         let error = parse(&args).expect_err(line);

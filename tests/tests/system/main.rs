@@ -10,5 +10,6 @@ mod events;
 mod first_steps;
 mod formats;
 mod gateway;
+mod keeper_bench;
 mod sessions;
 mod traps;

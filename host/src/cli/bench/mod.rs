@@ -1,5 +1,7 @@
 //! `statehouse bench`: how fast a cluster answers, and against what this machine can do at all.
 
+mod histogram;
+mod keeper;
 mod load;
 mod machine;
 
@@ -37,8 +39,6 @@ Examples:
 pub(super) struct BenchVerbs {
     #[command(subcommand)]
     verb: BenchVerb,
-    #[command(flatten)]
-    client: ClientArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -66,6 +66,7 @@ enum BenchVerb {
         #[command(flatten)]
         shape: Shape,
     },
+    Keeper(Box<keeper::KeeperArgs>),
 }
 
 #[derive(Args, Clone, Debug)]
@@ -82,6 +83,8 @@ struct Shape {
     /// Where the synced write is measured: best on the disk of the nodes' data
     #[arg(long, value_name = "DIR", default_value = ".")]
     bench_dir: PathBuf,
+    #[command(flatten)]
+    client: ClientArgs,
 }
 
 /// What was measured; times in microseconds.
@@ -115,8 +118,9 @@ pub(super) async fn run(verbs: BenchVerbs) -> Result<(), Failure> {
         BenchVerb::Query { group, query, consistency, shape } => {
             ("query", format!("/v1/groups/{}/query?consistency={}", encode(&group), consistency.as_str()), query, shape)
         }
+        BenchVerb::Keeper(args) => return keeper::run(*args).await,
     };
-    let servers = verbs.client.servers().iter().map(|server| base_url(server)).collect::<Result<Vec<_>, _>>()?;
+    let servers = shape.client.servers().iter().map(|server| base_url(server)).collect::<Result<Vec<_>, _>>()?;
     // One first: what is wrong with it is wrong with all, and said at once.
     let client = Client::new(&servers)?;
     client.send(Call::post(path.clone(), body.clone(), Repeat::Never)).await?;
@@ -163,7 +167,7 @@ pub(super) async fn run(verbs: BenchVerbs) -> Result<(), Failure> {
         round_trip_us: round_trip.as_secs_f64() * 1e6,
         p50_ratio: at(0.5) / unit,
     };
-    match verbs.client.output {
+    match shape.client.output {
         Output::Json => output::json(&report),
         Output::Table => print(&report),
     }

@@ -41,7 +41,7 @@ impl Control {
         for server in servers {
             match Connection::open(server, session_timeout_ms).await {
                 Ok(connection) => return Ok(Self { connection, xid: 0, under_way: VecDeque::new() }),
-                Err(error) => drop(first_error.get_or_insert(error)),
+                Err(error) => first_error = first_error.or(Some(error)),
             }
         }
         Err(first_error.unwrap_or_else(|| ClientError::Unreachable {

@@ -43,10 +43,7 @@ impl Stats {
 
     pub(super) fn error(&mut self, kind: Kind, code: &str, what: impl FnOnce() -> String) {
         self.kinds.entry(kind).or_default().errors += 1;
-        match self.errors.get_mut(code) {
-            Some(count) => *count += 1,
-            None => drop(self.errors.insert(code.to_owned(), 1)),
-        }
+        *self.errors.entry(code.to_owned()).or_default() += 1;
         self.first_error.get_or_insert_with(what);
     }
 

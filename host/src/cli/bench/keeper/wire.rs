@@ -280,8 +280,12 @@ fn parts(reader: &mut Reader<'_>) -> Result<i32, Malformed> {
                     first_error = error;
                 }
             }
-            CREATE => drop(reader.bytes()?),
-            SET_DATA => drop(stat(reader)?),
+            CREATE => {
+                reader.bytes()?;
+            }
+            SET_DATA => {
+                stat(reader)?;
+            }
             DELETE | CHECK => {}
             GET_DATA => {
                 reader.bytes()?;

@@ -342,6 +342,18 @@ impl Tree {
 
     /// Replaces a node's data and nothing else.
     pub fn replace_data(&mut self, id: NodeId, data: Option<&[u8]>) {
+        if self.journal.is_none() {
+            let node = self.arena.get_mut(id);
+            // In its place, where it fits: the host pays for each page that an entry has written to.
+            if let (Some(old), Some(new)) = (&mut node.data, data)
+                && old.len() == new.len()
+            {
+                old.copy_from_slice(new);
+                return;
+            }
+            // Gone before the new one is made, which may then have its place.
+            self.swap_data(id, None);
+        }
         let before = self.swap_data(id, data.map(Into::into));
         self.note(|| Undo::Data(id, before));
     }

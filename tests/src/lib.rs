@@ -11,6 +11,7 @@ pub mod lines;
 pub mod load;
 pub mod modules;
 pub mod program;
+pub mod redis;
 pub mod wait;
 
 /// Says something even if the test passes: the test runner keeps what those `println!` to itself.

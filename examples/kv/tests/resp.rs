@@ -143,7 +143,7 @@ fn json_commands_see_the_same_keys() {
     group.apply_bytes(0, br#"{"Put":{"key":"a","value":"json"}}"#).unwrap();
     let set = [&b"\x01\x00"[..], b"\x20\x01b\x02\xff\x00\x00\x00\x00"].concat();
     assert_eq!(group.apply_bytes(0, &set).unwrap(), b"\x05\0\0\0+OK\r\n");
-    let get = b"\x01\x00\x00\x01\x01a";
+    let get = b"\x01\x00\x00\x00\x01\x01a";
     assert_eq!(group.query_bytes(get).unwrap(), b"\x0a\0\0\0$4\r\njson\r\n");
     let item = group.query_bytes(br#"{"Get":{"key":"b"}}"#).unwrap();
     assert_eq!(item, br#"{"key":"b","value":{"hex":"ff00"},"version":2}"#);
@@ -154,7 +154,7 @@ fn json_commands_see_the_same_keys() {
     for bytes in [&b"\x01\x00"[..], b"\x01\x00\xff", b"\x01\x04\x01\x01a", &[&set[..], b"\0"].concat()] {
         assert_eq!(group.apply_bytes(0, bytes).unwrap_err().text(), "the batch is malformed");
     }
-    let no_query = [&b"\x01\x00"[..], &set[1..]].concat();
+    let no_query = [&b"\x01\x00\x00"[..], &set[1..]].concat();
     assert!(group.query_bytes(&no_query).unwrap_err().text().contains("no query"));
 }
 

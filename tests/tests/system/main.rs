@@ -11,5 +11,6 @@ mod first_steps;
 mod formats;
 mod gateway;
 mod keeper_bench;
+mod redis;
 mod sessions;
 mod traps;

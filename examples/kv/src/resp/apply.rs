@@ -113,6 +113,7 @@ impl Kv {
     /// Answers the units of a batch of reads, all or the first ones.
     pub(crate) fn query_batch(&self, ctx: &QueryContext, batch: &[u8]) -> Result<Vec<u8>, Reject> {
         let mut fields = Fields(batch.strip_prefix(&[MARK]).ok_or("not a batch")?);
+        let visible_ms = fields.number().ok_or("the batch has no time")?;
         let clock_ms = fields.number().ok_or("the batch has no time")?;
         let units = units(fields.0)?;
         let is_read = |unit: &Unit<'_>| match &unit.work {
@@ -122,7 +123,7 @@ impl Kv {
         if !units.iter().all(is_read) {
             return Err(Reject::new("the batch would change the store, so it is no query"));
         }
-        let at = At { now_ms: ctx.time_ms(), clock_ms: clock_ms.max(ctx.time_ms()) };
+        let at = At { now_ms: visible_ms.max(ctx.time_ms()), clock_ms: clock_ms.max(ctx.time_ms()) };
         let mut out = Vec::new();
         for unit in &units {
             if out.len() > ENOUGH_BYTES {
@@ -476,7 +477,7 @@ impl Kv {
 /// When something is read.
 #[derive(Clone, Copy, Debug)]
 struct At {
-    /// The last entry's time: what decides whether a key is there.
+    /// What decides whether a key is there: the last entry's time, or a later one.
     now_ms: u64,
     /// The asking node's clock, if it is ahead: what the time that is left is counted from. In an idle
     /// group the last entry's time stands still.

@@ -10,7 +10,7 @@
 //! * [`command`]: the commands and their arguments; [`op`]: what they are for the state machine;
 //! * [`apply`]: what the state machine does with it;
 //! * [`lane`]: batches; [`connection`]: one client; [`cursors`], [`channels`]; [`server`]: what a client
-//!   asks about the server; [`adapter`]: all of it together.
+//!   asks about the server; [`adapter`]: all of it together, with `requests`, `transactions`, `replies`.
 //!
 //! # Settings
 //!
@@ -24,8 +24,8 @@
 //! * Strings only, one database. No scripts, streams, keyspace notifications, tracking, blocking commands.
 //! * A request has at most 900 KiB, 8 000 keys; keys and values are limited by the group's
 //!   `max_key_bytes` and `max_value_bytes` (4 KiB, 128 KiB). Answers are limited to 3 MiB.
-//! * `EXPIRE` is counted in the group's time, which entries carry; a key is gone when an entry has come
-//!   whose time is behind its own: the timer's, at the latest. An ephemeral key of an HTTP client has no
+//! * Expiry is counted in the group's time, which entries carry and the leader's clock gives. A local read also hides
+//!   what is over by its node's clock; `lease` and `linearizable` ones wait for the entry. An ephemeral key of an HTTP client has no
 //!   expiry here; `SET` without `KEEPTTL` makes it an ordinary one.
 //! * A read behind a write in one pipeline goes through the log with it.
 //! * `WATCH` compares versions: a key that was absent, was set and deleted again counts as untouched.
@@ -46,8 +46,11 @@ pub mod glob;
 pub mod lane;
 pub mod op;
 pub mod parse;
+mod replies;
 pub mod reply;
+mod requests;
 pub mod server;
+mod transactions;
 
 use statehouse_sdk::Reject;
 use statehouse_sdk::codec::Decode;

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! command  0x01 | unit …
-//! query    0x01 | now_ms | unit …
+//! query    0x01 | visible_ms | clock_ms | unit …: keys over at the first time, or at the last entry's, are hidden;
+//!          what is left of others is counted from the second
 //! unit     flags u8 (1: RESP3, 2: a transaction) | op
 //!          or, for a transaction: count, (key, version, expires_at_ms) … | count, op …
 //! op       tag u8 | fields

@@ -12,29 +12,7 @@
 //! * [`lane`]: batches; [`connection`]: one client; [`cursors`], [`channels`]; [`server`]: what a client
 //!   asks about the server; [`adapter`]: all of it together, with `requests`, `transactions`, `replies`.
 //!
-//! # Settings
-//!
-//! `group create … --listen-param read_consistency=…` says how reads are answered: `local` (the default)
-//! from this node's state, with no network: a client sees its own writes, all that was answered on this
-//! node before, and never goes back in time as long as it stays on one node; `lease` and `linearizable`
-//! see all that was acknowledged on any node.
-//!
-//! # What differs from Redis
-//!
-//! * Strings only, one database. No scripts, streams, keyspace notifications, tracking, blocking commands.
-//! * A request has at most 900 KiB, 8 000 keys; keys and values are limited by the group's
-//!   `max_key_bytes` and `max_value_bytes` (4 KiB, 128 KiB). Answers are limited to 3 MiB.
-//! * Expiry is counted in the group's time, which entries carry and the leader's clock gives. A local read also hides
-//!   what is over by its node's clock; `lease` and `linearizable` ones wait for the entry. An ephemeral key of an HTTP client has no
-//!   expiry here; `SET` without `KEEPTTL` makes it an ordinary one.
-//! * A read behind a write in one pipeline goes through the log with it.
-//! * `WATCH` compares versions: a key that was absent, was set and deleted again counts as untouched.
-//! * A `SCAN` cursor is known on its node only; one that is 4 096 cursors old is an error.
-//! * `PUBLISH` reaches subscribers on all nodes, in the order of the log; it answers how many heard it on
-//!   this node.
-//! * `FLUSHALL` is one change, and so one event (`{"change":"clear",…}`).
-//! * `CLUSTERDOWN` is the error of a write while the group has no leader; `ERR outcome_unknown: …` when it
-//!   is not known whether a write will be applied.
+//! Settings, and what differs from Redis: `docs/redis.md`.
 
 pub mod adapter;
 mod apply;

@@ -5,7 +5,9 @@ use std::process::Command;
 
 use serde_json::json;
 use statehouse_tests::cluster::Cluster;
+use statehouse_tests::modules;
 use statehouse_tests::redis::Redis;
+use statehouse_tests::report;
 use statehouse_tests::wait;
 
 /// Where the nodes listen: each adds its number.
@@ -23,6 +25,7 @@ fn start(nodes: u64, listen_params: serde_json::Value) -> Cluster {
         node.add_flags(&["--listen-port-offset", &offset]);
     }
     cluster.start_all();
+    cluster.upload(1, "kv", modules::bundled("kv")).expect(201);
     let listen = SocketAddr::new(cluster.node(1).http.ip(), PORT).to_string();
     let body = json!({ "name": "r", "module": "kv", "listen": [listen], "listen_params": listen_params }).to_string();
     cluster.node(1).client().post("/v1/groups", body).expect(201);
@@ -112,7 +115,7 @@ fn redis_cli_and_redis_benchmark_work() {
         output.ok().map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
     };
     let Some(set) = program("redis-cli", &["SET", "a", "1"]) else {
-        println!("skipped: there is no redis-cli");
+        report("skipped: there is no redis-cli");
         return;
     };
     assert_eq!(set, "OK\n");
@@ -121,7 +124,7 @@ fn redis_cli_and_redis_benchmark_work() {
     assert!(program("redis-cli", &["INFO", "keyspace"]).unwrap().contains("db0:keys=1"));
     let benchmark = ["-t", "ping,set,get,incr,mset", "-n", "2000", "-c", "20", "-P", "4", "--csv"];
     let Some(table) = program("redis-benchmark", &benchmark) else {
-        println!("skipped: there is no redis-benchmark");
+        report("skipped: there is no redis-benchmark");
         return;
     };
     for test in ["PING_INLINE", "PING_MBULK", "SET", "GET", "INCR", "MSET (10 keys)"] {

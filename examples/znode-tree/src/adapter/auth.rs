@@ -8,6 +8,9 @@ use sha1::Sha1;
 use super::settings::Settings;
 use crate::call::Identity;
 
+/// What the ids of one connection may add up to, bytes: they go along with each of its requests.
+const IDS_BYTES_MAX: usize = 64 << 10;
+
 /// The identities of a connection, in the order they were proved: first the address it comes from.
 #[derive(Debug, Default)]
 pub struct Identities(Vec<(&'static str, Box<str>)>);
@@ -23,6 +26,9 @@ impl Identities {
         match scheme {
             "digest" if settings.digest_auth => {
                 let digest = digest(proof);
+                if self.0.iter().map(|(_, id)| id.len()).sum::<usize>() + digest.len() > IDS_BYTES_MAX {
+                    return false;
+                }
                 if settings.super_digest.as_deref() == Some(&*digest) {
                     self.add("super", "".into());
                 }
@@ -115,6 +121,15 @@ mod tests {
         }
         let users: Vec<_> = identities.users().collect();
         assert_eq!(users, [("ip", "10.0.0.1"), ("digest", "other"), ("super", ""), ("digest", "user1")]);
+    }
+
+    #[test]
+    fn names_without_end_are_not_taken_in() {
+        let mut identities = Identities::new("10.0.0.1:4711");
+        let settings = Settings::parse(b"{}").unwrap();
+        assert!(!identities.prove(&settings, "digest", &vec![b'x'; 1 << 20]));
+        let taken = (0..10_000).take_while(|at| identities.prove(&settings, "digest", format!("{at}:").as_bytes()));
+        assert!((1_000..3_000).contains(&taken.count()));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! * `buffer` holds what was received and not yet taken: less than one frame of the allowed size, or, while nothing is
 //!   taken (the session is being opened, too much is under way), what the host had read before it was told to hold;
 //! * `held` says whether the host was told to stop reading;
+//! * what is kept of all clients' bytes together is bounded: whoever passes the bound with more than a little is closed;
 //! * once `phase` is `Closing` the host was asked to close, and nothing the client sent before is looked at any more.
 //!
 //! What happens to requests is in [`requests`](super::requests).
@@ -25,6 +26,11 @@ use super::requests::Requests;
 use super::stats::ConnectionStats;
 use super::words;
 use crate::jute::Malformed;
+
+/// Bytes kept of all clients together, about: parts of frames, requests that wait for their turn.
+const KEPT_BYTES_MAX: usize = 128 << 20;
+/// A connection that keeps less does not count: beyond the bound too, all can go on with small requests.
+const KEPT_BYTES_FREE: usize = 64 << 10;
 
 /// Where a connection stands.
 #[derive(Debug)]
@@ -63,6 +69,8 @@ pub struct Connection {
     pub stats: ConnectionStats,
     buffer: Vec<u8>,
     held: bool,
+    /// What `Shared::kept_bytes` counts of this connection.
+    kept_bytes: usize,
     /// Of a client that sends compressed: the box is for all the others.
     unpacker: Option<Box<Unpacker>>,
 }
@@ -91,6 +99,7 @@ impl Connection {
             stats: ConnectionStats::default(),
             buffer: Vec::new(),
             held: false,
+            kept_bytes: 0,
             unpacker: None,
         }
     }
@@ -160,21 +169,32 @@ impl Connection {
     fn takes_more(&self, shared: &Shared) -> bool {
         match self.phase {
             Phase::New => true,
-            Phase::Open => self.requests.takes_more(&shared.settings),
+            Phase::Open => self.requests.takes_more(&shared.settings, self.held),
             Phase::Opening { .. } | Phase::Word | Phase::Closing => false,
         }
     }
 
-    fn hold_if_stopped(&mut self, shared: &Shared, io: &mut Io<'_>) {
+    fn hold_if_stopped(&mut self, shared: &mut Shared, io: &mut Io<'_>) {
         if matches!(self.phase, Phase::Closing | Phase::Word) {
             self.buffer = Vec::new();
-            return;
+            return self.account(shared);
+        }
+        self.account(shared);
+        if shared.kept_bytes > KEPT_BYTES_MAX && self.kept_bytes > KEPT_BYTES_FREE {
+            return self.close(shared, io);
         }
         let hold = !self.takes_more(shared) && !self.buffer.is_empty();
         if hold != self.held {
             self.held = hold;
             io.hold(self.id, hold);
         }
+    }
+
+    /// Brings the sum of what is kept of all clients up to date.
+    fn account(&mut self, shared: &mut Shared) {
+        let now = self.buffer.len() + self.requests.waiting_bytes();
+        shared.kept_bytes = shared.kept_bytes.saturating_sub(self.kept_bytes) + now;
+        self.kept_bytes = now;
     }
 
     /// Takes frames from the front of `bytes` until one is not whole; how many bytes were used up.
@@ -295,12 +315,18 @@ impl Connection {
         shared.stats.sent += 1;
     }
 
+    /// Forgets all that was received and is not answered.
+    pub fn give_up(&mut self, shared: &mut Shared) {
+        self.buffer = Vec::new();
+        self.abandon(shared);
+        self.account(shared);
+    }
+
     /// Asks the host to close, after what was sent.
     pub fn close(&mut self, shared: &mut Shared, io: &mut Io<'_>) {
         if !matches!(self.phase, Phase::Closing) {
             self.phase = Phase::Closing;
-            self.buffer = Vec::new();
-            self.abandon(shared);
+            self.give_up(shared);
             shared.watches.forget(self.id);
             io.close(self.id);
         }

@@ -82,6 +82,8 @@ struct Shared {
     words_ready: bool,
     /// Requests that are not answered, of all connections.
     outstanding: u64,
+    /// Bytes that are kept of all clients: parts of frames, requests that wait for their turn.
+    kept_bytes: usize,
     /// See the [module](self).
     told: u64,
     /// Counts the host's calls: what is asked in one of them is answered in order.
@@ -120,6 +122,7 @@ impl Adapter for ZooKeeper {
             words: words::Words::default(),
             words_ready: false,
             outstanding: 0,
+            kept_bytes: 0,
             told: io.applied(),
             step: 0,
             frame: Vec::new(),
@@ -183,7 +186,7 @@ impl Adapter for ZooKeeper {
 impl ZooKeeper {
     fn closed(&mut self, id: ConnectionId) {
         let Some(mut connection) = self.connections.remove(&id) else { return };
-        connection.abandon(&mut self.shared);
+        connection.give_up(&mut self.shared);
         self.shared.watches.forget(id);
         self.shared.words.forget(id);
         if let Some(session) = connection.session {

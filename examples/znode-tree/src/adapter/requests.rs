@@ -116,9 +116,16 @@ impl Requests {
         self.queue.len()
     }
 
-    /// Whether another request may be taken from the connection.
-    pub fn takes_more(&self, settings: &Settings) -> bool {
-        !self.is_over && self.queue.len() < settings.outstanding_limit && self.waiting_bytes < WAITING_BYTES
+    /// Bytes of the requests that wait for their turn.
+    pub fn waiting_bytes(&self) -> usize {
+        self.waiting_bytes
+    }
+
+    /// Whether another request may be taken from the connection. One that was held goes on when half of what it had under
+    /// way is answered, so that it is not held and let go for every single one.
+    pub fn takes_more(&self, settings: &Settings, was_held: bool) -> bool {
+        let limit = if was_held { settings.outstanding_limit.div_ceil(2) } else { settings.outstanding_limit };
+        !self.is_over && self.queue.len() < limit && self.waiting_bytes < WAITING_BYTES
     }
 
     /// Whether the client has asked to end its session.

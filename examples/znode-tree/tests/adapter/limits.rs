@@ -97,3 +97,27 @@ fn many_connections_come_and_go_without_a_trace() {
     assert!(world.word(0, "wchs").ends_with("Total watches:0\n"));
     assert!(world.word(0, "mntr").contains("zk_ephemerals_count\t0\n"));
 }
+
+/// Thousands of clients that each begin a large request and never end it: what they cost is bounded, and those who
+/// behave go on.
+#[test]
+fn frames_that_never_end_do_not_add_up_without_bound() {
+    let mut world = World::new(1);
+    let mut honest = world.connect(0);
+    let mut slow = Vec::new();
+    for _ in 0..200 {
+        let peer = world.connect(0);
+        world.send(&peer, &0xf_ffff_i32.to_be_bytes());
+        world.send(&peer, &vec![0; 0xf_fff0]);
+        world.desk.run();
+        slow.push(peer);
+    }
+    let closed = slow.iter().filter(|peer| world.desk.is_closed(peer.client)).count();
+    assert_eq!(closed, 200 - 128);
+    assert_eq!(world.error(&mut honest, op::GET_DATA, &path_watch("/", false)), 0);
+    slow.iter().for_each(|peer| world.desk.hang_up(peer.client));
+    let peer = world.connect(0);
+    world.send(&peer, &0xf_ffff_i32.to_be_bytes());
+    world.send(&peer, &vec![0; 0xf_fff0]);
+    assert!(!world.is_closed(&peer), "what the others kept is given back");
+}

@@ -123,6 +123,8 @@ struct State {
     queued: usize,
     unread: usize,
     hold: bool,
+    /// The client sent something since it was last sent anything.
+    asks: bool,
     /// Close when the queue is written.
     closing: bool,
     /// Close now.
@@ -159,6 +161,7 @@ impl<C: Connection> Client<C> {
         if !state.closing && !state.cut && !bytes.is_empty() {
             state.queued += bytes.len();
             state.queue.push_back(bytes);
+            state.asks = false;
         }
     }
 
@@ -279,8 +282,11 @@ impl<C: Connection> Client<C> {
                 biased;
                 () = self.wake.notified() => {}
                 ready = self.connection.readable(), if reads => {
-                    if ready.is_err() || !self.read(mailbox) {
+                    if ready.is_err() {
                         return false;
+                    }
+                    if !self.read(mailbox) {
+                        return self.last_words::<RT>().await;
                     }
                 }
                 ready = self.connection.writable(), if writes => {
@@ -297,6 +303,39 @@ impl<C: Connection> Client<C> {
         }
     }
 
+    /// The client sends no more. One that has just asked something may wait for the answer, as `echo ruok | nc` does:
+    /// it has a moment for it. Whether the adapter has closed the connection, with everything written.
+    async fn last_words<RT: AsyncRuntime>(&self) -> bool {
+        if !self.lock().asks {
+            return false;
+        }
+        let answered = async {
+            loop {
+                let writes = {
+                    let state = self.lock();
+                    if state.cut {
+                        return false;
+                    }
+                    if state.closing && state.queue.is_empty() {
+                        return true;
+                    }
+                    !state.queue.is_empty()
+                };
+                tokio::select! {
+                    biased;
+                    () = self.wake.notified() => {}
+                    ready = self.connection.writable(), if writes => {
+                        let mut state = self.lock();
+                        if ready.is_err() || self.write(&mut state).is_err() {
+                            return false;
+                        }
+                    }
+                }
+            }
+        };
+        RT::timeout(LINGER, answered).await.unwrap_or(false)
+    }
+
     /// Reads what is there, within the limit. False at the end.
     fn read(&self, mailbox: &Mailbox<C>) -> bool {
         match self.connection.read() {
@@ -304,7 +343,11 @@ impl<C: Connection> Client<C> {
             Ok(bytes) => {
                 add(&self.counts.reads, 1);
                 add(&self.counts.received_bytes, bytes.len() as u64);
-                self.lock().unread += bytes.len();
+                {
+                    let mut state = self.lock();
+                    state.unread += bytes.len();
+                    state.asks = true;
+                }
                 mailbox.push(Arrival::Data(self.id, bytes));
                 true
             }

@@ -2,8 +2,8 @@
 //! value.
 //!
 //! Invariants:
-//! * `expiries` holds `(time, key)` for exactly the entries that end at a time, and `owned` holds
-//!   exactly the entries that belong to a session: both are rebuilt from `entries`, never stored.
+//! * `marks.expiries` holds `(time, key)` for exactly the entries that end at a time, and `marks.owned`
+//!   holds exactly the entries that belong to a session: both are rebuilt from `entries`, never stored.
 //! * `version` only grows and each change takes the next one, so a version names one change of one
 //!   key for ever: comparing it cannot be fooled by a key deleted and made again.
 //! * An entry whose time has come is gone for every reader at once, even while it still waits to be
@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use std::collections::btree_map::Entry as Place;
 use std::ops::Bound;
 
 use serde::Deserialize;
@@ -25,8 +26,13 @@ pub struct Store {
     version: u64,
     entries: BTreeMap<Data, Entry>,
     #[serde(skip)]
+    marks: Marks,
+}
+
+/// Which entries end when, and which belong to whom.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Marks {
     expiries: BTreeSet<(u64, Data)>,
-    #[serde(skip)]
     owned: BTreeMap<u64, BTreeSet<Data>>,
 }
 
@@ -110,7 +116,7 @@ impl From<Stored> for Store {
     fn from(stored: Stored) -> Self {
         let mut store = Self { version: stored.version, ..Self::default() };
         for (key, entry) in &stored.entries {
-            store.index(key, entry.lifetime);
+            store.marks.add(key, entry.lifetime);
         }
         store.entries = stored.entries;
         store
@@ -130,13 +136,13 @@ impl Store {
 
     /// How many keys there are, without those whose time has come.
     pub fn count(&self, now_ms: u64) -> usize {
-        let over = self.expiries.iter().take_while(|(at_ms, _)| *at_ms <= now_ms).count();
+        let over = self.marks.expiries.iter().take_while(|(at_ms, _)| *at_ms <= now_ms).count();
         self.entries.len().saturating_sub(over)
     }
 
     /// How many keys have a time that will come.
     pub fn expiring(&self) -> usize {
-        self.expiries.len()
+        self.marks.expiries.len()
     }
 
     /// Whether there are none.
@@ -161,11 +167,22 @@ impl Store {
 
     /// Sets the key's value; gives its new version and what was there before.
     pub fn put(&mut self, now_ms: u64, key: Data, value: Data, lifetime: Lifetime) -> (u64, Option<Entry>) {
-        let previous = self.take(key.as_bytes()).filter(|entry| !entry.is_over(now_ms));
         let version = self.next_version();
-        self.index(&key, lifetime);
-        self.entries.insert(key, Entry { value, version, lifetime });
-        (version, previous)
+        let entry = Entry { value, version, lifetime };
+        // One search of the tree, which is most of what a put costs.
+        let previous = match self.entries.entry(key) {
+            Place::Vacant(place) => {
+                self.marks.add(place.key(), lifetime);
+                place.insert(entry);
+                None
+            }
+            Place::Occupied(mut place) => {
+                let before = place.insert(entry);
+                self.marks.change(place.key(), before.lifetime, lifetime);
+                Some(before)
+            }
+        };
+        (version, previous.filter(|entry| !entry.is_over(now_ms)))
     }
 
     /// Removes the key; gives the version of that change and what was there.
@@ -187,14 +204,11 @@ impl Store {
     /// Gives a key that is there another lifetime, which is no change of its value; whether it is
     /// there.
     pub fn set_lifetime(&mut self, now_ms: u64, key: &[u8], lifetime: Lifetime) -> bool {
-        if self.get(now_ms, key).is_none() {
+        let Some(entry) = self.entries.get_mut(key).filter(|entry| !entry.is_over(now_ms)) else {
             return false;
-        }
-        if let Some(entry) = self.take(key) {
-            let key = Data::from(key);
-            self.index(&key, lifetime);
-            self.entries.insert(key, Entry { lifetime, ..entry });
-        }
+        };
+        let before = std::mem::replace(&mut entry.lifetime, lifetime);
+        self.marks.change(&key.into(), before, lifetime);
         true
     }
 
@@ -210,12 +224,12 @@ impl Store {
 
     /// When the next entry's time comes, Unix milliseconds.
     pub fn next_expiry_ms(&self) -> Option<u64> {
-        self.expiries.first().map(|(at_ms, _)| *at_ms)
+        self.marks.expiries.first().map(|(at_ms, _)| *at_ms)
     }
 
     /// Removes one entry whose time has come; gives it, why it went, and the version of the change.
     pub fn expire_one(&mut self, now_ms: u64) -> Option<(Data, Ended, u64)> {
-        let key = self.expiries.first().filter(|(at_ms, _)| *at_ms <= now_ms).map(|(_, key)| key.clone())?;
+        let key = self.marks.expiries.first().filter(|(at_ms, _)| *at_ms <= now_ms).map(|(_, key)| key.clone())?;
         let entry = self.take(key.as_bytes())?;
         let why = match entry.lifetime {
             Lifetime::SessionEnded(_) => Ended::Session,
@@ -226,15 +240,15 @@ impl Store {
 
     /// How many keys belong to the session.
     pub fn owned_by(&self, session: u64) -> usize {
-        self.owned.get(&session).map_or(0, BTreeSet::len)
+        self.marks.owned.get(&session).map_or(0, BTreeSet::len)
     }
 
     /// Lets the time of all that the session owns come now.
     pub fn end_session(&mut self, now_ms: u64, session: u64) {
-        for key in self.owned.remove(&session).unwrap_or_default() {
+        for key in self.marks.owned.remove(&session).unwrap_or_default() {
             if let Some(entry) = self.entries.get_mut(&key) {
                 entry.lifetime = Lifetime::SessionEnded(now_ms);
-                self.expiries.insert((now_ms, key));
+                self.marks.expiries.insert((now_ms, key));
             }
         }
     }
@@ -247,25 +261,40 @@ impl Store {
     /// Takes an entry out, with its marks in the indexes.
     fn take(&mut self, key: &[u8]) -> Option<Entry> {
         let (key, entry) = self.entries.remove_entry(key)?;
-        match entry.lifetime {
+        self.marks.remove(&key, entry.lifetime);
+        Some(entry)
+    }
+}
+
+impl Marks {
+    /// Marks what was marked as `before` as `after`.
+    fn change(&mut self, key: &Data, before: Lifetime, after: Lifetime) {
+        if before != after {
+            self.remove(key, before);
+            self.add(key, after);
+        }
+    }
+
+    /// Forgets an entry.
+    fn remove(&mut self, key: &Data, lifetime: Lifetime) {
+        match lifetime {
             Lifetime::Forever => {}
             Lifetime::Until(at_ms) | Lifetime::SessionEnded(at_ms) => {
-                self.expiries.remove(&(at_ms, key));
+                self.expiries.remove(&(at_ms, key.clone()));
             }
             Lifetime::Session(session) => {
                 if let Some(keys) = self.owned.get_mut(&session) {
-                    keys.remove(&key);
+                    keys.remove(key);
                     if keys.is_empty() {
                         self.owned.remove(&session);
                     }
                 }
             }
         }
-        Some(entry)
     }
 
-    /// Marks an entry in the indexes.
-    fn index(&mut self, key: &Data, lifetime: Lifetime) {
+    /// Marks an entry.
+    fn add(&mut self, key: &Data, lifetime: Lifetime) {
         match lifetime {
             Lifetime::Forever => {}
             Lifetime::Until(at_ms) | Lifetime::SessionEnded(at_ms) => {

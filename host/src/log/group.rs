@@ -263,7 +263,10 @@ impl<RT: AsyncRuntime> RaftLogReader<Types<RT>> for GroupLog<RT> {
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
-        Ok(self.read(start, end, self.log.shared.options.read_bytes)?)
+        let entries = self.read(start, end, self.log.shared.options.read_bytes)?;
+        // A replication that goes on from before a purge (its follower lost its log meanwhile) must not be given what
+        // comes after the hole as if it followed. Nothing is what openraft takes for "not now".
+        Ok(if entries.first().is_some_and(|first| first.log_id.index == start) { entries } else { Vec::new() })
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {

@@ -47,6 +47,9 @@ use crate::types::Vote;
 /// AppendEntries requests that may be under way to one follower at once.
 const PIPELINE_DEPTH: usize = 16;
 
+/// So many requests in a row may say the same: a chance repetition is no harm.
+const REPEATED_MAX: u32 = 3;
+
 /// Bytes of a snapshot in one message.
 const SNAPSHOT_PART_BYTES: usize = 256 << 10;
 
@@ -208,6 +211,7 @@ impl<RT: AsyncRuntime, T: Transport> GroupClient<RT, T> {
 enum Sending<A, W, R> {
     Sent(A),
     Waits(W, R),
+    Never,
 }
 
 impl<RT: AsyncRuntime, T: Transport> RaftNetworkV2<Types<RT>> for GroupClient<RT, T> {
@@ -224,6 +228,9 @@ impl<RT: AsyncRuntime, T: Transport> RaftNetworkV2<Types<RT>> for GroupClient<RT
     /// Sends requests without waiting for the answers of earlier ones. The lane keeps their order and
     /// `buffered` yields the answers in it; the first failure ends the stream. A request that only tells of a commit waits
     /// a moment for the next one to take it along (see [`super::commit`]); the stream's first does not, it may be a probe.
+    ///
+    /// Requests that only repeat the one before them end the stream: the entries they were to carry are purged, and only a
+    /// new stream makes openraft look what the follower needs now.
     fn stream_append<'s, S>(
         &'s mut self,
         input: S,
@@ -237,13 +244,20 @@ impl<RT: AsyncRuntime, T: Transport> RaftNetworkV2<Types<RT>> for GroupClient<RT
     {
         let client = &*self;
         let mut held = Held::default();
-        let mut first = true;
+        let mut before = None;
+        let mut repeated = 0;
         let answers = input
             .map(move |request| {
                 let previous = request.prev_log_id;
                 let last = request.entries.last().map_or(previous, |entry| Some(entry.log_id));
-                let begins = std::mem::take(&mut first);
-                let (sending, passengers) = if request.entries.is_empty() && !begins && !client.hurry.has(client.target)
+                let says = (previous, request.leader_commit, last);
+                let said = before.replace(says);
+                let begins = said.is_none();
+                repeated = if said == Some(says) { repeated + 1 } else { 0 };
+                let barren = repeated >= REPEATED_MAX;
+                let (sending, passengers) = if barren {
+                    (Sending::Never, None)
+                } else if request.entries.is_empty() && !begins && !client.hurry.has(client.target)
                 {
                     (Sending::Waits(held.hold::<RT>(), request), None)
                 } else {
@@ -254,6 +268,10 @@ impl<RT: AsyncRuntime, T: Transport> RaftNetworkV2<Types<RT>> for GroupClient<RT
                 async move {
                     let response = match sending {
                         Sending::Sent(answer) => answer.await?,
+                        Sending::Never => {
+                            let reason = format!("the entries after {previous:?} are no longer in the log");
+                            return Err(unreachable(&CallError::NotSent { node: client.target, reason }));
+                        }
                         Sending::Waits(wait, request) => match wait.await {
                             // The entries before it were accepted in this stream, or it would have ended.
                             Wait::Carried => AppendEntriesResponse::Success,

@@ -316,6 +316,19 @@ fn an_older_purge_does_not_hide_a_newer_one() {
     harness.check_recovers(&harness.disk, "after a crash");
 }
 
+/// A follower lost its log while it was sent entries; what it lacked was purged; and the entries behind the hole were
+/// given to it as if they followed (found by the simulator).
+#[test]
+fn replication_is_not_given_what_comes_after_a_purge_as_if_it_followed() {
+    use openraft::storage::RaftLogReader;
+    let mut harness = Harness::new(SimDisk::new());
+    harness.run(&[Step::Append { group: 1, entries: 9, bytes: 10, term: 1 }, Step::Purge { group: 1, entries: 6 }]);
+    let mut group = harness.group(1);
+    let first = group.state().unwrap().last_purged_log_id.unwrap().index + 1;
+    assert_eq!(now(group.limited_get_log_entries(first, first + 2)).unwrap().len(), 2);
+    assert!(now(group.limited_get_log_entries(first - 1, first + 2)).unwrap().is_empty());
+}
+
 #[test]
 fn a_log_may_be_opened_with_other_options() {
     let mut harness = Harness::new(SimDisk::new());

@@ -72,6 +72,8 @@ struct Client {
     unread: Vec<u8>,
     requests: u64,
     session: Option<u64>,
+    /// It had a session, which is another's now or has ended.
+    lost: bool,
 }
 
 /// The protocol.
@@ -116,7 +118,7 @@ impl Lines {
     fn line(&mut self, io: &mut Io<'_>, connection: ConnectionId, line: &str) {
         let Some(client) = self.clients.get_mut(&connection) else { return };
         client.requests += 1;
-        let (number, session) = (client.requests, client.session);
+        let (number, session, lost) = (client.requests, client.session, client.lost);
         self.last_token += 1;
         let token = self.last_token;
         let (verb, rest) = line.split_once(' ').unwrap_or((line, ""));
@@ -130,6 +132,8 @@ impl Lines {
                 io.attach_session(token, id.parse().unwrap_or(0), &secret(own));
                 None
             }
+            // Outside of a session it would have no order with what was added in one.
+            ("add", _) if lost => Some("error session_moved".to_owned()),
             ("add", _) => {
                 io.propose(token, session, rest.as_bytes());
                 None
@@ -248,6 +252,7 @@ impl Adapter for Lines {
                 for (connection, client) in &mut self.clients {
                     if client.session == Some(session) {
                         client.session = None;
+                        client.lost = true;
                         io.send(*connection, format!("lost {why} @{index}\n").as_bytes());
                     }
                 }

@@ -107,11 +107,14 @@
 //!
 //! # Unsafe code
 //!
-//! There is some in `src/wasm.rs`, which calls the host, and nowhere else.
+//! There is some in `src/wasm.rs`, which calls the host, and in `src/compare.rs`, which compares bytes faster than
+//! Rust's own on wasm32, and nowhere else.
 
 pub mod adapter;
 mod binary;
 pub mod codec;
+#[cfg(target_arch = "wasm32")]
+mod compare;
 mod context;
 mod export;
 mod guest;

@@ -154,11 +154,13 @@ impl<M: StateMachine, C: Codec<M>, A: Adapter> Module<M, C, A> {
         if self.input.capacity() > KEPT_BYTES {
             self.input = Vec::new();
         }
-        self.input.clear();
-        if self.input.try_reserve_exact(length).is_err() {
-            return std::ptr::null_mut();
+        // It never gets shorter: the host writes over all that it asked for, so there is nothing to clear.
+        if let Some(more) = length.checked_sub(self.input.len()) {
+            if self.input.try_reserve_exact(more).is_err() {
+                return std::ptr::null_mut();
+            }
+            self.input.resize(length, 0);
         }
-        self.input.resize(length, 0);
         self.input.as_mut_ptr()
     }
 

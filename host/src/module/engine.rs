@@ -29,7 +29,6 @@ use super::RestoreError;
 use super::SelfTest;
 use super::SnapshotError;
 use super::Trap;
-use super::cost;
 use super::gate;
 use super::imports::HostState;
 use super::imports::define_imports;
@@ -75,8 +74,8 @@ struct ModuleInner {
 fn config() -> Config {
     let mut config = Config::new();
     config
-        .consume_fuel(true)
-        .operator_cost(cost::operator_cost())
+        // The rewrite counts fuel, for half the price.
+        .consume_fuel(false)
         .cranelift_nan_canonicalization(true)
         .cranelift_opt_level(OptLevel::Speed)
         .wasm_relaxed_simd(false)

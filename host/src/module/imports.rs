@@ -14,9 +14,11 @@ use std::io::Write;
 use std::sync::Arc;
 
 use wasmtime::Caller;
+use wasmtime::Global;
 use wasmtime::Linker;
 use wasmtime::Memory;
 use wasmtime::ResourceLimiter;
+use wasmtime::Val;
 
 use super::Effects;
 use super::Fault;
@@ -117,6 +119,7 @@ unsafe impl Send for Stream {}
 /// What the store holds for the imports.
 pub(super) struct HostState {
     pub(super) memory: Option<Memory>,
+    pub(super) fuel: Option<Global>,
     pub(super) limits: Arc<Limits>,
     call: Call,
     pub(super) effects: Effects,
@@ -153,14 +156,12 @@ impl ResourceLimiter for HostState {
 
 /// Takes fuel for what an import does; ends the call when there is not enough.
 fn charge(caller: &mut Caller<'_, HostState>, bytes: u64) -> wasmtime::Result<()> {
-    let left = caller.get_fuel()?;
-    match left.checked_sub(bytes.saturating_add(IMPORT_FUEL)) {
-        Some(left) => caller.set_fuel(left),
-        None => {
-            caller.set_fuel(0)?;
-            Err(wasmtime::Trap::OutOfFuel.into())
-        }
-    }
+    let fuel = caller.data().fuel.ok_or_else(|| Fault::new("an import was called before the instance was ready"))?;
+    let left = fuel.get(&mut *caller).i64().unwrap_or(0);
+    let cost = i64::try_from(bytes.saturating_add(IMPORT_FUEL)).unwrap_or(i64::MAX);
+    let left = left.saturating_sub(cost);
+    fuel.set(&mut *caller, Val::I64(left))?;
+    if left < 0 { Err(wasmtime::Trap::OutOfFuel.into()) } else { Ok(()) }
 }
 
 /// The guest's bytes at `pointer`, and the host's state.
@@ -262,6 +263,7 @@ impl HostState {
     pub(super) fn new(limits: &Arc<Limits>) -> HostState {
         HostState {
             memory: None,
+            fuel: None,
             limits: limits.clone(),
             call: Call::Start,
             effects: Effects::default(),

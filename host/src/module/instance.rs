@@ -32,6 +32,7 @@ use super::memory::Mapping;
 use super::memory::with_image;
 use super::pages;
 use super::pages::Way;
+use super::rewrite::FUEL;
 use super::rewrite::STACK_BYTES_MAX;
 use super::rewrite::START;
 use super::rewrite::global_name;
@@ -62,6 +63,8 @@ pub(super) struct Instance {
     globals: Vec<Global>,
     /// The `flags` of the header of every call.
     flags: u32,
+    /// What is left of the call's fuel.
+    fuel: Global,
     /// Behind an `Arc` because a call borrows one beside the store, and cloning the function itself is slower.
     functions: Arc<Functions>,
 }
@@ -98,6 +101,8 @@ impl Functions {
     }
 }
 
+const OUT_OF_FUEL: &str = "the call's fuel ran out";
+
 /// Bytes of the call header of ABI 1.
 const HEADER_BYTES: usize = 48;
 
@@ -107,10 +112,6 @@ impl Instance {
         let mut store = Store::new(module.engine().wasmtime(), HostState::new(limits));
         store.limiter(|state| state);
         let cannot = |error: wasmtime::Error| Fault::because("cannot make an instance", format!("{error:#}"));
-        // Placing the initial data takes fuel; the gate bounds the data, and no entry pays for it.
-        store.set_fuel(u64::MAX).map_err(cannot)?;
-        // Laying down the initial data takes fuel by wasmtime's accounting; the file's size bounds it.
-        store.set_fuel(u64::MAX).map_err(cannot)?;
         let (instance, mapping) = with_image(image.clone(), shown, || module.pre().instantiate(&mut store));
         let instance = instance.map_err(|error| match error.downcast_ref::<wasmtime::Trap>() {
             Some(wasmtime::Trap::MemoryOutOfBounds) => {
@@ -124,7 +125,10 @@ impl Instance {
         let mapping = mapping.ok_or_else(|| Fault::new("an instance was made without its memory"))?;
         let memory =
             instance.get_memory(&mut store, "memory").ok_or_else(|| Fault::new("the instance has no memory"))?;
+        let fuel =
+            instance.get_global(&mut store, FUEL).ok_or_else(|| Fault::new("the instance lacks the fuel global"))?;
         store.data_mut().memory = Some(memory);
+        store.data_mut().fuel = Some(fuel);
         let mut globals = Vec::with_capacity(module.saved_globals());
         for number in 0..module.saved_globals() {
             let global = instance.get_export(&mut store, &global_name(number)).and_then(Extern::into_global);
@@ -160,7 +164,7 @@ impl Instance {
             start,
             marker,
         };
-        Ok(Instance { store, memory, mapping, globals, flags: 0, functions: Arc::new(functions) })
+        Ok(Instance { store, memory, mapping, globals, flags: 0, fuel, functions: Arc::new(functions) })
     }
 
     /// A new state: the start function and the marker have run. Returns the fuel left of `fuel`.
@@ -297,7 +301,8 @@ impl Instance {
 
     fn begin(&mut self, call: Call, fuel: u64) -> Result<(), Fault> {
         self.store.data_mut().begin(call);
-        self.store.set_fuel(fuel).map_err(|error| Fault::because("cannot set fuel", error))
+        let fuel = Val::I64(i64::try_from(fuel).unwrap_or(i64::MAX));
+        self.fuel.set(&mut self.store, fuel).map_err(|error| Fault::because("cannot set fuel", error))
     }
 
     /// What the header's `flags` say from the next call on.
@@ -305,8 +310,13 @@ impl Instance {
         self.flags = flags;
     }
 
-    fn fuel_left(&self) -> u64 {
-        self.store.get_fuel().unwrap_or(0)
+    /// Below 0: it did not last.
+    fn fuel(&mut self) -> i64 {
+        self.fuel.get(&mut self.store).i64().unwrap_or(0)
+    }
+
+    fn fuel_left(&mut self) -> u64 {
+        u64::try_from(self.fuel()).unwrap_or(0)
     }
 
     /// Whether the module has this call.
@@ -382,7 +392,11 @@ impl Instance {
     }
 
     /// Reads the bytes a result points at.
-    fn answer(&self, result: i64) -> Result<Answer, Stop> {
+    fn answer(&mut self, result: i64) -> Result<Answer, Stop> {
+        if self.fuel() < 0 {
+            // Guest code looks at its fuel now and then; what it used since it looked last counts too.
+            return Err(trap(TrapCode::OutOfFuel, OUT_OF_FUEL));
+        }
         let result = result.cast_unsigned();
         let start = (result >> 32) as usize;
         let rejected = result & (1 << 31) != 0;
@@ -477,7 +491,8 @@ impl Instance {
         };
         let refused = self.store.data().growth_refused;
         let (code, what) = match code {
-            Some(wasmtime::Trap::OutOfFuel) => (TrapCode::OutOfFuel, "the call's fuel ran out"),
+            Some(wasmtime::Trap::OutOfFuel) => (TrapCode::OutOfFuel, OUT_OF_FUEL),
+            Some(wasmtime::Trap::UnreachableCodeReached) if self.fuel() < 0 => (TrapCode::OutOfFuel, OUT_OF_FUEL),
             Some(wasmtime::Trap::UnreachableCodeReached) if self.depth() > STACK_BYTES_MAX => {
                 (TrapCode::StackOverflow, "calls are nested too deep")
             }

@@ -53,7 +53,7 @@ const REDO_ENTRIES_FIRST: usize = 4096;
 const CHECKPOINT_PAGES: Range<usize> = 8192..16_384;
 
 /// Queries one view answers before it is set back, so that what they leave allocated does not pile up.
-const VIEW_QUERIES_MAX: u32 = 256;
+const VIEW_QUERIES_MAX: u32 = 1024;
 
 /// One live state machine. `Send`, used by one thread at a time.
 pub struct Machine {

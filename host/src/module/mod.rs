@@ -7,9 +7,9 @@
 //! - An entry that traps leaves memory, globals and memory size byte for byte as they were before it
 //!   (`machine.rs`: checkpoint and redo; `memory.rs`: private copy-on-write pages over the committed image).
 //! - A query never touches the live instance: it runs on another one over the same image (`machine.rs`).
-//! - The same entries give the same state, replies, events and fuel on every host: cost table
-//!   (`cost.rs`), NaN canonicalisation and features (`engine.rs`), stack bound in the guest's own
-//!   code (`rewrite.rs`), memory growth decided by [`Limits`] alone (`imports.rs`).
+//! - The same entries give the same state, replies, events and fuel on every host: fuel (`cost.rs`, `meter.rs`) and
+//!   stack bound in the guest's own code (`rewrite.rs`), NaN canonicalisation and features (`engine.rs`),
+//!   memory growth decided by [`Limits`] alone (`imports.rs`).
 //! - What is this host's trouble is a [`Fault`], never an [`Outcome`].
 
 mod adapter;
@@ -25,6 +25,7 @@ mod instance;
 mod limits;
 mod machine;
 mod memory;
+mod meter;
 mod pages;
 mod rewrite;
 mod stack;

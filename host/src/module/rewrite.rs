@@ -1,11 +1,14 @@
-//! Rewrites a module before it is compiled, so that its mutable globals can be saved and its recursion
-//! is bounded by itself and not by the host's stack.
+//! Rewrites a module before it is compiled, so that its mutable globals can be saved, it counts its fuel, and its
+//! recursion is bounded by itself and not by the host's stack.
 //!
 //! What the compiled module has beyond the file, all under [`RESERVED_PREFIX`]:
 //! - `statehouse:g0`, `g1`, ...: every mutable global, and last the depth, a hidden `i32` global that
 //!   holds the logical bytes of the frames now on the stack, 0 between calls;
 //! - `statehouse:start`: the start function, which the host calls itself, once in a machine's life:
-//!   instances made over an existing image must not run it.
+//!   instances made over an existing image must not run it;
+//! - `statehouse:fuel`: what is left of the call's fuel, a hidden `i64` global; below 0 where it did not last.
+//!
+//! Every function pays fuel where `meter.rs` says, and traps where none is left.
 //!
 //! Functions that can be on the stack more than once (those in a cycle of the call graph, indirect calls
 //! reaching whatever has the type and whose reference is taken) add their weight to the depth when they
@@ -25,12 +28,17 @@ use wasmparser::Payload;
 use wasmparser::ValType;
 
 use super::inspect::Analysis;
+use super::meter;
+use super::meter::What;
 
 /// Exports of this prefix are the host's own.
 pub(super) const RESERVED_PREFIX: &str = "statehouse:";
 
 /// The start function's new name.
 pub(super) const START: &str = "statehouse:start";
+
+/// The global that holds the fuel left.
+pub(super) const FUEL: &str = "statehouse:fuel";
 
 /// Logical bytes of stack that a call may use. The host's stack is many times larger (`stack.rs`), as the
 /// compiler's frames may be larger than a function's weight.
@@ -232,6 +240,7 @@ pub(super) fn rewrite(wasm: &[u8], analysis: &Analysis) -> Result<Vec<u8>, Binar
         analysis,
         counted,
         depth: analysis.globals,
+        fuel: analysis.globals + 1,
         out: wasm_encoder::Module::new(),
         result_types: Vec::new(),
     };
@@ -250,6 +259,8 @@ struct Rewriter<'a> {
     counted: BTreeSet<u32>,
     /// Index of the depth global.
     depth: u32,
+    /// Index of the fuel global.
+    fuel: u32,
     out: wasm_encoder::Module,
     /// Result lists of more than one value that counted functions have, in the order of the types
     /// `() -> results` that are added for them after the module's own.
@@ -332,9 +343,9 @@ impl<'a> Rewriter<'a> {
         ty.map_or(&[], |(_, results)| results)
     }
 
-    /// `(global (mut i32) (i32.const 0))` after the module's own.
+    /// `(global (mut i32) (i32.const 0))` and `(global (mut i64) (i64.const 0))` after the module's own.
     fn globals(&mut self, data: &[u8]) -> Result<(), BinaryReaderError> {
-        self.extended(GLOBAL_SECTION, data, 1, &[0x7f, 0x01, 0x41, 0x00, 0x0b])
+        self.extended(GLOBAL_SECTION, data, 2, &[0x7f, 0x01, 0x41, 0x00, 0x0b, 0x7e, 0x01, 0x42, 0x00, 0x0b])
     }
 
     fn exports(&mut self, data: &[u8]) -> Result<(), BinaryReaderError> {
@@ -347,6 +358,10 @@ impl<'a> Rewriter<'a> {
             index.encode(&mut entries);
             count += 1;
         }
+        FUEL.encode(&mut entries);
+        entries.push(3);
+        self.fuel.encode(&mut entries);
+        count += 1;
         if let Some(start) = self.analysis.start {
             START.encode(&mut entries);
             entries.push(0);
@@ -361,41 +376,51 @@ impl<'a> Rewriter<'a> {
         bodies.len().encode(&mut section);
         for (number, body) in bodies.iter().enumerate() {
             let number = u32::try_from(number).unwrap_or(u32::MAX);
-            let own = self.wasm.get(body.range()).unwrap_or(&[]);
-            if self.counted.contains(&number) {
-                self.counting(number, body)?.encode(&mut section);
-            } else {
-                own.encode(&mut section);
-            }
+            self.body(number, body)?.encode(&mut section);
         }
         self.out.section(&RawSection { id: CODE_SECTION, data: &section });
         Ok(())
     }
 
-    /// The body of a function that counts its frame: its own code becomes a block, so that each way out
-    /// of it, `return` too, comes past the code that takes the weight off again.
-    fn counting(&self, number: u32, body: &FunctionBody<'_>) -> Result<Vec<u8>, BinaryReaderError> {
-        let weight = self.analysis.functions.get(number as usize).map_or(0, |function| function.weight).cast_signed();
+    /// The function's body with its payments. If it counts its frame, its own code becomes a block, so that each way
+    /// out of it, `return` too, comes past the code that takes the weight off again.
+    fn body(&self, number: u32, body: &FunctionBody<'_>) -> Result<Vec<u8>, BinaryReaderError> {
+        let function = self.analysis.functions.get(number as usize);
+        let weight = function.map_or(0, |function| function.weight).cast_signed();
+        let counts = self.counted.contains(&number);
+        let plan = meter::plan(body)?;
         let mut operators = body.get_operators_reader()?;
         let code_start = operators.original_position();
-        let mut out = self.wasm.get(body.range().start..code_start).unwrap_or(&[]).to_vec();
-        // depth += weight; if depth > max (unsigned) unreachable
-        self.add_to_depth(weight, &mut out);
-        out.push(0x23);
-        self.depth.encode(&mut out);
-        out.push(0x41);
-        STACK_BYTES_MAX.cast_signed().encode(&mut out);
-        out.extend([0x4b, 0x04, 0x40, 0x00, 0x0b]);
-        out.push(0x02);
-        self.block_type(self.results(number), &mut out);
+        let mut out = Vec::with_capacity(body.range().len() * 2);
+        let counts_units = plan.insertions.iter().any(|insertion| matches!(insertion.what, What::PayEach(_)));
+        let cell = self.locals(number, body, counts_units, &mut out)?;
+        self.reload(cell, &mut out);
+        self.pay(cell, plan.entry, true, &mut out);
+        if counts {
+            // depth += weight; if depth > max (unsigned) unreachable
+            self.add_to_depth(weight, &mut out);
+            out.push(0x23);
+            self.depth.encode(&mut out);
+            out.push(0x41);
+            STACK_BYTES_MAX.cast_signed().encode(&mut out);
+            out.extend([0x4b, 0x04, 0x40, 0x00, 0x0b]);
+            out.push(0x02);
+            self.block_type(self.results(number), &mut out);
+        }
         let mut copied = code_start;
         let mut nesting = 0_u32;
+        let mut insertions = plan.insertions.iter().peekable();
         while !operators.eof() {
             let at = operators.original_position();
+            while let Some(insertion) = insertions.next_if(|insertion| insertion.at <= at) {
+                out.extend_from_slice(self.wasm.get(copied..at).unwrap_or(&[]));
+                copied = at;
+                self.insert(insertion.what, cell, &mut out);
+            }
             match operators.read()? {
                 Operator::Block { .. } | Operator::Loop { .. } | Operator::If { .. } => nesting += 1,
                 Operator::End => nesting = nesting.saturating_sub(1),
-                Operator::Return => {
+                Operator::Return if counts => {
                     out.extend_from_slice(self.wasm.get(copied..at).unwrap_or(&[]));
                     out.push(0x0c);
                     nesting.encode(&mut out);
@@ -404,11 +429,102 @@ impl<'a> Rewriter<'a> {
                 _ => {}
             }
         }
-        // The function's own `end` is now the block's.
+        // The function's own `end` is now the block's, if there is one.
         out.extend_from_slice(self.wasm.get(copied..body.range().end).unwrap_or(&[]));
-        self.add_to_depth(-weight, &mut out);
-        out.push(0x0b);
+        if counts {
+            self.add_to_depth(-weight, &mut out);
+            out.push(0x0b);
+        }
         Ok(out)
+    }
+
+    /// Writes the function's locals and an `i64` more for the fuel, whose index is returned; behind it, if asked,
+    /// an `i32` for a count.
+    fn locals(
+        &self,
+        number: u32,
+        body: &FunctionBody<'_>,
+        count: bool,
+        out: &mut Vec<u8>,
+    ) -> Result<u32, BinaryReaderError> {
+        let function = self.analysis.functions.get(number as usize);
+        let ty = function.and_then(|function| self.analysis.types.get(function.type_index as usize));
+        let mut index = ty.map_or(0, |(params, _)| u32::try_from(params.len()).unwrap_or(u32::MAX));
+        let mut locals = body.get_locals_reader()?;
+        let groups = locals.get_count();
+        let start = locals.original_position();
+        for _ in 0..groups {
+            index = index.saturating_add(locals.read()?.0);
+        }
+        (groups + 1 + u32::from(count)).encode(out);
+        out.extend_from_slice(self.wasm.get(start..locals.original_position()).unwrap_or(&[]));
+        out.extend([1, 0x7e]);
+        if count {
+            out.extend([1, 0x7f]);
+        }
+        Ok(index)
+    }
+
+    fn insert(&self, what: What, cell: u32, out: &mut Vec<u8>) {
+        match what {
+            What::Reload => self.reload(cell, out),
+            What::Pay(fuel) => self.pay(cell, fuel, false, out),
+            What::PayAndCheck(fuel) => self.pay(cell, fuel, true, out),
+            What::PayEach(fuel) => {
+                let count = cell + 1;
+                out.push(0x21);
+                count.encode(out);
+                out.push(0x20);
+                cell.encode(out);
+                // The count is unsigned: `i64.extend_i32_u`.
+                out.push(0x20);
+                count.encode(out);
+                out.extend([0xad, 0x42]);
+                i64::from(fuel).encode(out);
+                out.extend([0x7e, 0x7d]);
+                self.keep(cell, out);
+                self.check(cell, out);
+                out.push(0x20);
+                count.encode(out);
+            }
+        }
+    }
+
+    /// The local gets what the global has.
+    fn reload(&self, cell: u32, out: &mut Vec<u8>) {
+        out.push(0x23);
+        self.fuel.encode(out);
+        out.push(0x21);
+        cell.encode(out);
+    }
+
+    /// Takes `fuel` from the local, which has what the global has, and stores it in both. With `check` it traps if there was
+    /// less than none before: asking before and not after is what lets the compiler subtract in place.
+    fn pay(&self, cell: u32, fuel: u32, check: bool, out: &mut Vec<u8>) {
+        if check {
+            self.check(cell, out);
+        }
+        out.push(0x20);
+        cell.encode(out);
+        out.push(0x42);
+        i64::from(fuel).encode(out);
+        out.push(0x7d);
+        self.keep(cell, out);
+    }
+
+    /// Stores the fuel that is on the stack.
+    fn keep(&self, cell: u32, out: &mut Vec<u8>) {
+        out.push(0x22);
+        cell.encode(out);
+        out.push(0x24);
+        self.fuel.encode(out);
+    }
+
+    /// if fuel < 0 unreachable
+    fn check(&self, cell: u32, out: &mut Vec<u8>) {
+        out.push(0x20);
+        cell.encode(out);
+        out.extend([0x42, 0x00, 0x53, 0x04, 0x40, 0x00, 0x0b]);
     }
 
     fn add_to_depth(&self, weight: i32, out: &mut Vec<u8>) {

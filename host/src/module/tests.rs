@@ -9,6 +9,7 @@ mod calls;
 mod code;
 mod gate;
 mod machine;
+mod meter;
 
 /// A guest that does what the command's first byte says, with the second byte as its argument; its state
 /// is a counter in a mutable global and whatever it writes to memory.

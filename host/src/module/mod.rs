@@ -14,6 +14,7 @@
 
 mod adapter;
 mod cache;
+mod copy;
 mod cost;
 mod engine;
 pub mod fuzz;

@@ -8,7 +8,8 @@
 //!   instances made over an existing image must not run it;
 //! - `statehouse:fuel`: what is left of the call's fuel, a hidden `i64` global; below 0 where it did not last.
 //!
-//! Every function pays fuel where `meter.rs` says, and traps where none is left.
+//! Every function pays fuel where `meter.rs` says, and traps where none is left. `memory.copy` of a length that is not a
+//! constant becomes a call of a function that is added behind the module's own (`copy.rs`).
 //!
 //! Functions that can be on the stack more than once (those in a cycle of the call graph, indirect calls
 //! reaching whatever has the type and whose reference is taken) add their weight to the depth when they
@@ -27,6 +28,7 @@ use wasmparser::Parser;
 use wasmparser::Payload;
 use wasmparser::ValType;
 
+use super::copy;
 use super::inspect::Analysis;
 use super::meter;
 use super::meter::What;
@@ -241,6 +243,7 @@ pub(super) fn rewrite(wasm: &[u8], analysis: &Analysis) -> Result<Vec<u8>, Binar
         counted,
         depth: analysis.globals,
         fuel: analysis.globals + 1,
+        copy: analysis.imported_functions + u32::try_from(analysis.functions.len()).unwrap_or(u32::MAX),
         out: wasm_encoder::Module::new(),
         result_types: Vec::new(),
     };
@@ -249,6 +252,7 @@ pub(super) fn rewrite(wasm: &[u8], analysis: &Analysis) -> Result<Vec<u8>, Binar
 }
 
 const TYPE_SECTION: u8 = 1;
+const FUNCTION_SECTION: u8 = 3;
 const GLOBAL_SECTION: u8 = 6;
 const EXPORT_SECTION: u8 = 7;
 const CODE_SECTION: u8 = 10;
@@ -261,6 +265,8 @@ struct Rewriter<'a> {
     depth: u32,
     /// Index of the fuel global.
     fuel: u32,
+    /// Index of the function that copies.
+    copy: u32,
     out: wasm_encoder::Module,
     /// Result lists of more than one value that counted functions have, in the order of the types
     /// `() -> results` that are added for them after the module's own.
@@ -289,6 +295,11 @@ impl<'a> Rewriter<'a> {
             let data = self.wasm.get(range).unwrap_or(&[]);
             match payload {
                 Payload::TypeSection(_) => self.types(data)?,
+                Payload::FunctionSection(_) => {
+                    let mut ty = Vec::new();
+                    (self.analysis.types.len() + self.result_types.len()).encode(&mut ty);
+                    self.extended(FUNCTION_SECTION, data, 1, &ty)?;
+                }
                 Payload::GlobalSection(_) => {
                     self.globals(data)?;
                     globals_written = true;
@@ -333,7 +344,8 @@ impl<'a> Rewriter<'a> {
             results.len().encode(&mut entries);
             entries.extend(results.iter().map(|ty| type_byte(*ty)));
         }
-        let count = u32::try_from(self.result_types.len()).unwrap_or(u32::MAX);
+        entries.extend(copy::TYPE);
+        let count = u32::try_from(self.result_types.len() + 1).unwrap_or(u32::MAX);
         self.extended(TYPE_SECTION, data, count, &entries)
     }
 
@@ -373,11 +385,12 @@ impl<'a> Rewriter<'a> {
 
     fn code(&mut self, bodies: &[FunctionBody<'_>]) -> Result<(), BinaryReaderError> {
         let mut section = Vec::with_capacity(self.wasm.len());
-        bodies.len().encode(&mut section);
+        (bodies.len() + 1).encode(&mut section);
         for (number, body) in bodies.iter().enumerate() {
             let number = u32::try_from(number).unwrap_or(u32::MAX);
             self.body(number, body)?.encode(&mut section);
         }
+        copy::function().encode(&mut section);
         self.out.section(&RawSection { id: CODE_SECTION, data: &section });
         Ok(())
     }
@@ -409,6 +422,7 @@ impl<'a> Rewriter<'a> {
         }
         let mut copied = code_start;
         let mut nesting = 0_u32;
+        let mut is_constant = false;
         let mut insertions = plan.insertions.iter().peekable();
         while !operators.eof() {
             let at = operators.original_position();
@@ -417,9 +431,17 @@ impl<'a> Rewriter<'a> {
                 copied = at;
                 self.insert(insertion.what, cell, &mut out);
             }
-            match operators.read()? {
+            let operator = operators.read()?;
+            match operator {
                 Operator::Block { .. } | Operator::Loop { .. } | Operator::If { .. } => nesting += 1,
                 Operator::End => nesting = nesting.saturating_sub(1),
+                // The compiler does small constant lengths in place.
+                Operator::MemoryCopy { .. } if !is_constant => {
+                    out.extend_from_slice(self.wasm.get(copied..at).unwrap_or(&[]));
+                    out.push(0x10);
+                    self.copy.encode(&mut out);
+                    copied = operators.original_position();
+                }
                 Operator::Return if counts => {
                     out.extend_from_slice(self.wasm.get(copied..at).unwrap_or(&[]));
                     out.push(0x0c);
@@ -428,6 +450,7 @@ impl<'a> Rewriter<'a> {
                 }
                 _ => {}
             }
+            is_constant = matches!(operator, Operator::I32Const { .. });
         }
         // The function's own `end` is now the block's, if there is one.
         out.extend_from_slice(self.wasm.get(copied..body.range().end).unwrap_or(&[]));

@@ -85,6 +85,8 @@ fn rewritten(wat: &str) -> String {
             sets.push_str(&count.to_string());
         }
     }
+    // The last one is none of the module's own: it copies.
+    assert_eq!(sets.pop(), Some('0'));
     sets
 }
 
@@ -212,4 +214,46 @@ fn a_start_function_runs_once_in_a_machines_life() {
     let mut machine = Machine::init(&module, &limits(), &Context::default(), b"{}", &mut Effects::default()).unwrap();
     // A result of length 1: the start function has run once, also on the view made later.
     assert!(matches!(machine.query(&at(1), b"").unwrap(), Outcome::Reply(bytes) if bytes.len() == 1));
+}
+
+#[test]
+fn short_copies_do_what_the_instruction_does() {
+    // `apply` copies as three numbers after the header say, and answers with the memory's first 256 bytes.
+    let module = load(
+        &with("(data (i32.const 0) \"@BYTES@\")")
+            .replace("@BYTES@", &(0..=255).map(|byte| format!("\\{byte:02x}")).collect::<String>())
+            .replace(
+                r#"(export "apply") (param i32 i32) (result i64) (i64.const 0))"#,
+                r#"(export "apply") (param i32 i32) (result i64)
+          (memory.copy (i32.load offset=48 (local.get 0)) (i32.load offset=52 (local.get 0)) (i32.load offset=56 (local.get 0)))
+          (i64.const 256))"#,
+            ),
+    );
+    let numbers = |to: u32, from: u32, length: u32| [to, from, length].map(u32::to_le_bytes).concat();
+    let fresh = || Machine::init(&module, &limits(), &Context::default(), b"{}", &mut Effects::default()).unwrap();
+    story(|| {
+        let mut machine = fresh();
+        let mut memory: Vec<u8> = (0..=255).collect();
+        // Apart, overlapping in both directions, and onto itself.
+        for length in 0..=100 {
+            for (to, from) in [(128, 0), (3, 0), (0, 3), (40, 20), (20, 40), (7, 7)] {
+                memory.copy_within(from as usize..(from + length) as usize, to as usize);
+                let outcome = apply(&mut machine, 1, &numbers(to, from, length));
+                assert_eq!(outcome, Outcome::Reply(memory.clone()), "{length} bytes from {from} to {to}");
+            }
+        }
+        // The last bytes of memory, and past them: nothing of it stays.
+        let end = 1 << 16;
+        for length in 0..=100 {
+            assert_eq!(apply(&mut machine, 1, &numbers(0, end - length, length)), {
+                memory[..length as usize].fill(0);
+                Outcome::Reply(memory.clone())
+            });
+            for (to, from) in [(0, end - length + 1), (end - length + 1, 0), (0, u32::MAX), (u32::MAX - 2, 0)] {
+                let outcome = apply(&mut machine, 1, &numbers(to, from, length));
+                assert_eq!(code(&outcome), TrapCode::OutOfBounds, "{length} bytes from {from} to {to}");
+            }
+            assert_eq!(apply(&mut machine, 1, &numbers(0, 0, 0)), Outcome::Reply(memory.clone()));
+        }
+    });
 }

@@ -31,7 +31,7 @@ use crate::world::sleep_ms;
 
 const ADDRESS: &str = "127.0.0.1:7000";
 const CLIENTS: u64 = 3;
-const SEEDS_DEFAULT: u64 = 30;
+const SEEDS_DEFAULT: u64 = 16;
 
 /// What must have happened at least once in the ordinary test run.
 const MUST_HAPPEN: [&str; 7] = [

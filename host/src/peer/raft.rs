@@ -257,8 +257,7 @@ impl<RT: AsyncRuntime, T: Transport> RaftNetworkV2<Types<RT>> for GroupClient<RT
                 let barren = repeated >= REPEATED_MAX;
                 let (sending, passengers) = if barren {
                     (Sending::Never, None)
-                } else if request.entries.is_empty() && !begins && !client.hurry.has(client.target)
-                {
+                } else if request.entries.is_empty() && !begins && !client.hurry.has(client.target) {
                     (Sending::Waits(held.hold::<RT>(), request), None)
                 } else {
                     let passengers = held.board();

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::process::ExitCode;
 
-const MODULES: [&str; 2] = ["counter", "kv"];
+const MODULES: [&str; 3] = ["counter", "kv", "znode-tree"];
 const TARGET: &str = "wasm32-unknown-unknown";
 const ADD_TARGET: &str = "rustup target add wasm32-unknown-unknown";
 
@@ -47,7 +47,7 @@ fn build() -> Result<(), String> {
     let target_dir = shared_target_dir(&out);
     for module in MODULES {
         compile(module, &workspace, &target_dir)?;
-        let from = target_dir.join(TARGET).join("release").join(format!("{module}.wasm"));
+        let from = target_dir.join(TARGET).join("release").join(format!("{}.wasm", module.replace('-', "_")));
         let to = out.join(format!("{module}.wasm"));
         fs::copy(&from, &to).map_err(|error| format!("cannot copy {} to {}: {error}", from.display(), to.display()))?;
     }

@@ -146,6 +146,10 @@ pub struct ServeConfig {
           value_parser = parse_listen, help_heading = "Clients of adapters")]
     pub listen: Vec<(String, Option<String>)>,
 
+    /// What this node's listeners are told over what the groups' own say, by group: for verbs that are built on `serve`
+    #[arg(skip)]
+    pub listen_params: BTreeMap<String, serde_json::Value>,
+
     /// Added to the ports that `group create --listen` says, so that several nodes find room on one machine
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Clients of adapters")]
     pub listen_port_offset: u16,
@@ -464,9 +468,20 @@ impl ConfigFile {
         Ok(Self { path: path.into(), values })
     }
 
+    /// The values of a file in another syntax, by flag name, each with the key as written there.
+    pub fn translated(path: PathBuf, values: impl IntoIterator<Item = (String, (String, String))>) -> Self {
+        let values = values.into_iter().map(|(flag, (key, value))| (flag, (key, vec![value]))).collect();
+        Self { path, values }
+    }
+
     /// Whether the file sets this flag.
     pub fn sets(&self, flag: &str) -> bool {
         self.values.contains_key(flag)
+    }
+
+    /// What the file sets this flag to, as a command line would say it.
+    pub fn value(&self, flag: &str) -> Option<String> {
+        self.values.get(flag).map(|(_, values)| values.join(","))
     }
 
     /// The file.
@@ -492,17 +507,18 @@ pub fn variable(flag: &str) -> String {
     format!("STATEHOUSE_{}", flag.replace('-', "_").to_ascii_uppercase())
 }
 
-/// The file that the command line (`--config FILE`, `--config=FILE`) or else `variable` names.
-pub fn file_named_by(args: &[OsString], variable: Option<OsString>) -> Option<PathBuf> {
+/// The file that the command line (`FLAG FILE`, `FLAG=FILE`; the flag is `--config` or its like) or else `variable` names.
+pub fn file_named_by(args: &[OsString], flag: &str, variable: Option<OsString>) -> Option<PathBuf> {
     let mut rest = args.iter().skip(1);
     while let Some(arg) = rest.next() {
         if arg == "--" {
             break;
         }
-        if arg == "--config" {
+        if arg == flag {
             return rest.next().map(PathBuf::from);
         }
-        if let Some(path) = arg.to_str().and_then(|arg| arg.strip_prefix("--config=")) {
+        let value = arg.to_str().and_then(|arg| arg.strip_prefix(flag)?.strip_prefix('='));
+        if let Some(path) = value {
             return Some(PathBuf::from(path));
         }
     }
@@ -530,7 +546,9 @@ fn collect_flags(command: &Command, known: &mut BTreeSet<String>) {
     command.get_subcommands().for_each(|verb| collect_flags(verb, known));
 }
 
-fn with_sources(command: Command, file: Option<&ConfigFile>) -> Command {
+/// Gives every flag of `command` and of the verbs below it its environment variable, and the file's value as its
+/// default; a file that is put in later wins.
+pub fn with_sources(command: Command, file: Option<&ConfigFile>) -> Command {
     let command = command.mut_args(|arg| {
         let Some(flag) = arg.get_long().map(str::to_owned) else { return arg };
         if matches!(
@@ -688,9 +706,12 @@ mod tests {
     #[test]
     fn the_file_is_found_before_anything_is_parsed() {
         let args = |list: &[&str]| list.iter().map(OsString::from).collect::<Vec<_>>();
-        assert_eq!(file_named_by(&args(&["statehouse", "serve", "--config", "a"]), Some("b".into())), Some("a".into()));
-        assert_eq!(file_named_by(&args(&["statehouse", "--config=a", "serve"]), None), Some("a".into()));
-        assert_eq!(file_named_by(&args(&["statehouse", "serve"]), Some("b".into())), Some("b".into()));
-        assert_eq!(file_named_by(&args(&["statehouse", "apply", "g", "--", "--config", "x"]), None), None);
+        assert_eq!(
+            file_named_by(&args(&["statehouse", "serve", "--config", "a"]), "--config", Some("b".into())),
+            Some("a".into())
+        );
+        assert_eq!(file_named_by(&args(&["statehouse", "--config=a", "serve"]), "--config", None), Some("a".into()));
+        assert_eq!(file_named_by(&args(&["statehouse", "serve"]), "--config", Some("b".into())), Some("b".into()));
+        assert_eq!(file_named_by(&args(&["statehouse", "apply", "g", "--", "--config", "x"]), "--config", None), None);
     }
 }

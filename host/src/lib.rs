@@ -14,6 +14,7 @@ pub mod config;
 pub mod disk;
 pub mod gateway;
 pub mod group;
+pub mod keeper;
 pub mod log;
 pub mod module;
 pub mod net;

@@ -55,6 +55,15 @@ pub mod own {
     /// Query, `{paths vector}`: for each path whether the caller may read it, as a byte (1, 0; 2 when
     /// there is no such node).
     pub const MAY_READ: i32 = 10_003;
+    /// Command, no body: the import of another server's tree begins; see [`ops::load`](crate::ops::load). Answer:
+    /// `{nodes i64}`, how many there are.
+    pub const LOAD_BEGIN: i32 = 10_004;
+    /// Command, `{nodes loaded before i64, vector of nodes}`, a node `{path, data buffer, acl vector, czxid i64, mzxid
+    /// i64, pzxid i64, ctime i64, mtime i64, owner i64, version i32, aversion i32, children created i32, child changes
+    /// i32}`, after its parent. Answer: `{nodes loaded i64}`.
+    pub const LOAD: i32 = 10_005;
+    /// Command, `{nodes loaded i64}`: the import is over. Answer: `{nodes i64}`, how many there are.
+    pub const LOAD_END: i32 = 10_006;
 }
 
 /// Where a client's operation goes.

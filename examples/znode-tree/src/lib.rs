@@ -40,6 +40,7 @@ use crate::jute::Reader;
 use crate::jute::Writer;
 use crate::ops::Txn;
 use crate::ops::Write;
+use crate::ops::load::Import;
 use crate::params::Compatibility;
 use crate::params::Params;
 use crate::tree::Moment;
@@ -70,6 +71,7 @@ pub struct ZnodeTree {
     pub(crate) armed_at_ms: u64,
     /// Sessions that are over and still own nodes.
     pub(crate) ended: BTreeSet<u64>,
+    pub(crate) import: Import,
 }
 
 impl Default for ZnodeTree {
@@ -96,7 +98,12 @@ impl StateMachine for ZnodeTree {
     fn apply(&mut self, ctx: &mut Context<'_>, command: Vec<u8>) -> Result<Vec<u8>, Reject> {
         let call = Call::decode(&command).map_err(|_| "these bytes are no call: see znode-tree's call.rs")?;
         let mut reply = empty_reply();
-        let mut txn = txn(ctx, &call.identities);
+        if let own::LOAD_BEGIN..=own::LOAD_END = call.operation {
+            self.import(&call, &mut Writer::new(&mut reply))?;
+            self.arm(ctx);
+            return Ok(reply);
+        }
+        let mut txn = self.txn(ctx, &call.identities);
         if let Err(code) = self.command(&mut txn, &call, &mut reply) {
             reply = call::error_reply(code);
         }
@@ -110,6 +117,7 @@ impl StateMachine for ZnodeTree {
         let mut answer = empty_reply();
         let result = match self.is_refused(call.operation) {
             true => Err(ErrorCode::Unimplemented),
+            false if self.is_loading(call.operation) => Err(ErrorCode::ConnectionLoss),
             false => self.read(ctx.session(), &call, &mut answer),
         };
         Ok(result.map_or_else(call::error_reply, |()| answer))
@@ -137,17 +145,18 @@ fn empty_reply() -> Vec<u8> {
     reply
 }
 
-/// A write of this entry.
-fn txn<'a>(ctx: &Context<'_>, identities: &'a [Identity<'a>]) -> Txn<'a> {
-    let moment = Moment { zxid: ctx.index() as i64, time_ms: ctx.time_ms() as i64 };
-    Txn { moment, session: ctx.session(), identities, changes: ChangeWriter::default() }
-}
-
 impl ZnodeTree {
+    /// A write of this entry.
+    fn txn<'a>(&self, ctx: &Context<'_>, identities: &'a [Identity<'a>]) -> Txn<'a> {
+        let zxid = self.params.zxid_base.wrapping_add(ctx.index() as i64);
+        let moment = Moment { zxid, time_ms: ctx.time_ms() as i64 };
+        Txn { moment, session: ctx.session(), identities, changes: ChangeWriter::default() }
+    }
+
     /// A tree of a root alone.
     pub(crate) fn with_params(params: Params, seed: u64) -> Self {
         let tree = Tree::new(seed, params.container_max_never_used_ms);
-        Self { params, tree, armed_at_ms: 0, ended: BTreeSet::new() }
+        Self { params, tree, armed_at_ms: 0, ended: BTreeSet::new(), import: Import::default() }
     }
 
     /// The tree, for callers that use this as a plain library.
@@ -202,6 +211,12 @@ impl ZnodeTree {
         if self.is_refused(call.operation) {
             return Err(ErrorCode::Unimplemented);
         }
+        if self.is_loading(call.operation) {
+            return Err(ErrorCode::ConnectionLoss);
+        }
+        if call.operation != own::SET_CONFIG && self.import == Import::Possible {
+            self.import = Import::Over;
+        }
         if call.operation == op::MULTI {
             return self.multi(txn, call.body, reply);
         }
@@ -217,11 +232,27 @@ impl ZnodeTree {
         if is_full { Err(ErrorCode::OutOfMemory) } else { Ok(()) }
     }
 
+    /// Whether clients must wait for an import.
+    fn is_loading(&self, operation: i32) -> bool {
+        matches!(self.import, Import::Running(_)) && !(own::STATUS..=own::MAY_READ).contains(&operation)
+    }
+
+    fn import(&mut self, call: &Call<'_>, out: &mut Writer<'_>) -> Result<(), Reject> {
+        match call.operation {
+            own::LOAD_BEGIN => self.load_begin(out),
+            own::LOAD => self.load(call.body, out),
+            _ => {
+                let expected = Reader::new(call.body).i64().map_err(|_| "there is no count of nodes")?;
+                self.load_end(expected, out)
+            }
+        }
+    }
+
     /// Removes containers and nodes with a TTL whose time has come.
     fn reap(&mut self, ctx: &mut Context<'_>) {
         self.armed_at_ms = 0;
         let due = self.tree.due_paths(ctx.time_ms(), REAPED_PER_ENTRY);
-        let mut txn = txn(ctx, &[]);
+        let mut txn = self.txn(ctx, &[]);
         for path in &due {
             self.remove_by_itself(&mut txn, path);
         }
@@ -250,7 +281,7 @@ impl ZnodeTree {
     /// Removes the nodes of sessions that are over, in the order of their paths, as many as are good
     /// for one entry.
     fn remove_nodes_of_ended(&mut self, ctx: &mut Context<'_>) {
-        let mut txn = txn(ctx, &[]);
+        let mut txn = self.txn(ctx, &[]);
         let mut left = ENDED_PER_ENTRY;
         while let Some(session) = self.ended.first().copied() {
             for path in self.tree.paths_of_session(session) {

@@ -49,6 +49,9 @@ pub struct Params {
     pub jute_maxbuffer: u32,
     /// ClickHouse: names of feature flags to switch on or off.
     pub feature_flags: BTreeMap<String, bool>,
+    /// What zxids are counted from: the newest zxid of the tree that is imported into the group, so that clients of its
+    /// former servers have seen nothing newer.
+    pub zxid_base: i64,
     /// ClickHouse: the data of `/keeper/availability_zone`, if the node shall be there.
     pub availability_zone: Option<String>,
 }
@@ -69,6 +72,7 @@ impl Default for Params {
             reconfig_enabled: false,
             jute_maxbuffer: 0xF_FFFF,
             feature_flags: BTreeMap::new(),
+            zxid_base: 0,
             availability_zone: None,
         }
     }
@@ -84,6 +88,7 @@ impl Params {
             "params: max_ttl_ms is {}, and must be from 1 to {MOST}",
             self.max_ttl_ms
         );
+        ensure!(self.zxid_base >= 0, "params: zxid_base is {}, and must not be negative", self.zxid_base);
         for name in self.feature_flags.keys() {
             let is_known = keeper::FLAGS.iter().any(|(known, ..)| known == name);
             ensure!(is_known, "params: feature_flags: there is no {name:?}");

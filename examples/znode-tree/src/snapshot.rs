@@ -7,6 +7,7 @@
 //! "ZNTR" | version u8 = 1 | params (u32 + JSON) | seed of the index u64
 //! time of the next look at containers and TTLs u64 (0: none)
 //! sessions that ended and still own nodes: u32, each u64
+//! import u8: 0 possible, 1 running, 2 over | nodes loaded u64
 //! nodes u32, each:
 //!   flags u8: 1 has data, 2 was changed, 4 has or had children, 8 has an owner
 //!   czxid i64, ctime i64
@@ -34,6 +35,7 @@ use crate::ZnodeTree;
 use crate::acl::Acl;
 use crate::acl::AclId;
 use crate::jute::Writer;
+use crate::ops::load::Import;
 use crate::params::Params;
 use crate::tree::Tree;
 use crate::tree::arena::NodeId;
@@ -61,7 +63,12 @@ impl Snapshot for ZnodeTree {
         for session in &self.ended {
             head.i64(*session as i64);
         }
-        head.count(self.tree.node_count());
+        let (import, loaded) = match self.import {
+            Import::Possible => (0, 0),
+            Import::Running(loaded) => (1, loaded),
+            Import::Over => (2, 0),
+        };
+        head.u8(import).i64(loaded as i64).count(self.tree.node_count());
         out.write_all(&buffer)?;
         let mut names = ListNames { numbers: vec![0; self.tree.acls().places()], named: 0 };
         let root = self.tree.root();
@@ -165,6 +172,12 @@ impl<'a> Restore<'a> {
         for _ in 0..input.u32()? {
             machine.ended.insert(input.u64()?);
         }
+        machine.import = match (input.array()?, input.u64()?) {
+            ([0], _) => Import::Possible,
+            ([1], loaded) => Import::Running(loaded),
+            ([2], _) => Import::Over,
+            ([other], _) => return Err(malformed(format!("an import of a kind that is not known, {other}"))),
+        };
         let nodes = input.u32()?;
         Ok(Self { input, machine, lists: vec![vec![Acl::for_everybody(perms::ALL)]], nodes })
     }

@@ -68,7 +68,7 @@ fn a_new_groups_snapshot_is_these_bytes() {
             .unwrap();
     let seed = plain.machine.tree().seed();
     let expected = record(|out| {
-        out.raw(b"ZNTR\x01").buffer(Some(&params)).i64(seed as i64).i64(0).i32(0).i32(5 - 1);
+        out.raw(b"ZNTR\x01").buffer(Some(&params)).i64(seed as i64).i64(0).i32(0).u8(0).i64(0).i32(5 - 1);
         let node = |out: &mut znode_tree::jute::Writer<'_>, flags: u8| _ = out.u8(flags).i64(0).i64(0);
         node(out, 5);
         out.i64(0).i32(0).i32(0).i32(1).i32(0).text("").i32(0);

@@ -14,7 +14,7 @@
 mod commands;
 mod events;
 #[cfg(test)]
-mod fake;
+pub(crate) mod fake;
 mod groups;
 mod modules;
 mod openapi;

@@ -34,6 +34,7 @@ use super::Output;
 use super::module;
 use super::output;
 use super::serve::cannot_listen;
+use crate::api::schema::Group;
 
 /// How long the nodes may take until all are ready.
 const READY_TIME_MAX: Duration = Duration::from_secs(60);
@@ -63,6 +64,12 @@ pub(super) struct Local {
     /// The first node's peer port; the others follow
     #[arg(long, value_name = "PORT", default_value_t = 7170)]
     peer_base: u16,
+    /// Run `statehouse keeper` on each: nodes that ZooKeeper's clients take for ZooKeeper
+    #[arg(long)]
+    keeper: bool,
+    /// With --keeper, the first node's port for ZooKeeper's clients; the others follow
+    #[arg(long, value_name = "PORT", default_value_t = 2181)]
+    client_base: u16,
     /// The form of the data on standard output
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
@@ -78,6 +85,8 @@ struct Mark {
 struct Node {
     id: u16,
     http: SocketAddr,
+    /// Where ZooKeeper's clients connect, if they may.
+    client: Option<SocketAddr>,
     log: PathBuf,
     child: Child,
     /// Whether its end was reported.
@@ -136,23 +145,30 @@ fn no_signals(error: std::io::Error) -> Failure {
 }
 
 fn address(base: u16, id: u16) -> Result<SocketAddr, Failure> {
-    let port = base.checked_add(id - 1).ok_or_else(|| {
-        Failure::usage(format!("the ports from {base} on are over 65535"), "give a lower --http-base and --peer-base")
-    })?;
+    let port = base
+        .checked_add(id - 1)
+        .ok_or_else(|| Failure::usage(format!("the ports from {base} on are over 65535"), "give lower ones"))?;
     Ok(SocketAddr::from(([127, 0, 0, 1], port)))
+}
+
+/// The first ports that are used, with their flags.
+fn bases(local: &Local) -> Vec<(&'static str, u16)> {
+    let client = local.keeper.then_some(("--client-base", local.client_base));
+    [("--http-base", local.http_base), ("--peer-base", local.peer_base)].into_iter().chain(client).collect()
 }
 
 /// Everything that would make a node fail later, with a better message than it could give.
 fn prepare(local: &Local) -> Result<(), Failure> {
-    let apart = local.http_base.abs_diff(local.peer_base);
-    if apart < local.nodes {
-        return Err(Failure::usage(
-            format!(
-                "--http-base {} and --peer-base {} are closer than --nodes {}",
-                local.http_base, local.peer_base, local.nodes
-            ),
-            "give them at least so many ports of room",
-        ));
+    let bases = bases(local);
+    for (number, (flag, base)) in bases.iter().enumerate() {
+        for (other_flag, other) in bases.iter().skip(number + 1) {
+            if base.abs_diff(*other) < local.nodes {
+                return Err(Failure::usage(
+                    format!("{flag} {base} and {other_flag} {other} are closer than --nodes {}", local.nodes),
+                    "give them at least so many ports of room",
+                ));
+            }
+        }
     }
     let cannot = |what: &str, path: &Path, error: std::io::Error| {
         Failure::here(format!("cannot {what} {}: {error}", path.display()), "give a --data-dir that can be written")
@@ -187,9 +203,9 @@ fn prepare(local: &Local) -> Result<(), Failure> {
         Err(error) => return Err(cannot("read", &path, error)),
     }
     for id in 1..=local.nodes {
-        for (flag, base) in [("--http-base", local.http_base), ("--peer-base", local.peer_base)] {
-            let address = address(base, id)?;
-            TcpListener::bind(address).map_err(|error| cannot_listen(flag, address, &error))?;
+        for (flag, base) in &bases {
+            let address = address(*base, id)?;
+            TcpListener::bind(address).map_err(|error| cannot_listen(flag, &address.to_string(), &error))?;
         }
     }
     Ok(())
@@ -212,7 +228,12 @@ fn start(local: &Local, id: u16, config: Option<&Path>) -> Result<Node, Failure>
     let to_log = |file: &File| file.try_clone().map_err(|error| cannot(format!("open {}", log.display()), error));
     let program = std::env::current_exe().map_err(|error| cannot("find this program's own file".into(), error))?;
     let mut command = Command::new(program);
-    command.arg("serve").arg("--exit-with-parent").arg("--node-id").arg(id.to_string());
+    let client = local.keeper.then(|| address(local.client_base, id)).transpose()?;
+    command.arg(if local.keeper { "keeper" } else { "serve" });
+    if let Some(client) = client {
+        command.arg("--client").arg(client.to_string());
+    }
+    command.arg("--exit-with-parent").arg("--node-id").arg(id.to_string());
     command.arg("--data-dir").arg(local.data_dir.join(format!("node-{id}")));
     command
         .arg("--http")
@@ -229,7 +250,7 @@ fn start(local: &Local, id: u16, config: Option<&Path>) -> Result<Node, Failure>
     // In a process group of its own: Ctrl-C reaches this process only, which stops the nodes in order.
     command.process_group(0).stdin(Stdio::piped()).stdout(to_log(&file)?).stderr(file);
     let child = command.spawn().map_err(|error| cannot(format!("start node {id}"), error))?;
-    Ok(Node { id, http, log, child, ended: false })
+    Ok(Node { id, http, client, log, child, ended: false })
 }
 
 /// Brings the cluster up and watches it until nothing is left to watch.
@@ -282,7 +303,7 @@ async fn until_ready(cluster: &mut Cluster) -> Result<(), Failure> {
         let Some(http) = cluster.0.get(number).map(|node| node.http) else { break };
         let client = Client::new(&[http.to_string()])?;
         loop {
-            let Err(failure) = client.send(Call::get("/readyz").within(Duration::from_secs(2))).await else { break };
+            let Err(failure) = look(&client, cluster.0.get(number).and_then(|node| node.client)).await else { break };
             for node in &mut cluster.0 {
                 if let Some(how) = ended(node) {
                     return Err(Failure::here(
@@ -309,6 +330,19 @@ async fn until_ready(cluster: &mut Cluster) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Whether a node is ready, and listens for ZooKeeper's clients if it is to.
+async fn look(client: &Client, listens: Option<SocketAddr>) -> Result<(), Failure> {
+    client.send(Call::get("/readyz").within(Duration::from_secs(2))).await?;
+    let Some(address) = listens else { return Ok(()) };
+    let path = format!("/v1/groups/{}", crate::keeper::settings::GROUP);
+    let group: Group = client.send(Call::get(path).within(Duration::from_secs(2))).await?.json()?;
+    match group.listeners.iter().find(|listener| listener.address == address.to_string()) {
+        Some(listener) if listener.state == "listening" => Ok(()),
+        Some(listener) => Err(Failure::here(listener.state.clone(), "wait")),
+        None => Err(Failure::here("the group is being opened", "wait")),
+    }
+}
+
 /// The end of a log, whole lines.
 fn tail(path: &Path) -> String {
     let read = || -> std::io::Result<String> {
@@ -331,33 +365,62 @@ fn tail(path: &Path) -> String {
 
 fn announce(local: &Local, cluster: &Cluster, servers: &[String]) -> Result<(), Failure> {
     if local.output == Output::Json {
-        let node = |node: &Node| serde_json::json!({ "node": node.id, "http": format!("http://{}", node.http), "pid": node.child.id(), "log": node.log });
+        let node = |node: &Node| {
+            let mut about = serde_json::json!({ "node": node.id, "http": format!("http://{}", node.http), "pid": node.child.id(), "log": node.log });
+            if let (Some(client), Some(about)) = (node.client, about.as_object_mut()) {
+                about.insert("client".to_owned(), client.to_string().into());
+            }
+            about
+        };
         return output::json_line(&serde_json::json!({ "nodes": cluster.0.iter().map(node).collect::<Vec<_>>() }));
     }
     let row = |node: &Node| {
-        vec![
-            node.id.to_string(),
-            format!("http://{}", node.http),
-            node.child.id().to_string(),
-            node.log.display().to_string(),
-        ]
+        let client = node.client.map(|client| client.to_string());
+        let first = [Some(node.id.to_string()), Some(format!("http://{}", node.http)), client];
+        let last = [Some(node.child.id().to_string()), Some(node.log.display().to_string())];
+        first.into_iter().chain(last).flatten().collect()
     };
-    output::table(&["node", "http", "pid", "log"], cluster.0.iter().map(row).collect())?;
+    let heading: &[&str] =
+        if local.keeper { &["node", "http", "client", "pid", "log"] } else { &["node", "http", "pid", "log"] };
+    output::table(heading, cluster.0.iter().map(row).collect())?;
     let modules: Vec<&str> = crate::bundled::all().iter().map(|(name, _)| *name).collect();
     let server = match local.http_base {
         7070 => String::new(),
         _ => format!(" --server {}", servers.first().map_or("", String::as_str)),
     };
+    let clients: Vec<String> = cluster.0.iter().filter_map(|node| Some(node.client?.to_string())).collect();
+    let try_it = if local.keeper {
+        format!(
+            "ZooKeeper's clients connect to\n\n  {}\n\nIn another terminal:\n\n  \
+             echo srvr | nc {}\n  \
+             statehouse group status keeper{server}",
+            clients.join(","),
+            clients.first().map_or(String::new(), |client| client.replace(':', " ")),
+        )
+    } else {
+        format!(
+            "In another terminal:\n\n  \
+             statehouse group create c1 --module counter{server}\n  \
+             statehouse apply c1 '{{\"Add\":5}}'{server}\n  \
+             statehouse query c1 '\"Get\"'{server}\n  \
+             curl {}/v1/groups/c1",
+            servers.first().map_or("", String::as_str),
+        )
+    };
     output::note(format!(
-        "\nAll {} nodes are ready; the modules {} are loaded. In another terminal:\n\n  \
-         statehouse group create c1 --module counter{server}\n  \
-         statehouse apply c1 '{{\"Add\":5}}'{server}\n  \
-         statehouse query c1 '\"Get\"'{server}\n  \
-         curl {}/v1/groups/c1\n\nCtrl-C stops all nodes; the data stays in {}.",
+        "\nAll {} nodes are ready; the modules {} are loaded. {try_it}\n\nCtrl-C stops all nodes; the data stays in {}.",
         local.nodes,
-        modules.join(" and "),
-        servers.first().map_or("", String::as_str),
+        listed(&modules),
         local.data_dir.display(),
     ));
     Ok(())
+}
+
+/// `a, b and c`.
+fn listed(names: &[&str]) -> String {
+    match names.split_last() {
+        Some((last, [])) => (*last).to_owned(),
+        Some((last, first)) => format!("{} and {last}", first.join(", ")),
+        None => String::new(),
+    }
 }

@@ -10,6 +10,8 @@ mod client;
 mod completions;
 mod failure;
 mod group;
+mod keeper;
+mod keeper_import;
 mod local;
 mod module;
 mod output;
@@ -48,6 +50,7 @@ Try it:
   statehouse group create c1 --module counter          replicated from here on
   statehouse apply c1 '{\"Add\":5}'                      a command
   statehouse query c1 '\"Get\"'                          a query
+  statehouse keeper                                    a ZooKeeper replacement at 127.0.0.1:2181
 
 Every flag is also an environment variable (--data-dir is STATEHOUSE_DATA_DIR) and a key of the
 TOML file that --config names (data-dir). Flags win over variables, variables over the file.
@@ -69,6 +72,8 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Serve(Box<ServeConfig>),
+    Keeper(Box<keeper::Keeper>),
+    KeeperImport(keeper_import::KeeperImport),
     Local(local::Local),
     Module(module::ModuleVerbs),
     Group(group::GroupVerbs),
@@ -105,9 +110,28 @@ impl ClientArgs {
 
 /// The whole command line, with variables and the file's values in place.
 fn command(file: Option<&ConfigFile>) -> Result<clap::Command, Failure> {
-    let command =
-        Cli::command().mut_subcommand("serve", |serve| serve.about(serve::ABOUT).after_help(serve::AFTER_HELP));
+    command_with(file, None)
+}
+
+/// The same, with an ensemble's values below those of the file.
+fn command_with(file: Option<&ConfigFile>, ensemble: Option<&ConfigFile>) -> Result<clap::Command, Failure> {
+    let command = Cli::command()
+        .mut_subcommand("serve", |serve| serve.about(serve::ABOUT).after_help(serve::AFTER_HELP))
+        .mut_subcommand("keeper", |verb| config::with_sources(keeper::describe(verb), ensemble));
     Ok(config::prepare(command, file)?)
+}
+
+/// The `zoo.cfg` of a `keeper` verb.
+fn ensemble(args: &[OsString], file: Option<&ConfigFile>) -> Result<Option<keeper::Ensemble>, Failure> {
+    const FLAG: &str = "zoo-cfg";
+    let is_help = |arg: &OsString| arg == "--help" || arg == "-h";
+    if !args.iter().skip(1).any(|arg| arg == "keeper") || args.iter().any(is_help) {
+        return Ok(None);
+    }
+    let told = std::env::var_os(config::variable(FLAG)).filter(|path| !path.is_empty());
+    let told = told.or_else(|| file.and_then(|file| file.value(FLAG)).map(OsString::from));
+    let path = config::file_named_by(args, "--zoo-cfg", told);
+    path.map(|path| keeper::read_ensemble(&path)).transpose()
 }
 
 /// Reads the process's arguments, does what they say, and answers the exit code.
@@ -122,13 +146,16 @@ pub fn main() -> ExitCode {
 }
 
 fn run(args: Vec<OsString>) -> Result<(), Failure> {
-    let file = config::file_named_by(&args, std::env::var_os("STATEHOUSE_CONFIG"));
+    let file = config::file_named_by(&args, "--config", std::env::var_os("STATEHOUSE_CONFIG"));
     let file = file.map(|path| ConfigFile::read(&path)).transpose()?;
-    let matches =
-        command(file.as_ref())?.try_get_matches_from(args).unwrap_or_else(|error| exit_with(error, file.as_ref()));
+    let ensemble = ensemble(&args, file.as_ref())?;
+    let command = command_with(file.as_ref(), ensemble.as_ref().map(|ensemble| &ensemble.values))?;
+    let matches = command.try_get_matches_from(args).unwrap_or_else(|error| exit_with(error, file.as_ref()));
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| exit_with(error, file.as_ref()));
     match cli.verb {
         Verb::Serve(config) => serve::run(*config),
+        Verb::Keeper(keeper) => keeper::run(*keeper, ensemble),
+        Verb::KeeperImport(import) => block_on(keeper_import::run(import)),
         Verb::Local(local) => block_on(local::run(local, cli.config)),
         Verb::Module(verbs) => block_on(module::run(verbs)),
         Verb::Group(verbs) => block_on(group::run(verbs)),

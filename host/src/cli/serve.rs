@@ -2,7 +2,6 @@
 
 use std::io;
 use std::io::Read;
-use std::net::SocketAddr;
 use std::num::NonZero;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +17,7 @@ use crate::api::ApiOptions;
 use crate::config::ServeConfig;
 use crate::module;
 use crate::node::start;
+use crate::node::start::RealNode;
 use crate::observe;
 
 pub(super) const ABOUT: &str = "Run a node";
@@ -37,6 +37,20 @@ const GRACE: Duration = Duration::from_secs(10);
 pub(super) fn run(config: ServeConfig) -> Result<(), Failure> {
     observe::init_logs(&config.log_level, config.log_format)?;
     config.validate()?;
+    run_with(config, Vec::new(), |_| std::future::ready(Ok(())))
+}
+
+/// Runs a node of a checked configuration, and `duty` beside it: a failure of it ends the node. `addresses` are those
+/// that the node will bind later, each with its flag: one in use is said before the disk is touched.
+pub(super) fn run_with<F, D>(
+    config: ServeConfig,
+    addresses: Vec<(&'static str, String)>,
+    duty: F,
+) -> Result<(), Failure>
+where
+    F: FnOnce(RealNode) -> D,
+    D: Future<Output = Result<(), Failure>>,
+{
     raise_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -48,7 +62,7 @@ pub(super) fn run(config: ServeConfig) -> Result<(), Failure> {
     let runtime = runtime.map_err(|error| {
         Failure::here(format!("cannot start: {error}"), "check the limits on open files and processes")
     })?;
-    let served = runtime.block_on(serve(config));
+    let served = runtime.block_on(serve(config, addresses, duty));
     // What still blocks in the background has nothing left to say.
     runtime.shutdown_timeout(Duration::from_secs(1));
     served
@@ -77,37 +91,54 @@ fn worker_threads(config: &ServeConfig) -> usize {
     }
 }
 
-async fn serve(config: ServeConfig) -> Result<(), Failure> {
+async fn serve<F, D>(config: ServeConfig, addresses: Vec<(&'static str, String)>, duty: F) -> Result<(), Failure>
+where
+    F: FnOnce(RealNode) -> D,
+    D: Future<Output = Result<(), Failure>>,
+{
     let told = Told::listen(config.exit_with_parent)?;
     // Before the disk is touched: a port in use is the commonest mistake.
-    let listener = bind("--http", config.http).await?;
+    let listener = bind("--http", &config.http.to_string()).await?;
+    for (flag, address) in addresses {
+        drop(bind(flag, &address).await?);
+    }
     let running = start::start(&config).await.map_err(|error| Failure::here(error.to_string(), error.remedy()))?;
     let api = api::serve(listener, Arc::new(running.node.clone()), ApiOptions::from(&config))
-        .map_err(|error| cannot_listen("--http", config.http, &error))?;
+        .map_err(|error| cannot_listen("--http", &config.http.to_string(), &error))?;
     tracing::info!(node = config.node_id, http = %api.address(), peer = %config.peer, data_dir = %config.data_dir.display(), "serving");
-    let why = told.wait().await;
+    let duty = duty(running.node.clone());
+    let failed = async {
+        match duty.await {
+            Ok(()) => std::future::pending().await,
+            Err(failure) => failure,
+        }
+    };
+    let (why, result) = tokio::select! {
+        why = told.wait() => (why, Ok(())),
+        failure = failed => ("it cannot do what it is for", Err(failure)),
+    };
     tracing::info!(why, "stopping");
     // First, and while clients are still served: they wait for the next leader to begin, not for this node to end.
     running.node.hand_over().await;
     api.shutdown(GRACE).await;
     running.shutdown().await;
     tracing::info!("stopped");
-    Ok(())
+    result
 }
 
-async fn bind(flag: &str, address: SocketAddr) -> Result<TcpListener, Failure> {
+async fn bind(flag: &str, address: &str) -> Result<TcpListener, Failure> {
     TcpListener::bind(address).await.map_err(|error| cannot_listen(flag, address, &error))
 }
 
-pub(super) fn cannot_listen(flag: &str, address: SocketAddr, error: &io::Error) -> Failure {
+pub(super) fn cannot_listen(flag: &str, address: &str, error: &io::Error) -> Failure {
+    let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
     let remedy = match error.kind() {
         io::ErrorKind::AddrInUse => format!(
-            "another process listens there (`ss -ltnp 'sport = :{}'` names it): stop it, or give another {flag}",
-            address.port()
+            "another process listens there (`ss -ltnp 'sport = :{port}'` names it): stop it, or give another {flag}"
         ),
         io::ErrorKind::PermissionDenied => format!("ports below 1024 are the system's: give another {flag}"),
         io::ErrorKind::AddrNotAvailable => {
-            format!("{} is not an address of this machine: give another {flag}", address.ip())
+            format!("{host} is not an address of this machine: give another {flag}")
         }
         _ => format!("give another {flag}"),
     };

@@ -25,6 +25,8 @@ pub struct ListenSettings {
     /// Where this node listens for a group, by the group's name, instead of where the catalog says. An empty list:
     /// nowhere.
     pub addresses: BTreeMap<String, Vec<String>>,
+    /// What this node's adapters are told as `listen` over what the catalog says, by the group's name: objects.
+    pub params: BTreeMap<String, serde_json::Value>,
     /// Added to the ports that the catalog says, so that several nodes find room on one machine.
     pub port_offset: u16,
     /// Whether addresses other than loopback may be listened on.
@@ -43,6 +45,7 @@ impl Default for ListenSettings {
     fn default() -> Self {
         Self {
             addresses: BTreeMap::new(),
+            params: BTreeMap::new(),
             port_offset: 0,
             insecure: false,
             connections_max: 10_000,
@@ -128,8 +131,13 @@ impl<P: Platform, T: Transport> Node<P, T> {
             refused.extend(addresses.into_iter().map(|address| ListenerView { address, state: state.clone() }));
         } else if !addresses.is_empty() {
             let json = |bytes: &[u8]| serde_json::from_slice(bytes).unwrap_or_else(|_| serde_json::json!({}));
-            let (params, listen): (serde_json::Value, serde_json::Value) =
+            let (params, mut listen): (serde_json::Value, serde_json::Value) =
                 (json(&entry.params), json(&entry.listen_params));
+            if let (Some(own), Some(listen)) =
+                (settings.listen.params.get(name).and_then(|own| own.as_object()), listen.as_object_mut())
+            {
+                listen.extend(own.iter().map(|(name, value)| (name.clone(), value.clone())));
+            }
             let told = serde_json::json!({ "params": params, "listen": listen, "node": self.id() });
             gateway = Some(Gateway::start(GatewayOptions {
                 group: group.clone(),

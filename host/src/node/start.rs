@@ -192,6 +192,7 @@ fn settings(config: &ServeConfig) -> Settings {
         session_timeout_max_ms: config.session_timeout_max_ms,
         listen: ListenSettings {
             addresses: config.listen_addresses(),
+            params: config.listen_params.clone(),
             port_offset: config.listen_port_offset,
             insecure: config.insecure,
             connections_max: size(config.client_connections_max),

@@ -256,7 +256,7 @@ impl Connection {
             return true;
         }
         // This node lags behind what the client has seen: to serve it would be to turn back its time.
-        if request.last_zxid_seen > io.applied() as i64 {
+        if request.last_zxid_seen > shared.settings.zxid(io.applied()) {
             return false;
         }
         self.phase = Phase::Opening { has_read_only };
@@ -283,7 +283,7 @@ impl Connection {
                 let response =
                     ConnectResponse { protocol_version, timeout_ms, session: id, password: secret, has_read_only };
                 self.answer_handshake(shared, io, &response);
-                self.stats.answered("SESS", -1, shared.told as i64, 0, io.time_ms());
+                self.stats.answered("SESS", -1, shared.settings.zxid(shared.told), 0, io.time_ms());
                 self.resume(shared, io);
             }
             // A client without its session must learn so from somebody: a closed connection would only make it try again.

@@ -255,7 +255,8 @@ impl ZooKeeper {
     /// Tells watchers what an entry changed.
     fn event(&mut self, io: &mut Io<'_>, index: u64, bytes: &[u8]) {
         let Ok(changes) = Changes::decode(bytes) else { return };
-        let zxid = if self.shared.settings.is_clickhouse() { watching::NO_ZXID } else { index as i64 };
+        let zxid =
+            if self.shared.settings.is_clickhouse() { watching::NO_ZXID } else { self.shared.settings.zxid(index) };
         for change in changes {
             // The state machine of this very module wrote them.
             let Ok(change) = change else { return };

@@ -299,7 +299,7 @@ impl Connection {
         let count = self.requests.count(turn);
         *count = count.saturating_sub(1);
         let closes = operation == op::CLOSE_SESSION;
-        let zxid = if index == 0 { shared.told } else { index } as i64;
+        let zxid = shared.settings.zxid(if index == 0 { shared.told } else { index });
         let (error, body): (i32, &[u8]) = match *outcome {
             Outcome::Ok(_) if closes => (0, &[]),
             Outcome::Ok(bytes) => split_reply(bytes).unwrap_or((ErrorCode::SystemError.number(), &[])),
@@ -389,7 +389,7 @@ impl Connection {
     }
 
     fn reply(&mut self, shared: &mut Shared, io: &mut Io<'_>, request: &Request, answer: &Answer<impl AsRef<[u8]>>) {
-        let zxid = answer.zxid.unwrap_or(shared.told as i64);
+        let zxid = answer.zxid.unwrap_or_else(|| shared.settings.zxid(shared.told));
         let body = answer.body.as_ref();
         shared.frame.clear();
         let mut writer = Writer::new(&mut shared.frame);

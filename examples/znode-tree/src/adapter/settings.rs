@@ -108,6 +108,8 @@ pub struct Settings {
     pub digest_auth: bool,
     /// The port that `conf` shows; 0 when it is not known.
     pub client_port: u64,
+    /// What zxids are counted from.
+    pub zxid_base: i64,
     /// ClickHouse's feature flags that were switched.
     pub feature_flags: std::collections::BTreeMap<String, bool>,
 }
@@ -143,8 +145,14 @@ impl Settings {
             super_digest: listen.super_digest.or(params.super_digest),
             digest_auth: listen.digest_auth.unwrap_or(true),
             client_port: listen.client_port.or(port).unwrap_or(0),
+            zxid_base: params.zxid_base,
             feature_flags: params.feature_flags,
         })
+    }
+
+    /// The zxid of an index of the group's log.
+    pub fn zxid(&self, index: u64) -> i64 {
+        self.zxid_base.wrapping_add(index as i64)
     }
 
     /// Whether ClickHouse Keeper's behaviour is wanted.

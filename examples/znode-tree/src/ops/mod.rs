@@ -2,6 +2,7 @@
 //!
 //! * [`create`], [`remove`], [`set`], [`check`]: one kind of write a file;
 //! * [`multi`]: several of them, or none;
+//! * [`load`]: the import of another server's tree;
 //! * [`read`], [`list`]: what is asked without changing anything;
 //! * this file: what they share.
 //!
@@ -11,6 +12,7 @@
 pub mod check;
 pub mod create;
 pub mod list;
+pub mod load;
 pub mod multi;
 pub mod read;
 pub mod remove;

@@ -117,7 +117,7 @@ fn srvr(view: &View<'_>, with_clients: bool) -> String {
     let _ = writeln!(text, "Latency min/avg/max: {min}/{avg}/{max}");
     let _ = writeln!(text, "Received: {}\nSent: {}", stats.received, stats.sent);
     let _ = writeln!(text, "Connections: {}\nOutstanding: {}", view.connections.len(), view.shared.outstanding);
-    let _ = writeln!(text, "Zxid: 0x{:x}\nMode: {}", view.applied, view.known.facts.mode());
+    let _ = writeln!(text, "Zxid: 0x{:x}\nMode: {}", view.zxid, view.known.facts.mode());
     let _ = writeln!(text, "Node count: {}", view.known.counts.nodes);
     text
 }

@@ -151,7 +151,7 @@ pub struct View<'a> {
     pub connections: &'a BTreeMap<ConnectionId, Connection>,
     pub shared: &'a Shared,
     pub known: &'a Known,
-    pub applied: u64,
+    pub zxid: i64,
     /// Whether clients are served: somebody leads.
     pub is_serving: bool,
 }
@@ -198,7 +198,8 @@ fn answer(
         let refused = format!("{text} is not executed because it is not in the whitelist.\n");
         return if is_clickhouse { String::new() } else { refused };
     }
-    let view = View { connections, shared, known, applied: io.applied(), is_serving: io.has_leader() };
+    let zxid = shared.settings.zxid(io.applied());
+    let view = View { connections, shared, known, zxid, is_serving: io.has_leader() };
     let answer = if is_clickhouse { clickhouse::answer(word, &view) } else { None };
     answer.unwrap_or_else(|| zookeeper::answer(word, &view))
 }

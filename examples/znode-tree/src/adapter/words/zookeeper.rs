@@ -134,7 +134,7 @@ fn srvr(view: &View<'_>, with_clients: bool) -> String {
     let _ = writeln!(text, "Latency min/avg/max: {min}/{avg}/{max}");
     let _ = writeln!(text, "Received: {}\nSent: {}", stats.received, stats.sent);
     let _ = writeln!(text, "Connections: {}\nOutstanding: {}", view.connections.len(), view.shared.outstanding);
-    let _ = writeln!(text, "Zxid: 0x{:x}\nMode: {}", view.applied, facts.mode());
+    let _ = writeln!(text, "Zxid: 0x{:x}\nMode: {}", view.zxid, facts.mode());
     let _ = writeln!(text, "Node count: {}", view.known.counts.nodes);
     if facts.mode() == "leader" {
         text.push_str("Proposal sizes last/min/max: -1/-1/-1\n");
@@ -197,7 +197,7 @@ fn mntr(view: &View<'_>) -> String {
     say("stale_replies", &stats.stale_replies);
     say("throttled_ops", &stats.throttled);
     say("watch_bytes", &stats.watch_bytes);
-    say("last_zxid", &view.applied);
+    say("last_zxid", &view.zxid);
     if facts.mode() == "leader" {
         let voters = facts.members.iter().filter(|member| member.role != "learner").count();
         say("quorum_size", &voters);

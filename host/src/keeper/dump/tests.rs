@@ -1,0 +1,240 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+//! Directories that Debian's ZooKeeper 3.8 wrote (`tests/keeper/make.py`), and what is made of them by breaking them.
+
+use std::collections::BTreeMap;
+
+use super::jute::Acl;
+use super::tree::Stored;
+use super::*;
+
+const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/keeper");
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(FIXTURES).join(name)
+}
+
+fn bytes_of(name: &str) -> Vec<u8> {
+    std::fs::read(fixture(name)).unwrap()
+}
+
+/// A directory of these files.
+fn directory(files: &[(&str, &[u8])]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, bytes) in files {
+        std::fs::write(dir.path().join(name), bytes).unwrap();
+    }
+    dir
+}
+
+fn read_all(path: &Path) -> Result<Dump, DumpError> {
+    read(path, path, &|_| {})
+}
+
+fn read_files(files: &[(&str, &[u8])]) -> Result<Dump, DumpError> {
+    read_all(directory(files).path())
+}
+
+/// The owner of a node that is to live a year.
+const TTL_OF_A_YEAR: i64 = (0xff00_0000_0000_0000_u64 as i64) | (365 * 86_400_000);
+
+type Seen = BTreeMap<String, (Option<Vec<u8>>, Vec<Acl>, Stored)>;
+
+fn seen(tree: &Tree) -> Seen {
+    let nodes = tree.nodes();
+    nodes
+        .map(|(path, node)| {
+            let data = node.data.as_deref().map(<[u8]>::to_vec);
+            (path.to_owned(), (data, tree.acl(node.acl).to_vec(), node.stored))
+        })
+        .collect()
+}
+
+/// The clients' view at the end, as kazoo wrote it down, against what is read: each node with its data, ACL and stat.
+#[test]
+fn what_clients_saw_is_what_is_read() {
+    let dump = read_all(&fixture("plain")).unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&bytes_of("plain/tree.json")).unwrap();
+    let mut clients = 0;
+    for (path, node) in json.as_object().unwrap() {
+        let path = if path == "/" { "" } else { path };
+        let stat: Vec<i64> = node["stat"].as_array().unwrap().iter().map(|number| number.as_i64().unwrap()).collect();
+        if stat[7] != 0 {
+            assert!(dump.tree.get(path).is_none(), "{path} is ephemeral");
+            continue;
+        }
+        let read = dump.tree.get(path).unwrap_or_else(|| panic!("{path} is missing"));
+        let data = node["data"].as_str().map(|hex| hex.to_owned());
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        // A quota's count is no transaction: the server keeps it in memory, and counts anew when it starts.
+        if !path.ends_with("/zookeeper_stats") {
+            assert_eq!(read.data.as_deref().map(hex), data, "{path}");
+        }
+        let Stored { czxid, mzxid, ctime, mtime, version, cversion, aversion, owner, pzxid } = read.stored;
+        let children = stat[9];
+        let shown = i64::from(cversion) * 2 - children;
+        // Clients are not told of containers and of times to live.
+        let owner = if owner < 0 { 0 } else { owner };
+        let is = [czxid, mzxid, ctime, mtime, version.into(), shown, aversion.into(), owner];
+        assert_eq!((&is[..], pzxid), (&stat[..8], stat[10]), "{path}");
+        let acl: Vec<_> = dump.tree.acl(read.acl).iter().map(|acl| (acl.perms, &acl.scheme, &acl.id)).collect();
+        if let Some(entries) = node["acls"].as_array() {
+            // Digests are shown to those alone who may change them.
+            let hidden = |id: &str| id.split_once(':').map_or(id.to_owned(), |(user, _)| format!("{user}:x"));
+            let shown: Vec<_> =
+                acl.iter().map(|(perms, scheme, id)| serde_json::json!([perms, scheme, hidden(id)])).collect();
+            assert_eq!(&shown, entries, "{path}");
+        }
+        clients += 1;
+    }
+    assert_eq!(clients, dump.tree.len());
+    let owner = |path| dump.tree.get(path).unwrap().stored.owner;
+    assert_eq!((owner("/containers/c"), owner("/containers/ttl")), (i64::MIN, TTL_OF_A_YEAR));
+    assert!(clients > 40 && dump.transactions > 10, "{dump:?}");
+    assert_eq!((dump.ephemerals, dump.notes.len()), (1, 0));
+    assert!(dump.snapshot.unwrap().ends_with("snapshot.3a"));
+}
+
+/// The same history by another way: from the empty tree, through both logs. Snapshot and replay must not differ.
+#[test]
+fn a_replay_from_the_beginning_ends_in_the_same_tree() {
+    let files = ["snapshot.0", "log.1", "log.3b"].map(|name| (name, bytes_of(&format!("plain/{name}"))));
+    let files: Vec<_> = files.iter().map(|(name, bytes)| (*name, bytes.as_slice())).collect();
+    let long = read_files(&files).unwrap();
+    let short = read_all(&fixture("plain")).unwrap();
+    assert_eq!(long.zxid, short.zxid);
+    assert!(long.transactions >= short.transactions + 0x3a);
+    let (mut long, mut short) = (seen(&long.tree), seen(&short.tree));
+    // Configuration is written outside of transactions.
+    long.remove("/zookeeper/config");
+    short.remove("/zookeeper/config");
+    assert_eq!(long, short);
+}
+
+#[test]
+fn compressed_snapshots_are_read() {
+    let plain: Vec<String> =
+        seen(&snapshot::read(&fixture("plain/snapshot.3a"), &|_| {}).unwrap()).into_keys().collect();
+    for name in ["gz/snapshot.3a.gz", "snappy/snapshot.3a.snappy"] {
+        let tree = snapshot::read(&fixture(name), &|_| {}).unwrap();
+        assert_eq!(seen(&tree).into_keys().collect::<Vec<_>>(), plain, "{name}");
+        let mut bytes = bytes_of(name);
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 0x10;
+        let name = Path::new(name).file_name().unwrap().to_str().unwrap();
+        assert!(matches!(read_files(&[(name, &bytes)]), Err(DumpError::NoSnapshot(_))), "{name}");
+    }
+}
+
+/// Servers of 3.4 and 3.5 end the file at the first seal.
+#[test]
+fn a_snapshot_without_the_digest_of_later_versions_is_whole() {
+    let bytes = bytes_of("plain/snapshot.3a");
+    let old = &bytes[..bytes.len() - 33];
+    let read = read_files(&[("snapshot.3a", old)]).unwrap();
+    assert_eq!(seen(&read.tree), seen(&read_files(&[("snapshot.3a", &bytes)]).unwrap().tree));
+    for cut in (0..old.len()).chain(old.len() + 1..bytes.len()) {
+        assert!(read_files(&[("snapshot.3a", &bytes[..cut])]).is_err(), "cut at {cut}");
+    }
+}
+
+#[test]
+fn no_flipped_byte_of_a_snapshot_is_passed_over() {
+    let bytes = bytes_of("plain/snapshot.3a");
+    for at in (0..bytes.len()).step_by(7) {
+        let mut broken = bytes.clone();
+        broken[at] ^= 0x41;
+        let error = read_files(&[("snapshot.3a", &broken)]).unwrap_err().to_string();
+        assert!(error.contains("snapshot.3a is damaged at offset"), "{at}: {error}");
+    }
+}
+
+/// A log that ends anywhere is a server that was killed: what was whole counts.
+#[test]
+fn a_torn_tail_is_left_out() {
+    let (snapshot, log) = (bytes_of("plain/snapshot.3a"), bytes_of("plain/log.3b"));
+    let whole = read_files(&[("snapshot.3a", &snapshot), ("log.3b", &log)]).unwrap();
+    let end = log.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+    let mut transactions = Vec::new();
+    for cut in 0..=end {
+        let dump = read_files(&[("snapshot.3a", &snapshot), ("log.3b", &log[..cut])])
+            .unwrap_or_else(|error| panic!("cut at {cut}: {error}"));
+        transactions.push(dump.transactions);
+        assert!(dump.notes.len() <= 1, "{:?}", dump.notes);
+        assert!(dump.notes.iter().all(|note| note.contains("was being written")), "{:?}", dump.notes);
+    }
+    assert!(transactions.is_sorted());
+    assert_eq!((transactions[0], transactions[end]), (0, whole.transactions));
+}
+
+/// A byte that is not what was written: refused with its place, or it is in the record at the very end, which the
+/// server may not have finished, or in the head, where nothing is looked at.
+#[test]
+fn no_flipped_byte_of_a_log_is_passed_over() {
+    let (snapshot, log) = (bytes_of("plain/snapshot.3a"), bytes_of("plain/log.3b"));
+    let read = |log: &[u8]| read_files(&[("snapshot.3a", &snapshot), ("log.3b", log)]);
+    let whole = read(&log).unwrap();
+    let end = log.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+    for at in (0..8).chain(16..end).step_by(5) {
+        let mut broken = log.clone();
+        broken[at] ^= 0x41;
+        match read(&broken) {
+            Err(DumpError::Damaged(damage)) => assert!(damage.offset <= at as u64, "{at}: {damage}"),
+            Ok(dump) => {
+                assert_eq!((dump.transactions, dump.notes.len()), (whole.transactions - 1, 1), "{at}");
+            }
+            Err(other) => panic!("{at}: {other}"),
+        }
+    }
+}
+
+/// A page of zeros in the middle, as a disk leaves that lost a sector: not the end of the log.
+#[test]
+fn zeros_before_the_end_are_damage() {
+    let (snapshot, mut log) = (bytes_of("plain/snapshot.3a"), bytes_of("plain/log.3b"));
+    log[16..600].fill(0);
+    let error = read_files(&[("snapshot.3a", &snapshot), ("log.3b", &log)]).unwrap_err().to_string();
+    assert!(error.contains("log.3b is damaged at offset 16: nothing, and records behind it"), "{error}");
+}
+
+#[test]
+fn missing_transactions_are_named() {
+    let files = [("snapshot.0", bytes_of("plain/snapshot.0")), ("log.3b", bytes_of("plain/log.3b"))];
+    let files: Vec<_> = files.iter().map(|(name, bytes)| (*name, bytes.as_slice())).collect();
+    let error = read_files(&files).unwrap_err();
+    assert!(error.to_string().starts_with("the transactions from 0x1 to 0x3a are missing"), "{error}");
+    assert!(error.remedy().contains("--log-dir"));
+    assert!(matches!(read_files(&files[1..]), Err(DumpError::Gap { .. })));
+}
+
+#[test]
+fn an_older_snapshot_serves_if_the_logs_reach_back_to_it() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("version-2")).unwrap();
+    for name in ["snapshot.0", "log.1", "log.3b", "snapshot.3a"] {
+        let mut bytes = bytes_of(&format!("plain/{name}"));
+        if name == "snapshot.3a" {
+            bytes.truncate(1000);
+        }
+        std::fs::write(dir.path().join("version-2").join(name), bytes).unwrap();
+    }
+    let dump = read_all(dir.path()).unwrap();
+    assert_eq!(dump.tree.len(), read_all(&fixture("plain")).unwrap().tree.len());
+    let note = &dump.notes[0];
+    assert!(note.contains("snapshot.3a is damaged at offset 9") && note.contains("it ends too early"), "{note}");
+    assert!(note.contains("the older") && note.contains("snapshot.0"), "{note}");
+}
+
+#[test]
+fn a_directory_without_data_is_said_to_be_one() {
+    let error = read_files(&[("myid", b"1")]).unwrap_err();
+    assert!(error.to_string().contains("holds no data of ZooKeeper"), "{error}");
+    assert!(matches!(read_all(Path::new("/nowhere")), Err(DumpError::Unreadable { .. })));
+}
+
+/// A new leader counts from 1 in the next epoch; nothing else may be left out.
+#[test]
+fn what_follows_a_transaction() {
+    let epoch = 1 << 32;
+    assert!(follows(0, 1) && follows(5, 6) && follows(5, epoch + 1) && follows(epoch, epoch + 1));
+    assert!(!follows(5, 7) && !follows(5, epoch + 2) && !follows(epoch + 9, 3));
+}

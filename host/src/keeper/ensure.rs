@@ -1,0 +1,158 @@
+//! The module is loaded and the group exists: made through the node's own service, by whichever node gets there first.
+//!
+//! All nodes of a cluster do this at every start, at the same time. So every step looks first, takes "it is there
+//! already" for success, and can be done any number of times.
+
+use bytes::Bytes;
+use serde_json::Value;
+use sha2::Digest;
+use sha2::Sha256;
+
+use super::settings::GROUP;
+use super::settings::MODULE;
+use crate::service::ErrorCode;
+use crate::service::GroupRequest;
+use crate::service::GroupView;
+use crate::service::Service;
+use crate::service::ServiceError;
+
+/// How far one look came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// The group is there and this node listens: the group, and what the operator should know of it.
+    Serving(Box<GroupView>, Vec<String>),
+    /// Look again in a moment: what is being waited for.
+    NotYet(String),
+}
+
+/// Takes the next steps towards a group that serves on this node.
+///
+/// # Errors
+/// What no waiting will heal: the module or the params are refused, the name is taken by another module's group.
+pub async fn step(service: &dyn Service, wasm: &'static [u8], params: &Value) -> Result<Standing, ServiceError> {
+    match towards(service, wasm, params).await {
+        Err(error) if is_passing(error.code) => Ok(Standing::NotYet(error.detail)),
+        done => done,
+    }
+}
+
+/// Whether a later try may find it otherwise.
+fn is_passing(code: ErrorCode) -> bool {
+    matches!(
+        code,
+        ErrorCode::NoLeader
+            | ErrorCode::Overloaded
+            | ErrorCode::OutcomeUnknown
+            | ErrorCode::Timeout
+            | ErrorCode::DiskFull
+            | ErrorCode::Unavailable
+            // Removed between two looks.
+            | ErrorCode::ModuleNotFound
+            | ErrorCode::GroupNotFound
+    )
+}
+
+async fn towards(service: &dyn Service, wasm: &'static [u8], params: &Value) -> Result<Standing, ServiceError> {
+    let group = match service.group_get(GROUP.to_owned()).await {
+        Ok(group) => group,
+        Err(error) if error.code == ErrorCode::GroupNotFound => {
+            load(service, wasm).await?;
+            create(service, params).await?;
+            service.group_get(GROUP.to_owned()).await?
+        }
+        Err(error) => return Err(error),
+    };
+    if group.module != MODULE {
+        let detail = format!("group {GROUP} is there and runs module {}, not {MODULE}", group.module);
+        return Err(ServiceError::new(ErrorCode::AlreadyExists, detail));
+    }
+    match group.listeners.iter().find(|listener| listener.state != "listening") {
+        _ if group.listeners.is_empty() => Ok(Standing::NotYet("the group is being opened".to_owned())),
+        Some(other) => Ok(Standing::NotYet(format!("{}: {}", other.address, other.state))),
+        None => {
+            let notes = notes(&group, wasm, params);
+            Ok(Standing::Serving(Box::new(group), notes))
+        }
+    }
+}
+
+async fn load(service: &dyn Service, wasm: &'static [u8]) -> Result<(), ServiceError> {
+    if service.module_get(MODULE.to_owned()).await.is_ok() {
+        return Ok(());
+    }
+    match service.module_add(MODULE.to_owned(), Bytes::from_static(wasm)).await {
+        // Another node's, of another version of this program.
+        Err(error) if error.code == ErrorCode::AlreadyExists => Ok(()),
+        done => done.map(drop),
+    }
+}
+
+async fn create(service: &dyn Service, params: &Value) -> Result<(), ServiceError> {
+    let request = GroupRequest {
+        name: GROUP.to_owned(),
+        module: MODULE.to_owned(),
+        params: params.clone(),
+        ..GroupRequest::default()
+    };
+    match service.group_create(request).await {
+        Err(error) if error.code == ErrorCode::AlreadyExists => Ok(()),
+        done => done.map(drop),
+    }
+}
+
+/// What holds, where it is not what this node was told.
+fn notes(group: &GroupView, wasm: &[u8], params: &Value) -> Vec<String> {
+    let mut notes = Vec::new();
+    for (name, wanted) in params.as_object().into_iter().flatten() {
+        let Some(made) = group.params.get(name).filter(|made| *made != wanted) else { continue };
+        notes.push(format!("{name} is {made}, as the group was made with; this node was told {wanted}"));
+    }
+    if hex::encode(Sha256::digest(wasm)) != group.digest {
+        notes.push(format!("the group runs another version of module {MODULE} than came with this program"));
+    }
+    notes
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+    use serde_json::json;
+
+    use super::*;
+    use crate::api::fake::Fake;
+
+    const WASM: &[u8] = b"\0asm....";
+
+    #[tokio::test]
+    async fn the_group_is_made_once_however_often_one_looks() {
+        let service = Fake::new(1);
+        let params = json!({"skip_acl": false});
+        // The fake has no listeners: the step after the group's making is waited for.
+        for _ in 0..3 {
+            let standing = step(&service, WASM, &params).await.unwrap();
+            assert_eq!(standing, Standing::NotYet("the group is being opened".to_owned()));
+        }
+        let groups = service.group_list().await.unwrap();
+        assert_eq!(groups.len(), 1);
+        assert_eq!((groups[0].name.as_str(), groups[0].module.as_str()), (GROUP, MODULE));
+        assert_eq!(groups[0].params, params);
+    }
+
+    #[tokio::test]
+    async fn a_group_of_another_module_is_not_taken_over() {
+        let service = Fake::new(1);
+        service.module_add("counter".to_owned(), Bytes::from_static(WASM)).await.unwrap();
+        let other = GroupRequest { name: GROUP.to_owned(), module: "counter".to_owned(), ..GroupRequest::default() };
+        service.group_create(other).await.unwrap();
+        let error = step(&service, WASM, &json!({})).await.unwrap_err();
+        assert!(error.detail.contains("runs module counter"), "{error}");
+    }
+
+    #[test]
+    fn only_what_may_pass_is_waited_for() {
+        assert!(is_passing(ErrorCode::NoLeader) && is_passing(ErrorCode::OutcomeUnknown));
+        for code in [ErrorCode::ModuleRefused, ErrorCode::BadRequest, ErrorCode::GroupStopped, ErrorCode::Internal] {
+            assert!(!is_passing(code), "{code:?}");
+        }
+    }
+}

@@ -14,6 +14,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
+use super::histogram::Histogram;
 use crate::api::problem::Problem;
 use crate::cli::Failure;
 
@@ -35,8 +36,7 @@ pub(super) struct Load {
 /// What came of it.
 #[derive(Debug, Default)]
 pub(super) struct LoadResult {
-    /// Sorted.
-    pub latencies_ns: Vec<u64>,
+    pub latencies: Histogram,
     pub errors: u64,
     pub first_error: Option<String>,
     pub took: Duration,
@@ -60,11 +60,10 @@ impl Load {
                     "this is a fault of the program: report it",
                 )
             })?;
-            all.latencies_ns.extend(one.latencies_ns);
+            all.latencies.merge(&one.latencies);
             all.errors += one.errors;
             all.first_error = all.first_error.or(one.first_error);
         }
-        all.latencies_ns.sort_unstable();
         Ok(all)
     }
 }
@@ -100,7 +99,7 @@ impl Worker {
             match answered {
                 // Only what lies within the time that is measured, whole.
                 Ok(()) if start >= self.begin && done <= self.end => {
-                    result.latencies_ns.push(u64::try_from((done - start).as_nanos()).unwrap_or(u64::MAX));
+                    result.latencies.record(u64::try_from((done - start).as_nanos()).unwrap_or(u64::MAX));
                 }
                 Ok(()) => {}
                 Err(error) => {

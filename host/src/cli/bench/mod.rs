@@ -141,23 +141,23 @@ pub(super) async fn run(verbs: BenchVerbs) -> Result<(), Failure> {
     let result = load.run().await?;
     machine.measure(&shape.bench_dir).await?;
     let (synced_write, round_trip) = (machine.synced_write(), machine.round_trip());
-    if result.latencies_ns.is_empty() {
+    if result.latencies.count() == 0 {
         let why = result.first_error.unwrap_or_else(|| "no answer came in time".into());
         return Err(Failure::here(
             format!("not one answer was a success: {why}"),
             "try the same with `statehouse apply` or `query` first",
         ));
     }
-    let at = |share: f64| quantile(&result.latencies_ns, share) as f64 / 1000.0;
+    let at = |share: f64| result.latencies.quantile_ns(share) as f64 / 1000.0;
     let unit = synced_write.as_secs_f64() * 1e6 + 2.0 * round_trip.as_secs_f64() * 1e6;
     let report = Report {
         operation,
         connections: shape.connections,
         duration_s: result.took.as_secs_f64(),
-        answers: result.latencies_ns.len() as u64,
+        answers: result.latencies.count(),
         errors: result.errors,
         first_error: result.first_error,
-        per_second: result.latencies_ns.len() as f64 / result.took.as_secs_f64(),
+        per_second: result.latencies.count() as f64 / result.took.as_secs_f64(),
         p50_us: at(0.5),
         p95_us: at(0.95),
         p99_us: at(0.99),
@@ -171,12 +171,6 @@ pub(super) async fn run(verbs: BenchVerbs) -> Result<(), Failure> {
         Output::Json => output::json(&report),
         Output::Table => print(&report),
     }
-}
-
-/// The value that `share` of the sorted values are not above.
-fn quantile(sorted: &[u64], share: f64) -> u64 {
-    let rank = (share * sorted.len() as f64).ceil() as usize;
-    sorted.get(rank.clamp(1, sorted.len().max(1)) - 1).copied().unwrap_or(0)
 }
 
 fn print(report: &Report) -> Result<(), Failure> {
@@ -200,21 +194,4 @@ fn print(report: &Report) -> Result<(), Failure> {
         ("round trip", format!("{} (loopback)", ms(report.round_trip_us))),
         ("p50 ratio", format!("{:.2} x (synced write + 2 round trips)", report.p50_ratio)),
     ])
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
-
-    use super::*;
-
-    #[test]
-    fn a_quantile_is_a_value_that_was_measured() {
-        let values: Vec<u64> = (1..=1000).collect();
-        assert_eq!(
-            (quantile(&values, 0.5), quantile(&values, 0.99), quantile(&values, 0.999), quantile(&values, 1.0)),
-            (500, 990, 999, 1000)
-        );
-        assert_eq!((quantile(&[7], 0.5), quantile(&[7], 1.0), quantile(&[], 0.5)), (7, 7, 0));
-    }
 }

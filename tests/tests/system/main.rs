@@ -10,6 +10,7 @@ mod events;
 mod first_steps;
 mod formats;
 mod gateway;
+mod keeper;
 mod keeper_bench;
 mod redis;
 mod sessions;

@@ -1,0 +1,316 @@
+//! `statehouse keeper` and `keeper-import`, as an operator uses them who comes from ZooKeeper.
+
+use std::fs::File;
+use std::fs::OpenOptions;
+use std::io;
+use std::io::Read;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::net::TcpStream;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Child;
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use statehouse_tests::cluster::free_ports;
+use statehouse_tests::program;
+use statehouse_tests::program::run;
+use statehouse_tests::wait;
+
+/// What Debian's ZooKeeper 3.8 wrote: `tests/keeper/make.py`.
+fn dump() -> PathBuf {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/keeper/plain")).to_owned()
+}
+
+/// A node in a process of its own, which ends with this value.
+struct Keeper {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Keeper {
+    fn start(log: &Path, args: &[&str]) -> Self {
+        let file = OpenOptions::new().create(true).append(true).open(log).unwrap();
+        let mut command = program::command();
+        command.arg("keeper").arg("--exit-with-parent").args(args);
+        let child = command.stdin(Stdio::piped()).stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
+        Self { child, log: log.to_owned() }
+    }
+
+    fn said(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
+    }
+
+    fn stop(mut self) {
+        program::signal(&self.child, Signal::TERM);
+        let ended = program::wait(&mut self.child, Duration::from_secs(30));
+        assert!(ended.is_some_and(|status| status.success()), "{}", self.said());
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
+    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+    Ok(stream)
+}
+
+fn four_letters(address: SocketAddr, word: &str) -> io::Result<String> {
+    let mut stream = connect(address)?;
+    stream.write_all(word.as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+fn until_it_serves(keeper: &Keeper, address: SocketAddr) {
+    wait::until(&format!("{address} serves ZooKeeper's clients"), || match four_letters(address, "srvr") {
+        Ok(answer) if answer.contains("Zxid") => Ok(()),
+        other => Err(format!("{other:?}; it said:\n{}", keeper.said())),
+    });
+}
+
+/// A client of ZooKeeper, by hand.
+struct Client {
+    stream: TcpStream,
+    xid: i32,
+}
+
+fn buffer(bytes: &[u8]) -> Vec<u8> {
+    [&i32::try_from(bytes.len()).unwrap().to_be_bytes()[..], bytes].concat()
+}
+
+/// A path and whether to watch it: what most reads ask.
+fn path(path: &str) -> Vec<u8> {
+    [buffer(path.as_bytes()), vec![0]].concat()
+}
+
+fn i64_at(bytes: &[u8], at: usize) -> i64 {
+    i64::from_be_bytes(bytes[at..at + 8].try_into().unwrap())
+}
+
+fn i32_at(bytes: &[u8], at: usize) -> i32 {
+    i32::from_be_bytes(bytes[at..at + 4].try_into().unwrap())
+}
+
+impl Client {
+    /// A new session; the client has seen `zxid` elsewhere.
+    fn open(address: SocketAddr, zxid: i64) -> io::Result<Self> {
+        let mut stream = connect(address)?;
+        let request = [&0_i32.to_be_bytes()[..], &zxid.to_be_bytes(), &10_000_i32.to_be_bytes(), &0_i64.to_be_bytes()];
+        let request = [request.concat(), buffer(&[0; 16]), vec![0]].concat();
+        stream.write_all(&buffer(&request))?;
+        let mut client = Self { stream, xid: 0 };
+        let answer = client.frame()?;
+        assert_eq!((i32_at(&answer, 4), answer.len()), (10_000, 37), "the timeout, and a whole answer");
+        assert_ne!(i64_at(&answer, 8), 0, "a session");
+        Ok(client)
+    }
+
+    fn until_open(address: SocketAddr, zxid: i64) -> Self {
+        wait::until("a session", || Self::open(address, zxid))
+    }
+
+    fn frame(&mut self) -> io::Result<Vec<u8>> {
+        let mut length = [0; 4];
+        self.stream.read_exact(&mut length)?;
+        let mut bytes = vec![0; usize::try_from(i32::from_be_bytes(length)).unwrap()];
+        self.stream.read_exact(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// The transaction's number, the error, the body.
+    fn ask(&mut self, operation: i32, body: &[u8]) -> (i64, i32, Vec<u8>) {
+        self.xid += 1;
+        let request = [&self.xid.to_be_bytes()[..], &operation.to_be_bytes(), body].concat();
+        self.stream.write_all(&buffer(&request)).unwrap();
+        let answer = self.frame().unwrap();
+        assert_eq!(i32_at(&answer, 0), self.xid);
+        (i64_at(&answer, 4), i32_at(&answer, 12), answer[16..].to_vec())
+    }
+
+    fn create(&mut self, path: &str, data: &[u8]) -> (i64, i32) {
+        let acl = [&1_i32.to_be_bytes()[..], &31_i32.to_be_bytes(), &buffer(b"world"), &buffer(b"anyone")].concat();
+        let body = [buffer(path.as_bytes()), buffer(data), acl, vec![0; 4]].concat();
+        let (zxid, error, _) = self.ask(1, &body);
+        (zxid, error)
+    }
+
+    /// A node's data, after what was acknowledged anywhere; or the error.
+    fn data(&mut self, at: &str) -> Result<Vec<u8>, i32> {
+        assert_eq!(self.ask(9, &buffer(b"/")).1, 0, "sync");
+        match self.ask(4, &path(at)) {
+            (_, 0, body) => Ok(body[4..4 + usize::try_from(i32_at(&body, 0)).unwrap()].to_vec()),
+            (_, error, _) => Err(error),
+        }
+    }
+}
+
+const NO_NODE: i32 = -101;
+
+/// Three machines of an ensemble, each with its own file, on one: each starts from nothing but that file.
+#[test]
+fn an_ensembles_files_start_its_members() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = free_ports();
+    let port = |what: u16, id: u16| base + what * 4 + id;
+    let client = |id: u16| SocketAddr::from(([127, 0, 0, 1], port(0, id)));
+    let servers: String = (1..=3)
+        .map(|id| format!("server.{id}=127.0.0.1:{}:{};127.0.0.1:{}\n", port(1, id), port(2, id), port(0, id)))
+        .collect();
+    let start = |id: u16| {
+        let data = folder.path().join(format!("zk{id}"));
+        std::fs::create_dir_all(&data).unwrap();
+        std::fs::write(data.join("myid"), format!("{id}\n")).unwrap();
+        let cfg = data.join("zoo.cfg");
+        let text = format!(
+            "tickTime=1000\ninitLimit=10\nsyncLimit=5\ndataDir={}\nadmin.serverPort={}\n\
+             4lw.commands.whitelist=ruok,srvr,conf\nfoo.bar=1\n{servers}",
+            data.display(),
+            port(3, id)
+        );
+        std::fs::write(&cfg, text).unwrap();
+        Keeper::start(&data.join("log"), &["--zoo-cfg", cfg.to_str().unwrap()])
+    };
+    let mut keepers: Vec<Keeper> = (1..=3).map(start).collect();
+    for (keeper, id) in keepers.iter().zip(1..) {
+        until_it_serves(keeper, client(id));
+        assert_eq!(four_letters(client(id), "ruok").unwrap(), "imok");
+        let conf = four_letters(client(id), "conf").unwrap();
+        for line in [format!("clientPort={}\n", port(0, id)), "tickTime=1000\n".into(), format!("serverId={id}\n")] {
+            assert!(conf.contains(&line), "{line} is not in {conf}");
+        }
+        assert!(keeper.said().contains("zoo.cfg:7: foo.bar is not honoured"), "{}", keeper.said());
+    }
+    let mut first = Client::until_open(client(1), 0);
+    assert_eq!(first.create("/a", b"from the first").1, 0);
+    assert_eq!(Client::until_open(client(3), 0).data("/a").unwrap(), b"from the first");
+
+    // One goes and comes back, from the same file.
+    keepers.remove(1).stop();
+    assert_eq!(first.create("/b", b"without the second").1, 0);
+    let second = start(2);
+    until_it_serves(&second, client(2));
+    assert_eq!(Client::until_open(client(2), 0).data("/b").unwrap(), b"without the second");
+    assert!(folder.path().join("zk2/statehouse/log").is_dir(), "our data is below dataDir");
+}
+
+#[test]
+fn what_a_file_contradicts_is_said_before_anything_is_touched() {
+    let folder = tempfile::tempdir().unwrap();
+    let cfg = folder.path().join("zoo.cfg");
+    let data = folder.path().join("data");
+    std::fs::write(&cfg, format!("dataDir={}\nclientPort=2182\nserver.1=127.0.0.1:1:2;2181\n", data.display()))
+        .unwrap();
+    let refused = run(program::command().arg("keeper").arg("--zoo-cfg").arg(&cfg), b"");
+    refused.fails(2, &["zoo.cfg:2: clientPort is 2182, but server.1 on line 3", "try: "]);
+    assert!(!data.exists());
+    // A port that somebody has, before the data directory is made.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    std::fs::write(&cfg, format!("dataDir={}\nclientPort={}\n", data.display(), taken.local_addr().unwrap().port()))
+        .unwrap();
+    let refused = run(program::command().arg("keeper").arg("--zoo-cfg").arg(&cfg).args(["--http", "127.0.0.1:0"]), b"");
+    refused.fails(1, &["--client", "another process listens there"]);
+    assert!(!data.exists());
+}
+
+/// The move from ZooKeeper, with a client that stays up through it.
+#[test]
+fn a_servers_data_is_taken_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = free_ports();
+    let (http, peer, address) = (base, base + 1, SocketAddr::from(([127, 0, 0, 1], base + 2)));
+    let server = format!("http://127.0.0.1:{http}");
+    let import = |dir: &Path, more: &[&str]| {
+        let mut command = program::command();
+        command.arg("keeper-import").arg(dir).args(["--server", &server]).args(more);
+        run(&mut command, b"")
+    };
+    // Without a server the directory can still be looked at.
+    let dry = import(&dump(), &["--dry-run", "-o", "json"]).ok();
+    let dry: serde_json::Value = serde_json::from_str(&dry).unwrap();
+    let zxid = i64::from_str_radix(dry["zxid"].as_str().unwrap().trim_start_matches("0x"), 16).unwrap();
+    assert_eq!(dry["ephemerals_left_out"], 1);
+
+    let data = folder.path().join("data");
+    let (http, peer, client) = (format!("127.0.0.1:{http}"), format!("127.0.0.1:{peer}"), address.to_string());
+    let data = data.to_str().unwrap();
+    let args = ["--data-dir", data, "--http", &http, "--peer", &peer, "--client", &client, "--tick-time-ms", "1000"];
+    let keeper = Keeper::start(&folder.path().join("log"), &args);
+    until_it_serves(&keeper, address);
+
+    // A damaged dump is refused with its place, and nothing happens.
+    let broken = folder.path().join("broken");
+    std::fs::create_dir(&broken).unwrap();
+    for name in ["snapshot.3a", "log.3b"] {
+        let mut bytes = std::fs::read(dump().join(name)).unwrap();
+        if name == "log.3b" {
+            bytes[100] ^= 1;
+        }
+        std::fs::write(broken.join(name), bytes).unwrap();
+    }
+    import(&broken, &[]).fails(1, &["log.3b is damaged at offset 77", "another member", "try: "]);
+
+    // A client of the old ensemble has seen more than an empty group can know.
+    assert!(Client::open(address, zxid).is_err(), "it is turned away: its time must not go back");
+    let said = import(&dump(), &[]).ok();
+    assert!(said.contains("counted and all there"), "{said}");
+    let mut stayed = Client::until_open(address, zxid);
+    assert_eq!(stayed.data("/app").unwrap(), b"root, changed");
+    assert_eq!(stayed.data("/multi/a").unwrap(), b"1");
+    assert_eq!(stayed.data("/live/eph"), Err(NO_NODE));
+    let (_, error, stat) = stayed.ask(3, &path("/app"));
+    // czxid, mzxid, …, version, cversion: as in tests/keeper/plain/tree.json.
+    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(dump().join("tree.json")).unwrap()).unwrap();
+    let wanted: Vec<i64> =
+        json["/app"]["stat"].as_array().unwrap().iter().map(|field| field.as_i64().unwrap()).collect();
+    assert_eq!(error, 0);
+    assert_eq!((i64_at(&stat, 0), i64_at(&stat, 8), i64_at(&stat, 60)), (wanted[0], wanted[1], wanted[10]));
+    assert_eq!(i64::from(i32_at(&stat, 32)), wanted[4], "version");
+    assert_eq!(i64::from(i32_at(&stat, 36)), wanted[5], "cversion");
+    let (next, error) = stayed.create("/after", b"");
+    assert_eq!(error, 0);
+    assert!(next > zxid, "transactions count on: {next:x} after {zxid:x}");
+
+    // Now that clients write, a second import would destroy what they wrote.
+    import(&dump(), &[]).fails(1, &["clients have written", "statehouse group rm keeper"]);
+    keeper.stop();
+    let keeper = Keeper::start(&folder.path().join("log"), &args);
+    until_it_serves(&keeper, address);
+    assert_eq!(Client::until_open(address, next).data("/app").unwrap(), b"root, changed");
+}
+
+#[test]
+fn local_starts_three_of_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = free_ports();
+    let mut command = program::command();
+    command.args(["local", "--nodes", "3", "--keeper", "-o", "json", "--data-dir"]).arg(folder.path());
+    for (flag, port) in [("--http-base", base), ("--peer-base", base + 5), ("--client-base", base + 10)] {
+        command.args([flag, &port.to_string()]);
+    }
+    let out = folder.path().join("out");
+    let file = File::create(&out).unwrap();
+    let err = File::create(folder.path().join("err")).unwrap();
+    let child = command.stdin(Stdio::null()).stdout(file).stderr(err).spawn().unwrap();
+    let local = Keeper { child, log: folder.path().join("err") };
+    let said = wait::until("the nodes are announced", || {
+        let text = std::fs::read_to_string(&out).unwrap();
+        serde_json::from_str::<serde_json::Value>(&text).map_err(|error| format!("{error}: {text}\n{}", local.said()))
+    });
+    for (number, node) in said["nodes"].as_array().unwrap().iter().enumerate() {
+        let client: SocketAddr = node["client"].as_str().unwrap().parse().unwrap();
+        assert_eq!(usize::from(client.port()), usize::from(base) + 10 + number);
+        Client::until_open(client, 0);
+    }
+    local.stop();
+}

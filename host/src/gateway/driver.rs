@@ -143,6 +143,9 @@ impl<P: Platform, T: Transport> Driver<P, T> {
     async fn live(shared: &Arc<Shared<P, T>>) -> Option<String> {
         let inbox = Inbox::new(shared.mailbox.wake.clone());
         let group = &shared.options.group;
+        if let Some(why) = group.failure() {
+            return Some(format!("the group has stopped on this node: {why}"));
+        }
         let Some(told) = group.listen(inbox.clone()).await else {
             return Some("the group's state cannot be reached".to_owned());
         };

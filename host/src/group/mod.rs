@@ -645,13 +645,34 @@ impl<P: Platform, T: Transport> Group<P, T> {
         Ok(self.store.destroy()?)
     }
 
-    /// Asks that this node lead, if it votes and may.
+    /// Asks that this node lead: the leader is asked to hand over; where there is none, this node stands for election.
     pub async fn take_lead(&self) -> ServiceResult<()> {
-        if self.leads() {
-            return Ok(());
+        let leader = match self.leader() {
+            Some(leader) if leader == self.node => return Ok(()),
+            Some(leader) => leader,
+            None => {
+                let elected = self.raft.trigger().elect(true).await;
+                return elected.map_err(|error| self.error(ErrorCode::GroupStopped, error));
+            }
+        };
+        let asked = call::<RtOf<P>, T>(&self.transport, leader, Lane::Consensus, &PeerRequest::Lead(self.id)).await;
+        match asked {
+            Ok(PeerResponse::Done) => {}
+            Ok(other) => return Err(self.error(ErrorCode::Internal, format!("node {leader} answered {other:?}"))),
+            Err(error) => return Err(self.error(ErrorCode::NoLeader, error)),
         }
-        let stopped = |error: openraft::errors::Fatal<Types<P::Runtime>>| self.error(ErrorCode::GroupStopped, error);
-        self.raft.trigger().elect(true).await.map_err(stopped)
+        let limit = Duration::from_millis(self.timing.election_timeout_ms);
+        let waiting = self.raft.wait(Some(limit));
+        // The asker looks at what came of it.
+        let _in_time = waiting.metrics(|metrics| metrics.current_leader == Some(metrics.id), "take the lead").await;
+        Ok(())
+    }
+
+    /// Why this replica runs no more, once it does not.
+    pub fn failure(&self) -> Option<String> {
+        let receiver = self.raft.metrics();
+        let failed = receiver.borrow_watched().running_state.as_ref().err().map(ToString::to_string);
+        failed.or_else(|| self.shared.fault())
     }
 
     /// Hands leadership over to the member that is furthest ahead, if this node leads and there is one.
@@ -706,6 +727,10 @@ impl<P: Platform, T: Transport> Group<P, T> {
             }
             PeerRequest::Propose { term, proposals, .. } => Ok(self.propose_for_peer(term, proposals).await),
             PeerRequest::ReadIndex { lease, .. } => Ok(self.read_index_for_peer(lease).await),
+            PeerRequest::Lead(_) => {
+                self.raft.trigger().transfer_leader(from).await.map_err(|error| text(&error))?;
+                Ok(PeerResponse::Done)
+            }
             PeerRequest::Touch(_, sessions) => {
                 self.hear(sessions);
                 Ok(PeerResponse::Done)

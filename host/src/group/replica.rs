@@ -102,6 +102,8 @@ pub struct Shared {
     /// Sessions whose commands were applied here lately: signs of life for the leader.
     heard: Mutex<Vec<u64>>,
     current: Mutex<Option<(Head, SnapshotFile)>>,
+    /// Why the replica stopped, once it did: the same as in [`Core`], without its lock.
+    fault: Mutex<Option<String>>,
     /// Timers or sessions changed: the leader's duties look again.
     pub wake: Notify,
 }
@@ -184,6 +186,7 @@ impl Shared {
             queries: Mutex::default(),
             heard: Mutex::default(),
             current: Mutex::new(newest),
+            fault: Mutex::default(),
             wake: Notify::new(),
         })
     }
@@ -291,6 +294,11 @@ impl Shared {
                 inbox.wake();
             }
         }
+    }
+
+    /// Why the replica stopped, once it did.
+    pub fn fault(&self) -> Option<String> {
+        lock(&self.fault).clone()
     }
 
     /// Lets a gateway listen; the last applied entry, which it is not told of.
@@ -446,7 +454,14 @@ impl Core {
             Payload::Normal(proposal) => {
                 let Self { model, host, effects, .. } = self;
                 let applied = host.apply(&mut **model, shared.seed, index, &proposal, effects);
-                let applied = applied.inspect_err(|fault| self.fault = Some(fault.clone()))?;
+                let applied = applied.inspect_err(|fault| {
+                    self.fault = Some(fault.clone());
+                    *lock(&shared.fault) = Some(fault.to_string());
+                    for inbox in &self.inboxes {
+                        inbox.jump(index);
+                        inbox.wake();
+                    }
+                })?;
                 for (level, text) in self.effects.logs.drain(..) {
                     tracing::debug!(group = shared.group, index, ?level, "{text}");
                 }

@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 
 use super::*;
 
+mod adapter;
 mod calls;
 mod code;
 mod gate;

@@ -398,6 +398,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
             | PeerRequest::Propose { group: id, .. }
             | PeerRequest::ReadIndex { group: id, .. }
             | PeerRequest::Touch(id, _)
+            | PeerRequest::Lead(id)
             | PeerRequest::SnapshotChunk { group: id, .. }
             | PeerRequest::SnapshotEnd { group: id, .. } => *id,
             PeerRequest::SnapshotBegin(offer) => offer.group,

@@ -83,6 +83,8 @@ pub enum PeerRequest<RT: AsyncRuntime> {
     },
     /// Asks how the peer stands.
     Status,
+    /// Asks the leader to hand its office to the sender; answered by [`PeerResponse::Done`] when it tries.
+    Lead(GroupId),
 }
 
 /// A snapshot that the leader offers to a follower.

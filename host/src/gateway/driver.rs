@@ -84,8 +84,11 @@ pub(super) async fn run<P: Platform, T: Transport>(shared: Arc<Shared<P, T>>) {
             return;
         }
         add(&shared.counts.failures, 1);
-        tracing::error!(group = shared.name(), "{failure}; its connections are closed and it is started anew");
-        *lock(&shared.failure) = Some(failure);
+        let said = lock(&shared.failure).replace(failure.clone());
+        // One that cannot even begin says the same each time.
+        if said.as_ref() != Some(&failure) {
+            tracing::error!(group = shared.name(), "{failure}; its connections are closed and it is started anew");
+        }
         if InstantOf::<P>::now() - began > WELL_AFTER {
             pause = RESTART_PAUSE;
         }

@@ -30,6 +30,11 @@ pub trait Platform: Clone + Send + Sync + 'static {
         job: impl FnOnce() -> T + Send + 'static,
     ) -> impl Future<Output = Option<T>> + Send;
 
+    /// Files that this process has open, and how many it may have; `None` where nobody can say.
+    fn open_files(&self) -> Option<(u64, u64)> {
+        None
+    }
+
     /// Ends this node now, because going on could lose what was acknowledged (a sync failed). In production
     /// this does not return.
     fn die(&self, why: &str);
@@ -78,6 +83,13 @@ impl Platform for RealPlatform {
                 None
             }
         }
+    }
+
+    fn open_files(&self) -> Option<(u64, u64)> {
+        let open = std::fs::read_dir("/proc/self/fd").ok()?.count();
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current?;
+        // One of them is the directory that was just read.
+        Some((u64::try_from(open).ok()?.saturating_sub(1), limit))
     }
 
     fn die(&self, why: &str) {

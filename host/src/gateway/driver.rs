@@ -712,6 +712,7 @@ impl<P: Platform, T: Transport> Shared<P, T> {
             .collect();
         let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         let uptime = InstantOf::<P>::now() - self.started;
+        let files = self.options.platform.open_files();
         serde_json::json!({
             "node": group.node(),
             "group": group.name(),
@@ -734,6 +735,8 @@ impl<P: Platform, T: Transport> Shared<P, T> {
             "writes": count(&self.counts.writes),
             "waiting": group.waiting(),
             "uptime_s": uptime.as_secs(),
+            "open_files": files.map(|(open, _)| open),
+            "max_files": files.map(|(_, max)| max),
             "version": env!("CARGO_PKG_VERSION"),
         })
     }

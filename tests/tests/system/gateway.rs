@@ -1,6 +1,10 @@
 //! Clients of an adapter, over TCP.
 
+use std::io::Read;
+use std::io::Write;
+use std::net::Shutdown;
 use std::net::SocketAddr;
+use std::net::TcpStream;
 
 use serde_json::json;
 use statehouse_tests::cluster::Cluster;
@@ -69,6 +73,19 @@ fn a_client_speaks_the_modules_own_protocol() {
     assert_eq!(client.ask("later 50"), "now");
     assert_eq!(client.ask("bye"), "bye");
     assert_eq!(client.receive().unwrap(), "", "closed after its last word");
+}
+
+/// `echo question | nc` says no more after its question, and still wants the answer.
+#[test]
+fn a_client_that_says_no_more_still_gets_its_answer() {
+    let cluster = start(1, &[]);
+    assert!(connect(&cluster, 1).ask("add a one").starts_with("added 1 @"));
+    let mut client = TcpStream::connect(address(&cluster, 1)).unwrap();
+    client.write_all(b"get! a\n").unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    let mut text = String::new();
+    client.read_to_string(&mut text).unwrap();
+    assert!(text.starts_with("1: list one @"), "{text:?}");
 }
 
 /// A client at a follower sends on while the leader is killed: every command is applied once, in the order it was

@@ -270,7 +270,8 @@ fn the_tree_is_what_a_naive_model_says() {
 
 #[test]
 fn no_bytes_bring_it_down_and_what_fails_changes_nothing() {
-    let operations: Vec<i32> = (-12..110).chain(498..510).chain(9_999..10_005).chain([i32::MIN, i32::MAX]).collect();
+    // Not the import's own (from 10 004): they are refused, in words, where clients have written; `tests/load.rs`.
+    let operations: Vec<i32> = (-12..110).chain(498..510).chain(9_999..10_004).chain([i32::MIN, i32::MAX]).collect();
     for params in ["{}", r#"{"compatibility":"clickhouse","extended_types":true}"#] {
         let mut dice = Dice(99);
         let mut plain = Plain::new(params);

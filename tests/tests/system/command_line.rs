@@ -201,7 +201,7 @@ fn one_command_starts_a_cluster_and_ctrl_c_stops_all_of_it() {
     assert_eq!(local.nodes.len(), 3);
     let modules = json_of(client(&local.server(0), &["module", "ls", "-o", "json"]));
     let names: Vec<&str> = modules.as_array().unwrap().iter().map(|module| module["name"].as_str().unwrap()).collect();
-    assert_eq!(names, ["counter", "kv"]);
+    assert_eq!(names, ["counter", "kv", "znode-tree"]);
     client(&local.server(1), &["group", "create", "c1", "--module", "counter"]).ok();
     assert_eq!(client(&local.server(2), &["apply", "c1", "{\"Add\":5}"]).ok(), "5");
 

@@ -112,7 +112,7 @@ async fn offer(node: RealNode, keeper: KeeperConfig) -> Result<(), Failure> {
             Standing::Serving(group, notes) => {
                 notes.iter().for_each(|note| tracing::warn!("{note}"));
                 let at: Vec<_> = group.listeners.iter().map(|listener| listener.address.as_str()).collect();
-                tracing::info!(clients = at.join(","), compatibility = %group.params["compatibility"], "serving ZooKeeper's clients");
+                tracing::info!(clients = at.join(","), compatibility = ?group.params.get("compatibility").and_then(|said| said.as_str()), "serving ZooKeeper's clients");
                 return Ok(());
             }
             Standing::NotYet(why) => {

@@ -90,7 +90,8 @@ fn parse<R: Read>(input: &mut Input<R>) -> io::Result<Tree> {
     }
     input.i64()?;
     for _ in 0..input.count()? {
-        (input.i64()?, input.i32()?);
+        input.i64()?;
+        input.i32()?;
     }
     let mut tree = Tree::default();
     let mut lists = BTreeMap::new();

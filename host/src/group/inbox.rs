@@ -4,7 +4,7 @@
 //! - Notes of entries, of their answers and of queries' answers are pushed under the replica's lock: so what entry
 //!   *i* emitted stands before the answer of entry *i* and before every answer that saw entry *i*, and no answer
 //!   that did not see it stands behind.
-//! - A reader that does not keep up costs bounded memory: beyond [`BYTES_MAX`] the notes are dropped and one
+//! - A reader that does not keep up costs bounded memory: beyond `BYTES_MAX` the notes are dropped and one
 //!   [`Note::Jumped`] says so.
 
 use std::sync::Arc;

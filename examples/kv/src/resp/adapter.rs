@@ -5,7 +5,7 @@
 //! * A connection's requests are begun in order, and one that asks the state machine is begun only if
 //!   all before it that are not answered are in the same batch: so a read sees the writes before it.
 //! * What a client can make the adapter keep is bounded: `input` by the host's reading being held, one
-//!   request by its limit, a transaction by [`TRANSACTION_BYTES_MAX`], what is owed by [`SLOTS_MAX`].
+//!   request by its limit, a transaction by `TRANSACTION_BYTES_MAX`, what is owed by `SLOTS_MAX`.
 
 use std::collections::BTreeMap;
 

@@ -2,7 +2,7 @@
 //! is set and deleted meanwhile, and returns every key that is there throughout.
 //!
 //! A number of 64 bits holds no key, so the keys are kept here: on this node, as long as the adapter
-//! lives, the last [`CURSORS_MAX`] of them. A cursor that is not known any more is an error, since a
+//! lives, the last `CURSORS_MAX` of them. A cursor that is not known any more is an error, since a
 //! scan that silently began again might never end.
 
 use std::collections::BTreeMap;

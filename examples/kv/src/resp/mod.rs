@@ -8,7 +8,7 @@
 //!
 //! * [`parse`], [`reply`]: RESP; [`glob`]: patterns;
 //! * [`command`]: the commands and their arguments; [`op`]: what they are for the state machine;
-//! * [`apply`]: what the state machine does with it;
+//! * `apply`: what the state machine does with it;
 //! * [`lane`]: batches; [`connection`]: one client; [`cursors`], [`channels`]; [`server`]: what a client
 //!   asks about the server; [`adapter`]: all of it together, with `requests`, `transactions`, `replies`.
 //!

@@ -1,9 +1,9 @@
 //! ZooKeeper's client protocol: what a listener of a group of this module speaks.
 //!
-//! * [`connection`]: one client: frames, handshake, session; [`requests`]: its requests in order;
-//! * [`watching`] and [`watches`]: who hears of what;
-//! * [`words`]: four-letter words; [`config`]: `/zookeeper/config`;
-//! * [`auth`], [`handshake`], [`compression`], [`settings`], [`stats`], [`pending`]: as they are called;
+//! * `connection`: one client: frames, handshake, session; `requests`: its requests in order;
+//! * `watching` and `watches`: who hears of what;
+//! * `words`: four-letter words; `config`: `/zookeeper/config`;
+//! * `auth`, `handshake`, `compression`, `settings`, `stats`, `pending`: as they are called;
 //! * this file: the listener as a whole, which gives what happens to whom it concerns.
 //!
 //! Invariants:

@@ -2,7 +2,7 @@
 //!
 //! Invariants:
 //! * Only a group that no client has written to is loaded; once it is over, nothing begins it again.
-//! * While it lasts, clients are answered [`ErrorCode::ConnectionLoss`]: nobody sees half a tree.
+//! * While it lasts, clients are answered `ErrorCode::ConnectionLoss`: nobody sees half a tree.
 //! * A batch is loaded whole or not at all. It says how many nodes came before it, so that one that is
 //!   sent again is known.
 

@@ -31,7 +31,7 @@ pub struct Stored {
     pub cversion: i32,
     /// How often its ACL was set.
     pub aversion: i32,
-    /// A session, [`CONTAINER`], a time to live, or 0.
+    /// A session, `CONTAINER`, a time to live, or 0.
     pub owner: i64,
     /// The transaction that last created or removed a child.
     pub pzxid: i64,

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
 
 use sha2::Digest;
 use sha2::Sha256;
@@ -14,6 +16,9 @@ use crate::disk::Disk;
 pub struct ModuleFiles {
     disk: Arc<dyn Disk>,
     directory: PathBuf,
+    /// One file is written at a time: a module may come from a client and from a peer at once, and both would write the
+    /// same unfinished file.
+    writing: Arc<Mutex<()>>,
 }
 
 impl std::fmt::Debug for ModuleFiles {
@@ -31,7 +36,7 @@ impl ModuleFiles {
                 disk.remove(&directory.join(name))?;
             }
         }
-        Ok(Self { disk, directory })
+        Ok(Self { disk, directory, writing: Arc::default() })
     }
 
     fn path(&self, digest: &[u8; 32]) -> PathBuf {
@@ -57,6 +62,8 @@ impl ModuleFiles {
 
     /// Keeps the bytes, durably when this returns.
     pub fn write(&self, digest: &[u8; 32], bytes: &[u8]) -> io::Result<()> {
+        // What a writer that panicked left is an unfinished file, which the next one removes.
+        let _alone = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let path = self.path(digest);
         let part = path.with_extension("part");
         if self.disk.exists(&part)? {
@@ -67,5 +74,28 @@ impl ModuleFiles {
         file.sync_data()?;
         self.disk.rename(&part, &path)?;
         self.disk.sync_dir(&self.directory)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::disk::RealDisk;
+
+    /// Each of three nodes that started together uploaded the same module and gave it to the others; one found its
+    /// unfinished file gone, and did not start.
+    #[test]
+    fn a_module_that_comes_from_several_at_once_is_kept_for_all_of_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = ModuleFiles::open(Arc::new(RealDisk), folder.path().join("modules")).unwrap();
+        let bytes = vec![7; 300_000];
+        let digest: [u8; 32] = Sha256::digest(&bytes).into();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..10).for_each(|_| files.write(&digest, &bytes).unwrap()));
+            }
+        });
+        assert_eq!(files.read(&digest).unwrap(), Some(bytes));
     }
 }

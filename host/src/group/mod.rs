@@ -12,29 +12,25 @@ pub mod events;
 pub mod inbox;
 pub mod model;
 mod propose;
+mod read;
 mod replica;
+mod requests;
 pub mod state;
 mod waiters;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
-use std::task::Poll;
 use std::time::Duration;
 
-use bytes::Bytes;
-use openraft::Instant;
-use openraft::ReadPolicy;
 use openraft::ServerState;
 use openraft::async_runtime::AsyncRuntime;
 use openraft::async_runtime::watch::WatchReceiver;
 use tokio::sync::mpsc;
 
-use self::barrier::Entered;
 use self::barrier::ReadBarrier;
 use self::inbox::Inbox;
 use self::inbox::Ticket;
@@ -446,32 +442,6 @@ impl<P: Platform, T: Transport> Group<P, T> {
         ServiceError::new(code, format!("group {}: {detail}", self.name))
     }
 
-    /// Answers a query.
-    pub async fn query(
-        self: &Arc<Self>,
-        consistency: Consistency,
-        query: Bytes,
-        session: u64,
-        timeout: Duration,
-    ) -> (u64, Answer) {
-        let read = async {
-            match consistency {
-                Consistency::Local => {}
-                Consistency::Lease => self.wait_read_index(true).await?,
-                Consistency::Linearizable => self.wait_read_index(false).await?,
-            }
-            Ok(self.shared.query(&self.platform, session, query).await)
-        };
-        match RtOf::<P>::timeout(timeout, read).await {
-            Ok(Ok(answered)) => answered,
-            Ok(Err(error)) => (0, Err(error)),
-            Err(_) => {
-                let detail = format!("the query was not answered within {} ms", timeout.as_millis());
-                (0, Err(self.error(ErrorCode::Timeout, detail)))
-            }
-        }
-    }
-
     /// Lets a gateway listen from now on; the last applied entry, which it is not told of.
     pub async fn listen(&self, inbox: Arc<Inbox>) -> Option<u64> {
         let shared = self.shared.clone();
@@ -482,122 +452,6 @@ impl<P: Platform, T: Transport> Group<P, T> {
     pub async fn unlisten(&self, inbox: Arc<Inbox>) {
         let shared = self.shared.clone();
         self.platform.run_guest(move || shared.unlisten(&inbox)).await.unwrap_or_default();
-    }
-
-    /// Answers queries by notes, all of one consistency.
-    pub async fn query_to(
-        self: &Arc<Self>,
-        inbox: &Arc<Inbox>,
-        consistency: Consistency,
-        asked: Vec<(Ticket, u64, Bytes)>,
-        timeout: Duration,
-    ) {
-        let fresh = async {
-            match consistency {
-                Consistency::Local => Ok(()),
-                Consistency::Lease => self.wait_read_index(true).await,
-                Consistency::Linearizable => self.wait_read_index(false).await,
-            }
-        };
-        let error = match RtOf::<P>::timeout(timeout, fresh).await {
-            Ok(Ok(())) => return self.shared.query_to(&self.platform, inbox, asked).await,
-            Ok(Err(error)) => error,
-            Err(_) => {
-                self.error(ErrorCode::Timeout, format!("the query was not answered within {} ms", timeout.as_millis()))
-            }
-        };
-        for (ticket, _, _) in asked {
-            inbox.push(inbox::Note::Answered { ticket, index: 0, answer: Err(error.clone()) });
-        }
-        inbox.wake();
-    }
-
-    /// Waits until this node has applied all that was acknowledged when this was called.
-    pub async fn wait_read_index(self: &Arc<Self>, lease: bool) -> ServiceResult<()> {
-        let index = self.read_index(lease).await?;
-        let gone = |_| self.error(ErrorCode::Unavailable, "it is being closed on this node");
-        self.shared.wait_applied(index).await.map_err(gone)
-    }
-
-    /// The index a read must wait for, from a round shared with other reads.
-    async fn read_index(self: &Arc<Self>, lease: bool) -> ServiceResult<u64> {
-        let barrier = if lease { &self.lease } else { &self.linearizable };
-        let receiver = match barrier.enter() {
-            Entered::Wait(receiver) => receiver,
-            Entered::Drive(receiver) => {
-                let group = self.clone();
-                drop(P::Runtime::spawn(async move {
-                    let barrier = if lease { &group.lease } else { &group.linearizable };
-                    let driven = group.clone();
-                    barrier
-                        .drive(move || {
-                            let group = driven.clone();
-                            Box::pin(async move { group.read_round(lease).await })
-                        })
-                        .await;
-                }));
-                receiver
-            }
-        };
-        receiver.await.unwrap_or_else(|_| Err(self.error(ErrorCode::Unavailable, "it is being closed on this node")))
-    }
-
-    /// One round: here when this node leads, else at the leader.
-    async fn read_round(&self, lease: bool) -> ServiceResult<u64> {
-        let start = InstantOf::<P>::now();
-        // Long enough for an election; whoever waits has a deadline of his own.
-        let patience = Duration::from_millis(self.timing.election_timeout_ms.saturating_mul(6));
-        let mut pause_ms = 5;
-        loop {
-            let failed = match self.leader() {
-                None => "no leader is known".to_string(),
-                Some(leader) if leader == self.node => match self.read_index_here(lease).await {
-                    Ok(index) => return Ok(index),
-                    Err(error) => error,
-                },
-                Some(leader) => {
-                    let request = PeerRequest::ReadIndex { group: self.id, lease };
-                    let limit = Duration::from_millis(self.timing.election_timeout_ms.saturating_mul(2));
-                    match RtOf::<P>::timeout(
-                        limit,
-                        call::<RtOf<P>, T>(&self.transport, leader, Lane::Consensus, &request),
-                    )
-                    .await
-                    {
-                        Ok(Ok(PeerResponse::ReadIndex(index))) => return Ok(index),
-                        Ok(Ok(PeerResponse::NotLeader(_))) => format!("node {leader} does not lead any more"),
-                        Ok(Ok(other)) => format!("node {leader} answered {other:?}"),
-                        Ok(Err(error)) => error.to_string(),
-                        Err(_) => format!("node {leader} did not answer"),
-                    }
-                }
-            };
-            if InstantOf::<P>::now() - start > patience || self.is_stopped() {
-                return Err(self.error(ErrorCode::NoLeader, failed));
-            }
-            RtOf::<P>::sleep(Duration::from_millis(pause_ms)).await;
-            pause_ms = (pause_ms * 2).min(100);
-        }
-    }
-
-    /// The read index, if this node leads.
-    pub async fn read_index_here(&self, lease: bool) -> Result<u64, String> {
-        let policy = if lease { ReadPolicy::LeaseRead } else { ReadPolicy::ReadIndex };
-        match self.raft.get_read_log_id(policy).await {
-            Ok((read, _)) => Ok(read.log_id().index),
-            Err(error) => Err(error.to_string()),
-        }
-    }
-
-    /// The read index for another node's round.
-    pub async fn read_index_for_peer(self: &Arc<Self>, lease: bool) -> PeerResponse<RtOf<P>> {
-        if !self.leads() {
-            return PeerResponse::NotLeader(self.leader());
-        }
-        match self.read_index_here(lease).await {
-            Ok(index) => PeerResponse::ReadIndex(index),
-            Err(_) => PeerResponse::NotLeader(self.leader().filter(|leader| *leader != self.node)),
-        }
     }
 
     /// A session's sign of life; the leader hears of it with others, soon.
@@ -694,121 +548,6 @@ impl<P: Platform, T: Transport> Group<P, T> {
         if moved.await.is_err() {
             tracing::warn!(group = self.id, to = best, "leadership was not taken over in time");
         }
-    }
-
-    /// Runs one Raft request of node `from`.
-    pub async fn handle(
-        self: &Arc<Self>,
-        from: NodeId,
-        request: PeerRequest<RtOf<P>>,
-    ) -> Result<PeerResponse<RtOf<P>>, String> {
-        if matches!(&request, PeerRequest::Propose { .. } | PeerRequest::ReadIndex { .. }) {
-            self.hurry.mark(from);
-        }
-        let text = |error: &dyn std::fmt::Display| format!("group {}: {error}", self.name);
-        let votes = *self.votes.lock().unwrap_or_else(PoisonError::into_inner);
-        match request {
-            PeerRequest::Vote(..) | PeerRequest::PreVote(..) | PeerRequest::TransferLeader(..) if !votes => {
-                Err(text(&"this node began with an empty directory and does not vote until it has caught up"))
-            }
-            PeerRequest::Append(_, rpc) => {
-                let _not_with_a_snapshot = self.taking.read().await;
-                self.raft.append_entries(rpc).await.map(PeerResponse::Append).map_err(|error| text(&error))
-            }
-            PeerRequest::Vote(_, rpc) => {
-                self.raft.vote(rpc).await.map(PeerResponse::Vote).map_err(|error| text(&error))
-            }
-            PeerRequest::PreVote(_, rpc) => {
-                self.raft.pre_vote(rpc).await.map(PeerResponse::Vote).map_err(|error| text(&error))
-            }
-            PeerRequest::TransferLeader(_, request) => {
-                let answer = self.raft.handle_transfer_leader(request).await;
-                answer.map(PeerResponse::TransferLeader).map_err(|error| text(&error))
-            }
-            PeerRequest::Propose { term, proposals, .. } => Ok(self.propose_for_peer(term, proposals).await),
-            PeerRequest::ReadIndex { lease, .. } => Ok(self.read_index_for_peer(lease).await),
-            PeerRequest::Lead(_) => {
-                self.raft.trigger().transfer_leader(from).await.map_err(|error| text(&error))?;
-                Ok(PeerResponse::Done)
-            }
-            PeerRequest::Touch(_, sessions) => {
-                self.hear(sessions);
-                Ok(PeerResponse::Done)
-            }
-            PeerRequest::SnapshotBegin(offer) => self
-                .receive(move |receiver| receiver.begin(offer.digest, offer.size))
-                .await
-                .map(PeerResponse::SnapshotOffset),
-            PeerRequest::SnapshotChunk { digest, offset, data, .. } => self
-                .receive(move |receiver| receiver.part(digest, offset, &data))
-                .await
-                .map(PeerResponse::SnapshotOffset),
-            PeerRequest::SnapshotEnd { digest, vote, .. } => self.install(digest, vote).await,
-            other => Err(format!("{other:?} is not for a group")),
-        }
-    }
-
-    /// One step of an incoming snapshot, where the disk may be waited for.
-    async fn receive<R: Send + 'static>(
-        &self,
-        step: impl FnOnce(&mut Receiver) -> Result<R, SnapshotError> + Send + 'static,
-    ) -> Result<R, String> {
-        let receiver = self.receiver.clone();
-        let done = self.platform.run_guest(move || step(&mut receiver.lock().unwrap_or_else(PoisonError::into_inner)));
-        match done.await {
-            Some(Ok(done)) => Ok(done),
-            Some(Err(error)) => {
-                self.die_of_sync(&error);
-                Err(error.to_string())
-            }
-            None => Err("a file job failed".to_string()),
-        }
-    }
-
-    /// A sync that failed ends the process (rule 2): the kernel may have dropped the pages.
-    fn die_of_sync(&self, error: &SnapshotError) {
-        if matches!(error, SnapshotError::Sync { .. }) {
-            self.platform.die(&error.to_string());
-        }
-    }
-
-    async fn install(&self, digest: [u8; 32], vote: Vote) -> Result<PeerResponse<RtOf<P>>, String> {
-        let (head, file) = self.receive(move |receiver| receiver.end(digest)).await?;
-        if head.group != self.id {
-            return Err(format!("the snapshot is of group {}, not {}", head.group, self.id));
-        }
-        // openraft takes a snapshot that contradicts its vote for forged and panics; say it in words instead.
-        if head.last_log_id.committed_leader_id().term > vote.leader_id.term {
-            return Err("the snapshot is of a later term than its sender's vote".to_string());
-        }
-        // The same leader's entries may have come further while the snapshot was on its way. openraft then moves its
-        // log progress back, and panics where it checks that. The commit index gets there by itself; until then, refuse.
-        // No entries are taken from here until openraft has the snapshot, or they could overtake it still.
-        let alone = self.taking.write().await;
-        let covered = head.last_log_id.index;
-        let further = self.raft.with_raft_state(move |state| {
-            let last = state.log_ids.last().filter(|last| last.index > covered);
-            *state.vote_ref() == vote
-                && last.is_some_and(|last| last.committed_leader_id().term == vote.leader_id.term)
-                && state.local_committed().is_none_or(|committed| committed.index < covered)
-        });
-        if further.await.map_err(|error| error.to_string())? {
-            return Err(format!("the snapshot covers up to index {covered}; the log has come further by entries"));
-        }
-        let meta = openraft::SnapshotMeta { last_log_id: Some(head.last_log_id), last_membership: head.membership };
-        let snapshot = openraft::Snapshot { meta, snapshot: file };
-        let mut installing = pin!(self.raft.install_full_snapshot(vote, snapshot));
-        // Polled once, it has its place in openraft's queue, before what is taken later.
-        let response = match futures_util::poll!(&mut installing) {
-            Poll::Ready(response) => response,
-            Poll::Pending => {
-                drop(alone);
-                installing.await
-            }
-        };
-        let response = response.map_err(|error| error.to_string())?;
-        tracing::info!(group = self.id, index = head.last_log_id.index, "snapshot of the leader installed");
-        Ok(PeerResponse::SnapshotInstalled(response.vote))
     }
 }
 

@@ -1,0 +1,125 @@
+//! What other nodes ask of this replica: Raft's requests, commands and read indexes they forward, snapshots.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::PoisonError;
+use std::task::Poll;
+
+use super::*;
+
+impl<P: Platform, T: Transport> Group<P, T> {
+    /// Runs one Raft request of node `from`.
+    pub async fn handle(
+        self: &Arc<Self>,
+        from: NodeId,
+        request: PeerRequest<RtOf<P>>,
+    ) -> Result<PeerResponse<RtOf<P>>, String> {
+        if matches!(&request, PeerRequest::Propose { .. } | PeerRequest::ReadIndex { .. }) {
+            self.hurry.mark(from);
+        }
+        let text = |error: &dyn std::fmt::Display| format!("group {}: {error}", self.name);
+        let votes = *self.votes.lock().unwrap_or_else(PoisonError::into_inner);
+        match request {
+            PeerRequest::Vote(..) | PeerRequest::PreVote(..) | PeerRequest::TransferLeader(..) if !votes => {
+                Err(text(&"this node began with an empty directory and does not vote until it has caught up"))
+            }
+            PeerRequest::Append(_, rpc) => {
+                let _not_with_a_snapshot = self.taking.read().await;
+                self.raft.append_entries(rpc).await.map(PeerResponse::Append).map_err(|error| text(&error))
+            }
+            PeerRequest::Vote(_, rpc) => {
+                self.raft.vote(rpc).await.map(PeerResponse::Vote).map_err(|error| text(&error))
+            }
+            PeerRequest::PreVote(_, rpc) => {
+                self.raft.pre_vote(rpc).await.map(PeerResponse::Vote).map_err(|error| text(&error))
+            }
+            PeerRequest::TransferLeader(_, request) => {
+                let answer = self.raft.handle_transfer_leader(request).await;
+                answer.map(PeerResponse::TransferLeader).map_err(|error| text(&error))
+            }
+            PeerRequest::Propose { term, proposals, .. } => Ok(self.propose_for_peer(term, proposals).await),
+            PeerRequest::ReadIndex { lease, .. } => Ok(self.read_index_for_peer(lease).await),
+            PeerRequest::Lead(_) => {
+                self.raft.trigger().transfer_leader(from).await.map_err(|error| text(&error))?;
+                Ok(PeerResponse::Done)
+            }
+            PeerRequest::Touch(_, sessions) => {
+                self.hear(sessions);
+                Ok(PeerResponse::Done)
+            }
+            PeerRequest::SnapshotBegin(offer) => self
+                .receive(move |receiver| receiver.begin(offer.digest, offer.size))
+                .await
+                .map(PeerResponse::SnapshotOffset),
+            PeerRequest::SnapshotChunk { digest, offset, data, .. } => self
+                .receive(move |receiver| receiver.part(digest, offset, &data))
+                .await
+                .map(PeerResponse::SnapshotOffset),
+            PeerRequest::SnapshotEnd { digest, vote, .. } => self.install(digest, vote).await,
+            other => Err(format!("{other:?} is not for a group")),
+        }
+    }
+
+    /// One step of an incoming snapshot, where the disk may be waited for.
+    async fn receive<R: Send + 'static>(
+        &self,
+        step: impl FnOnce(&mut Receiver) -> Result<R, SnapshotError> + Send + 'static,
+    ) -> Result<R, String> {
+        let receiver = self.receiver.clone();
+        let done = self.platform.run_guest(move || step(&mut receiver.lock().unwrap_or_else(PoisonError::into_inner)));
+        match done.await {
+            Some(Ok(done)) => Ok(done),
+            Some(Err(error)) => {
+                self.die_of_sync(&error);
+                Err(error.to_string())
+            }
+            None => Err("a file job failed".to_string()),
+        }
+    }
+
+    /// A sync that failed ends the process (rule 2): the kernel may have dropped the pages.
+    pub(super) fn die_of_sync(&self, error: &SnapshotError) {
+        if matches!(error, SnapshotError::Sync { .. }) {
+            self.platform.die(&error.to_string());
+        }
+    }
+
+    async fn install(&self, digest: [u8; 32], vote: Vote) -> Result<PeerResponse<RtOf<P>>, String> {
+        let (head, file) = self.receive(move |receiver| receiver.end(digest)).await?;
+        if head.group != self.id {
+            return Err(format!("the snapshot is of group {}, not {}", head.group, self.id));
+        }
+        // openraft takes a snapshot that contradicts its vote for forged and panics; say it in words instead.
+        if head.last_log_id.committed_leader_id().term > vote.leader_id.term {
+            return Err("the snapshot is of a later term than its sender's vote".to_string());
+        }
+        // The same leader's entries may have come further while the snapshot was on its way. openraft then moves its
+        // log progress back, and panics where it checks that. The commit index gets there by itself; until then, refuse.
+        // No entries are taken from here until openraft has the snapshot, or they could overtake it still.
+        let alone = self.taking.write().await;
+        let covered = head.last_log_id.index;
+        let further = self.raft.with_raft_state(move |state| {
+            let last = state.log_ids.last().filter(|last| last.index > covered);
+            *state.vote_ref() == vote
+                && last.is_some_and(|last| last.committed_leader_id().term == vote.leader_id.term)
+                && state.local_committed().is_none_or(|committed| committed.index < covered)
+        });
+        if further.await.map_err(|error| error.to_string())? {
+            return Err(format!("the snapshot covers up to index {covered}; the log has come further by entries"));
+        }
+        let meta = openraft::SnapshotMeta { last_log_id: Some(head.last_log_id), last_membership: head.membership };
+        let snapshot = openraft::Snapshot { meta, snapshot: file };
+        let mut installing = pin!(self.raft.install_full_snapshot(vote, snapshot));
+        // Polled once, it has its place in openraft's queue, before what is taken later.
+        let response = match futures_util::poll!(&mut installing) {
+            Poll::Ready(response) => response,
+            Poll::Pending => {
+                drop(alone);
+                installing.await
+            }
+        };
+        let response = response.map_err(|error| error.to_string())?;
+        tracing::info!(group = self.id, index = head.last_log_id.index, "snapshot of the leader installed");
+        Ok(PeerResponse::SnapshotInstalled(response.vote))
+    }
+}

@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::types::NodeId;
 
 /// How fresh a query's answer must be.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Consistency {
     /// Sees every command that was acknowledged before the query was sent: one quorum round, shared

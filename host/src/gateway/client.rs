@@ -33,6 +33,9 @@ const UNREAD_BYTES_MAX: usize = 256 << 10;
 const QUEUED_BYTES_SOFT: usize = 256 << 10;
 /// Parts of one write.
 const PARTS_MAX: usize = 64;
+/// How long a client that is to be closed may take none of what was sent to it before.
+const LEAVING: Duration = Duration::from_secs(10);
+
 /// After the last byte for a client: how long it may still send, which is read and forgotten. Without that the system
 /// would throw away what the client has not yet received.
 const LINGER: Duration = Duration::from_secs(1);
@@ -260,7 +263,7 @@ impl<C: Connection> Client<C> {
     /// Whether the connection ended by the adapter's wish, with everything written.
     async fn serve<RT: AsyncRuntime>(&self, mailbox: &Mailbox<C>, idle: Option<Duration>) -> bool {
         loop {
-            let (reads, writes) = {
+            let (reads, writes, leaves) = {
                 let state = self.lock();
                 if state.cut {
                     return false;
@@ -269,11 +272,12 @@ impl<C: Connection> Client<C> {
                     return true;
                 }
                 let full = state.unread >= UNREAD_BYTES_MAX || state.queued >= QUEUED_BYTES_SOFT;
-                (!state.hold && !state.closing && !full, !state.queue.is_empty())
+                (!state.hold && !state.closing && !full, !state.queue.is_empty(), state.closing)
             };
+            let patience = if leaves { Some(LEAVING) } else { idle };
             let silent = async {
-                match idle {
-                    Some(idle) => RT::sleep(idle).await,
+                match patience {
+                    Some(patience) => RT::sleep(patience).await,
                     None => std::future::pending().await,
                 }
             };
@@ -295,7 +299,8 @@ impl<C: Connection> Client<C> {
                         return false;
                     }
                 }
-                () = silent, if reads => {
+                // Every byte that is read or written begins the wait anew: one that takes nothing of what is for it is idle too.
+                () = silent, if reads || writes => {
                     tracing::debug!(connection = self.id, peer = self.peer, "an idle connection is closed");
                     return false;
                 }

@@ -549,7 +549,7 @@ impl<P: Platform, T: Transport> Driver<P, T> {
     /// Does what the adapter asks, in its order.
     fn carry_out(&mut self, asked: Vec<Asked>) {
         let mut written: BTreeSet<ConnectionId> = BTreeSet::new();
-        let mut queries: BTreeMap<u8, Vec<(Ticket, u64, Bytes)>> = BTreeMap::new();
+        let mut queries: BTreeMap<Consistency, Vec<(Ticket, u64, Bytes)>> = BTreeMap::new();
         let mut touched = Vec::new();
         for asked in asked {
             match asked {
@@ -578,7 +578,7 @@ impl<P: Platform, T: Transport> Driver<P, T> {
                         continue;
                     }
                     let ticket = self.ticket(Pending::Query { token });
-                    queries.entry(consistency as u8).or_default().push((ticket, session, query));
+                    queries.entry(consistency).or_default().push((ticket, session, query));
                 }
                 Asked::OpenSession { token, timeout_ms } => {
                     let limits = &self.shared.options.clients;
@@ -611,11 +611,6 @@ impl<P: Platform, T: Transport> Driver<P, T> {
             self.shared.options.group.hear(touched);
         }
         for (consistency, asked) in queries {
-            let consistency = match consistency {
-                0 => Consistency::Linearizable,
-                1 => Consistency::Lease,
-                _ => Consistency::Local,
-            };
             self.query(consistency, asked);
         }
     }
@@ -712,7 +707,9 @@ impl<P: Platform, T: Transport> Shared<P, T> {
             .collect();
         let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         let uptime = InstantOf::<P>::now() - self.started;
-        let files = self.options.platform.open_files();
+        let platform = self.options.platform.clone();
+        // It reads a folder with an entry a connection.
+        let files = self.options.platform.run_guest(move || platform.open_files()).await.flatten();
         serde_json::json!({
             "node": group.node(),
             "group": group.name(),

@@ -324,6 +324,10 @@ fn admit<P: Platform, T: Transport>(shared: &Arc<Shared<P, T>>, connection: Conn
     let client = Client::new(id, peer, connection, shared.counts.clone(), limits.queued_bytes_max);
     let client = Arc::new(client);
     shared.mailbox.push(Arrival::Opened(client.clone()));
+    // The driver may have looked into the mailbox for the last time.
+    if shared.is_stopped() {
+        client.cut();
+    }
     let (shared, idle) = (shared.clone(), limits.idle);
     drop(P::Runtime::spawn(async move {
         let mailbox = shared.mailbox.clone();

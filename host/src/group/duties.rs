@@ -64,6 +64,15 @@ pub async fn run<P: Platform, T: Transport>(group: Weak<Group<P, T>>) {
     }
 }
 
+/// A snapshot is being written; also when its task panics, it is not any more.
+struct Writing(Arc<AtomicBool>);
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
 fn snapshot_interval<P: Platform, T: Transport>(group: &Group<P, T>) -> Duration {
     let base = group.timing.snapshot_interval_ms;
     if base == 0 {
@@ -100,14 +109,14 @@ impl<P: Platform> Duties<P> {
         if (by_time || by_size) && !self.writing.load(Ordering::Relaxed) {
             // If it fails, tried again when as much has come in again, or time has passed.
             self.snapshot_asked = applied;
-            let (group, writing) = (group.clone(), self.writing.clone());
-            writing.store(true, Ordering::Relaxed);
+            let (group, writing) = (group.clone(), Writing(self.writing.clone()));
+            writing.0.store(true, Ordering::Relaxed);
             // Beside the other duties: sessions and timers do not wait for a large state to be written.
             drop(P::Runtime::spawn(async move {
                 if let Err(error) = group.snapshot().await {
                     tracing::error!(%error, "the log cannot be shortened until a snapshot is written");
                 }
-                writing.store(false, Ordering::Relaxed);
+                drop(writing);
             }));
         }
         if now >= self.snapshot_due || by_size {

@@ -150,12 +150,14 @@ impl Inbox {
         self.lock().applied = index;
     }
 
-    /// Whether so much waits that queries should wait too, until [`Self::has_room_again`].
+    /// Whether so much waits that queries should wait too.
     pub(super) fn is_full(&self) -> bool {
-        let mut inner = self.lock();
-        let full = inner.bytes > FULL_BYTES;
-        inner.held_up |= full;
-        full
+        self.lock().bytes > FULL_BYTES
+    }
+
+    /// Queries wait, until [`Self::has_room_again`].
+    pub(super) fn hold_up(&self) {
+        self.lock().held_up = true;
     }
 
     /// Whether queries waited for room, and there is some now. Says so once; queries go on by
@@ -231,7 +233,9 @@ mod tests {
         let inbox = Inbox::new(Arc::default());
         assert!(!inbox.is_full());
         inbox.push(event(1, FULL_BYTES));
-        assert!(inbox.is_full() && !inbox.has_room_again());
+        assert!(inbox.is_full());
+        inbox.hold_up();
+        assert!(!inbox.has_room_again());
         inbox.take(usize::MAX);
         assert!(!inbox.is_full() && inbox.has_room_again());
         assert!(!inbox.has_room_again(), "said once");

@@ -509,13 +509,17 @@ impl<P: Platform, T: Transport> Group<P, T> {
                 return elected.map_err(|error| self.error(ErrorCode::GroupStopped, error));
             }
         };
-        let asked = call::<RtOf<P>, T>(&self.transport, leader, Lane::Consensus, &PeerRequest::Lead(self.id)).await;
+        let limit = Duration::from_millis(self.timing.election_timeout_ms);
+        let asked = call::<RtOf<P>, T>(&self.transport, leader, Lane::Consensus, &PeerRequest::Lead(self.id));
+        let Ok(asked) = RtOf::<P>::timeout(limit, asked).await else {
+            let detail = format!("node {leader} did not answer within {} ms", limit.as_millis());
+            return Err(self.error(ErrorCode::Timeout, detail));
+        };
         match asked {
             Ok(PeerResponse::Done) => {}
             Ok(other) => return Err(self.error(ErrorCode::Internal, format!("node {leader} answered {other:?}"))),
             Err(error) => return Err(self.error(ErrorCode::NoLeader, error)),
         }
-        let limit = Duration::from_millis(self.timing.election_timeout_ms);
         let waiting = self.raft.wait(Some(limit));
         // The asker looks at what came of it.
         let _in_time = waiting.metrics(|metrics| metrics.current_leader == Some(metrics.id), "take the lead").await;

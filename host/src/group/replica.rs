@@ -252,12 +252,7 @@ impl Shared {
             !std::mem::replace(&mut queries.running, true)
         };
         if start {
-            let shared = self.clone();
-            if platform.run_guest(move || shared.run_queries()).await.is_none() {
-                let mut queries = lock(&self.queries);
-                queries.running = false;
-                queries.waiting.clear();
-            }
+            self.start_queries(platform).await;
         }
         receiver.await.unwrap_or_else(|_| {
             let detail = format!("the query of group {} was not answered: a guest job failed", self.group);
@@ -285,15 +280,28 @@ impl Shared {
             !queries.waiting.is_empty() && !std::mem::replace(&mut queries.running, true)
         };
         if start {
-            let shared = self.clone();
-            if platform.run_guest(move || shared.run_queries()).await.is_none() {
-                let mut queries = lock(&self.queries);
-                queries.running = false;
-                queries.waiting.clear();
-                inbox.jump(self.applied());
+            self.start_queries(platform).await;
+        }
+    }
+
+    async fn start_queries<P: Platform>(self: &Arc<Self>, platform: &P) {
+        let shared = self.clone();
+        if platform.run_guest(move || shared.run_queries()).await.is_some() {
+            return;
+        }
+        let shared = self.clone();
+        let given_up = move || {
+            let core = shared.core();
+            let mut queries = lock(&shared.queries);
+            queries.running = false;
+            queries.waiting.clear();
+            // Whose queries went with the job is not known: all readers begin anew.
+            for inbox in &core.inboxes {
+                inbox.jump(shared.applied());
                 inbox.wake();
             }
-        }
+        };
+        let _stopping = platform.run_guest(given_up).await;
     }
 
     /// Why the replica stopped, once it did.
@@ -330,11 +338,15 @@ impl Shared {
             let mut parked = Vec::new();
             let mut core = self.core();
             for Query { session, query, to } in batch {
-                if let AnswerTo::Inbox(inbox, _) = &to
-                    && (!parked.is_empty() || inbox.is_full())
-                {
-                    parked.push(Query { session, query, to });
-                    continue;
+                if let AnswerTo::Inbox(inbox, _) = &to {
+                    // Its gateway listens no more: parked, it would hold up all that come after it, for ever.
+                    if !core.inboxes.iter().any(|other| Arc::ptr_eq(other, inbox)) {
+                        continue;
+                    }
+                    if !parked.is_empty() || inbox.is_full() {
+                        parked.push(Query { session, query, to });
+                        continue;
+                    }
                 }
                 let (index, answer) = core.query(self.seed, session, &query);
                 match to {
@@ -342,9 +354,13 @@ impl Shared {
                     AnswerTo::Inbox(inbox, ticket) => inbox.push(Note::Answered { ticket, index, answer }),
                 }
             }
+            // Still under the core's lock, so that `unlisten` finds them; and before the readers are told to look, or one
+            // could have room again and nobody would know of what waits for it.
+            if !parked.is_empty() {
+                lock(&self.queries).parked.append(&mut parked);
+                core.inboxes.iter().for_each(|inbox| inbox.hold_up());
+            }
             core.inboxes.iter().for_each(|inbox| inbox.wake());
-            drop(core);
-            lock(&self.queries).parked.append(&mut parked);
         }
     }
 

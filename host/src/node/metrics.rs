@@ -28,9 +28,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
                 &[],
                 f64::from(u8::from(self.not_ready().is_empty())),
             );
-        let mut groups: Vec<_> = lock(&self.0.groups).values().cloned().collect();
-        groups.push(self.0.catalog.clone());
-        for group in groups {
+        for group in self.all_groups() {
             let standing = group.standing();
             let labels = [("group", group.name())];
             page.gauge(

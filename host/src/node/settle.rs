@@ -80,9 +80,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
         }
         // Groups opened from here on vote; those that are open are told.
         *lock(&self.0.may_vote) = true;
-        let mut groups: Vec<_> = lock(&self.0.groups).values().cloned().collect();
-        groups.push(self.0.catalog.clone());
-        for group in groups {
+        for group in self.all_groups() {
             if let Err(error) = group.begin_voting().await {
                 tracing::error!(group = group.name(), %error, "the group cannot begin to vote");
             }

@@ -3,9 +3,11 @@
 //! Invariants of [`AclTable`]:
 //! * Equal lists have one [`AclId`], and a list is there as long as a node refers to it.
 //! * [`AclId::OPEN`], everything for everybody, is always there.
+//! * `bytes` is the sum over the lists that are there: equal on all replicas.
 //! * Ids are this replica's own (see [`arena`](crate::tree::arena)).
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::rc::Rc;
 
@@ -13,6 +15,26 @@ use crate::call::Identity;
 use crate::wire::AclEntry;
 use crate::wire::ErrorCode;
 use crate::wire::perms;
+
+/// What one list may take, bytes as [`entry_bytes`] counts them. An event names the readers of a list beside a path
+/// (see [`ChangeWriter`](crate::call::ChangeWriter)), and `auth` stands for as many entries as the caller has identities.
+pub const LIST_BYTES_MAX: usize = 512 << 10;
+
+/// What an entry takes in a snapshot, bytes: three numbers, scheme and id.
+fn entry_bytes(scheme: &str, id: &str) -> usize {
+    12 + scheme.len() + id.len()
+}
+
+/// What a list takes, bytes.
+pub fn list_bytes(list: &[Acl]) -> usize {
+    list.iter().map(|acl| entry_bytes(&acl.scheme, &acl.id)).sum()
+}
+
+/// About what a request's list will take, bytes; most nodes have the one list that is always there.
+pub fn request_bytes(entries: &[AclEntry<'_>]) -> usize {
+    let each = |entry: &AclEntry<'_>| entry_bytes(entry.scheme.unwrap_or_default(), entry.id.unwrap_or_default());
+    if entries == [AclEntry::OPEN] { 0 } else { entries.iter().map(each).sum() }
+}
 
 /// An entry of a list that nodes have: schemes and ids checked, `auth` resolved.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -72,6 +94,7 @@ pub struct AclTable {
     slots: Vec<Slot>,
     ids: BTreeMap<Rc<[Acl]>, AclId>,
     free: Vec<AclId>,
+    bytes: usize,
 }
 
 impl Default for AclTable {
@@ -79,7 +102,7 @@ impl Default for AclTable {
         let list: Rc<[Acl]> = [Acl::for_everybody(perms::ALL)].into();
         let ids = BTreeMap::from([(Rc::clone(&list), AclId::OPEN)]);
         // One reference that nobody gives back.
-        Self { slots: vec![Slot::new(list)], ids, free: Vec::new() }
+        Self { slots: vec![Slot::new(list)], ids, free: Vec::new(), bytes: 0 }
     }
 }
 
@@ -94,6 +117,7 @@ impl AclTable {
             self.acquire_again(id);
             return id;
         }
+        self.bytes += list_bytes(list);
         let list: Rc<[Acl]> = list.into();
         let slot = Slot::new(Rc::clone(&list));
         let id = match self.free.pop() {
@@ -124,6 +148,7 @@ impl AclTable {
         let Some(slot) = self.slots.get_mut(id.place()) else { return };
         slot.references = slot.references.saturating_sub(1);
         if slot.references == 0 {
+            self.bytes = self.bytes.saturating_sub(list_bytes(&slot.list));
             self.ids.remove(&slot.list);
             slot.list = Rc::from([]);
             self.free.push(id);
@@ -138,6 +163,11 @@ impl AclTable {
     /// A list.
     pub fn get(&self, id: AclId) -> &[Acl] {
         self.slots.get(id.place()).map_or(&[], |slot| &slot.list)
+    }
+
+    /// Bytes of all lists but [`AclId::OPEN`].
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// How many places there are, for a vector with one item each.
@@ -175,31 +205,31 @@ fn matches(identities: &[Identity<'_>], entry: Identity<'_>) -> bool {
 }
 
 /// Makes of a request's list what a node gets: without repetitions, with `auth` replaced by the
-/// caller's identities; or says that it is not valid, in ZooKeeper's order of checks. Everything for
-/// everybody, which most nodes have, is given as an empty list.
+/// caller's identities; or says that it is not valid, in ZooKeeper's order of checks: one that is too long
+/// ([`LIST_BYTES_MAX`]) is not. Everything for everybody, which most nodes have, is given as an empty list.
 pub fn resolve(entries: &[AclEntry<'_>], identities: &[Identity<'_>], takes_ip: bool) -> Result<Vec<Acl>, ErrorCode> {
-    if let [AclEntry { perms: perms::ALL, scheme: Some("world"), id: Some("anyone") }] = entries {
+    if entries == [AclEntry::OPEN] {
         return Ok(Vec::new());
     }
-    let mut unique: Vec<AclEntry<'_>> = Vec::with_capacity(entries.len());
-    for entry in entries {
-        if !unique.contains(entry) {
-            unique.push(*entry);
-        }
-    }
-    if unique.is_empty() {
+    if entries.is_empty() {
         return Err(ErrorCode::InvalidAcl);
     }
-    let mut list = Vec::with_capacity(unique.len());
-    for AclEntry { perms, scheme, id } in unique {
+    let mut list = Vec::new();
+    let mut room = LIST_BYTES_MAX;
+    let mut add = |perms: i32, scheme: &str, id: &str| {
+        room = room.checked_sub(entry_bytes(scheme, id)).ok_or(ErrorCode::InvalidAcl)?;
+        list.push(Acl { perms, scheme: scheme.into(), id: id.into() });
+        Ok::<(), ErrorCode>(())
+    };
+    let mut seen = BTreeSet::new();
+    for AclEntry { perms, scheme, id } in entries.iter().filter(|entry| seen.insert(**entry)).copied() {
         let scheme = scheme.ok_or(ErrorCode::InvalidAcl)?;
         if scheme == "auth" {
-            let proved = identities.iter().filter(|identity| !matches!(identity.scheme, "ip" | "super"));
-            let before = list.len();
-            list.extend(proved.map(|who| Acl { perms, scheme: who.scheme.into(), id: who.id.into() }));
-            if list.len() == before {
+            let mut proved = identities.iter().filter(|who| !matches!(who.scheme, "ip" | "super")).peekable();
+            if proved.peek().is_none() {
                 return Err(ErrorCode::InvalidAcl);
             }
+            proved.try_for_each(|who| add(perms, who.scheme, who.id))?;
             continue;
         }
         let is_valid: fn(&str) -> bool = match scheme {
@@ -213,7 +243,7 @@ pub fn resolve(entries: &[AclEntry<'_>], identities: &[Identity<'_>], takes_ip: 
         if !is_valid(id) {
             return Err(ErrorCode::InvalidAcl);
         }
-        list.push(Acl { perms, scheme: scheme.into(), id: id.into() });
+        add(perms, scheme, id)?;
     }
     Ok(list)
 }
@@ -319,6 +349,36 @@ mod tests {
         let twice = [entry(1, "world", "anyone"), entry(1, "world", "anyone"), entry(2, "world", "anyone")];
         assert_eq!(resolve(&twice, &[], true).unwrap().len(), 2);
         assert_eq!(resolve(&[entry(1, "ip", "::1")], &[], false), Err(ErrorCode::InvalidAcl));
+    }
+
+    /// Each entry was once looked for among all before it: a list of a frame's length took minutes of everybody's time.
+    #[test]
+    fn repetitions_go_and_the_order_stays() {
+        let ids: Vec<String> = (0..16_000_u32).map(|number| format!("u{:05}:h", number * 7_919 % 16_000)).collect();
+        let mut entries: Vec<_> = ids.iter().map(|id| entry(1, "digest", id)).collect();
+        entries.extend(ids.iter().rev().map(|id| entry(1, "digest", id)));
+        let list = resolve(&entries, &[], true).unwrap();
+        assert!(list.iter().map(|acl| &*acl.id).eq(ids.iter().map(String::as_str)));
+        assert_eq!(list_bytes(&list), request_bytes(&entries) / 2);
+    }
+
+    #[test]
+    fn a_list_is_bounded_whatever_auth_stands_for() {
+        let ids: Vec<String> = (0..1_000).map(|number| format!("user{number}:{}", "h".repeat(28))).collect();
+        let identities: Vec<_> = ids.iter().map(|id| Identity { scheme: "digest", id }).collect();
+        let auth: Vec<_> = (0..31).map(|perms| entry(perms, "auth", "")).collect();
+        assert!(list_bytes(&resolve(&auth[..9], &identities, true).unwrap()) <= LIST_BYTES_MAX);
+        assert_eq!(resolve(&auth, &identities, true), Err(ErrorCode::InvalidAcl));
+    }
+
+    #[test]
+    fn bytes_are_those_of_the_lists_that_are_there() {
+        let mut table = AclTable::default();
+        let (one, two) = ([Acl::for_everybody(1)], [Acl::for_everybody(1), Acl::for_everybody(2)]);
+        let ids = [table.acquire(&one), table.acquire(&two), table.acquire(&two)];
+        assert_eq!(table.bytes(), list_bytes(&one) + list_bytes(&two));
+        ids.into_iter().for_each(|id| table.release(id));
+        assert_eq!(table.bytes(), 0);
     }
 
     #[test]

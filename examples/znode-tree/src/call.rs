@@ -17,6 +17,7 @@
 //! error i32 | body
 //! ```
 //!
+//! (an answer that the host would find too long is a [`LongAnswer`] instead),
 //! ready to be put behind a reply header's `xid` and `zxid`. With an error there is no body; a multi
 //! that failed is error 0 with the results of its entries. The zxid is the index that comes with the
 //! reply: it grows with each entry of the group's log, with gaps where an entry is none of ours
@@ -64,6 +65,83 @@ pub mod own {
     pub const LOAD: i32 = 10_005;
     /// Command, `{nodes loaded i64}`: the import is over. Answer: `{nodes i64}`, how many there are.
     pub const LOAD_END: i32 = 10_006;
+    /// Query, `{from i64, a call to the end}`: part of the answer to that call; see [`Piece`](super::Piece).
+    pub const PIECE: i32 = 10_007;
+}
+
+/// The longest reply and answer that the host takes, bytes.
+pub const ANSWER_BYTES_MAX: usize = 4 << 20;
+/// How much of an answer is in one piece of it, bytes.
+pub const PIECE_BYTES: usize = ANSWER_BYTES_MAX - 64;
+/// The longest answer that is given at all, bytes: what an adapter hands to the host in one call is at most 64 MiB.
+pub const LONG_ANSWER_BYTES_MAX: usize = 40 << 20;
+/// In the place of an error: the answer would be too long. No client ever sees it.
+const TOO_LONG: i32 = 10_000;
+
+/// What is answered when the answer would be longer than [`ANSWER_BYTES_MAX`]:
+///
+/// ```text
+/// error i32 = 10000 | the answer's length u64 | the call that was asked
+/// ```
+///
+/// It can be had by [`own::PIECE`], piece by piece.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LongAnswer<'a> {
+    /// Bytes of the whole answer, its error number included.
+    pub length: u64,
+    /// The call.
+    pub call: &'a [u8],
+}
+
+impl<'a> LongAnswer<'a> {
+    /// Reads one; `None` when it is an answer itself.
+    pub fn decode(answer: &'a [u8]) -> Option<Self> {
+        let mut reader = Reader::new(answer);
+        if reader.i32() != Ok(TOO_LONG) {
+            return None;
+        }
+        Some(Self { length: reader.i64().ok()? as u64, call: reader.rest() })
+    }
+
+    /// Instead of an answer that is too long. A call that is long itself gets none.
+    pub fn encode(&self) -> Vec<u8> {
+        if self.call.len() > PIECE_BYTES / 2 {
+            return error_reply(ErrorCode::SystemError);
+        }
+        let mut bytes = Vec::with_capacity(12 + self.call.len());
+        Writer::new(&mut bytes).i32(TOO_LONG).i64(self.length as i64).raw(self.call);
+        bytes
+    }
+}
+
+/// Part of an answer: the whole one's length u64, and the bytes from where it was asked, [`PIECE_BYTES`] at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece<'a> {
+    /// Bytes of the whole answer.
+    pub length: u64,
+    /// Those of this piece; none when it begins behind the end.
+    pub bytes: &'a [u8],
+}
+
+impl<'a> Piece<'a> {
+    /// The piece of `answer` that begins at `from`.
+    pub fn of(answer: &'a [u8], from: u64) -> Self {
+        let rest = usize::try_from(from).ok().and_then(|from| answer.get(from..)).unwrap_or_default();
+        Self { length: answer.len() as u64, bytes: rest.get(..PIECE_BYTES).unwrap_or(rest) }
+    }
+
+    /// Reads one.
+    pub fn decode(bytes: &'a [u8]) -> Result<Self, Malformed> {
+        let mut reader = Reader::new(bytes);
+        Ok(Self { length: reader.i64()? as u64, bytes: reader.rest() })
+    }
+
+    /// Its bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(8 + self.bytes.len());
+        Writer::new(&mut bytes).i64(self.length as i64).raw(self.bytes);
+        bytes
+    }
 }
 
 /// Where a client's operation goes.
@@ -293,8 +371,9 @@ pub struct ChangeWriter {
 }
 
 impl ChangeWriter {
-    /// An event is closed when it is this long, so that it stays below the host's limit (1 MiB) with
-    /// one more change of a long path in it.
+    /// No event is longer, unless one change is. And that is below the host's limit of 1 MiB: its path is at most
+    /// [`BYTES_MAX`](crate::path::BYTES_MAX) long, its readers take no more than
+    /// [`LIST_BYTES_MAX`](crate::acl::LIST_BYTES_MAX).
     const EVENT_BYTES: usize = 256 << 10;
 
     /// Appends a change. `readers` as in [`Readers`]: `None` is everybody.
@@ -304,9 +383,7 @@ impl ChangeWriter {
         path: &[u8],
         readers: Option<impl ExactSizeIterator<Item = Identity<'i>>>,
     ) {
-        if self.bytes.len() >= Self::EVENT_BYTES {
-            self.full.push(std::mem::take(&mut self.bytes));
-        }
+        let before = self.bytes.len();
         if self.bytes.is_empty() {
             // Room for what most writes change.
             self.bytes.reserve(2 * (path.len() + 16));
@@ -319,7 +396,7 @@ impl ChangeWriter {
                 out.u16(ALL_READERS);
             }
             Some(readers) => {
-                // An ACL list of more entries than that does not fit any frame.
+                // A list of more entries than that is longer than lists can be.
                 let count = u16::try_from(readers.len()).unwrap_or(ALL_READERS - 1).min(ALL_READERS - 1);
                 out.u16(count);
                 for identity in readers.take(usize::from(count)) {
@@ -328,6 +405,11 @@ impl ChangeWriter {
             }
         }
         out.count(path.len()).raw(path);
+        if before > 0 && self.bytes.len() > Self::EVENT_BYTES {
+            let mut next = vec![VERSION];
+            next.extend(self.bytes.drain(before..));
+            self.full.push(std::mem::replace(&mut self.bytes, next));
+        }
     }
 
     /// Whether nothing changed.
@@ -392,6 +474,24 @@ mod tests {
         assert_eq!(changes[1], Change { event: EventType::NodeChildrenChanged, path: "/a", readers: Readers::All });
         let cut: Vec<_> = Changes::decode(&events[0][..20]).unwrap().collect();
         assert_eq!(cut, [Err(Malformed)]);
+    }
+
+    #[test]
+    fn the_longest_change_is_below_the_hosts_limit() {
+        let path = format!("/{}", "p".repeat(crate::path::BYTES_MAX - 1));
+        let id = "i".repeat(1_000);
+        let most = crate::acl::LIST_BYTES_MAX / (12 + "digest".len() + id.len());
+        let readers = vec![Identity { scheme: "digest", id: &id }; most];
+        let mut writer = ChangeWriter::default();
+        for _ in 0..2 {
+            writer.push(EventType::NodeDataChanged, b"/short", None::<std::iter::Empty<_>>);
+            writer.push(EventType::NodeDataChanged, path.as_bytes(), Some(readers.iter().copied()));
+        }
+        let events: Vec<_> = writer.events().collect();
+        assert!(events.iter().all(|event| event.len() < 1 << 20), "{}", writer.len());
+        let changes: Vec<_> = events.iter().flat_map(|event| Changes::decode(event).unwrap()).collect();
+        assert_eq!(changes.len(), 4);
+        assert!(changes.iter().all(Result::is_ok));
     }
 
     #[test]

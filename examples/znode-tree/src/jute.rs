@@ -116,6 +116,16 @@ impl<'a> Writer<'a> {
         Self { out }
     }
 
+    /// How many bytes there are by now.
+    pub fn len(&self) -> usize {
+        self.out.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.out.is_empty()
+    }
+
     /// Bytes as they are, without a length before them.
     pub fn raw(&mut self, bytes: &[u8]) -> &mut Self {
         self.out.extend_from_slice(bytes);

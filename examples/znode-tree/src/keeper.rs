@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use crate::wire::op;
 
-/// Which version of Keeper's interface this is: the one with multiRead. Newer servers look at the
-/// flags.
+/// Which version of Keeper's interface this is: the one with multiRead. ClickHouse stopped counting there, in this node
+/// and in the word `apiv`; newer servers look at the flags.
 pub const API_VERSION: &str = "/keeper/api_version";
 /// A bit for each [`FLAGS`].
 pub const FEATURE_FLAGS: &str = "/keeper/feature_flags";
@@ -41,7 +41,7 @@ pub const FLAGS: [Flag; 14] = [
 ];
 
 /// Whether a flag is on.
-fn is_on((name, default, _): &Flag, switched: &BTreeMap<String, bool>) -> bool {
+pub fn is_on((name, default, _): &Flag, switched: &BTreeMap<String, bool>) -> bool {
     switched.get(*name).copied().unwrap_or(*default)
 }
 

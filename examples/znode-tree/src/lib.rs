@@ -30,12 +30,16 @@ use statehouse_sdk::Reject;
 use statehouse_sdk::StateMachine;
 
 use crate::acl::Acl;
+use crate::call::ANSWER_BYTES_MAX;
 use crate::call::Call;
 use crate::call::ChangeWriter;
 use crate::call::Identity;
+use crate::call::LongAnswer;
+use crate::call::Piece;
 use crate::call::Route;
 use crate::call::own;
 use crate::call::route;
+use crate::jute::Malformed;
 use crate::jute::Reader;
 use crate::jute::Writer;
 use crate::ops::Txn;
@@ -57,10 +61,10 @@ const REAP_TIMER: u64 = 1;
 const ENDED_TIMER: u64 = 2;
 /// How many nodes go by themselves in one entry; the others in the next.
 const REAPED_PER_ENTRY: usize = 1_000;
-/// How many nodes of an ended session go in one entry, and bytes of events. (An entry has 10⁹ units
-/// of fuel and 16 MiB of events; a node that goes takes some 5,000.)
+/// How many nodes of ended sessions go in one entry. (An entry has 10⁹ units of fuel; a node that goes takes some 5,000.)
 const ENDED_PER_ENTRY: usize = 50_000;
-const ENDED_EVENT_BYTES: usize = 8 << 20;
+/// Bytes of events after which no more nodes go in one entry: with one more it stays below the host's 16 MiB.
+const GONE_EVENT_BYTES: usize = 8 << 20;
 
 /// The state machine.
 #[derive(Debug)]
@@ -113,14 +117,19 @@ impl StateMachine for ZnodeTree {
     }
 
     fn query(&self, ctx: &QueryContext, query: Vec<u8>) -> Result<Vec<u8>, Reject> {
-        let call = Call::decode(&query).map_err(|_| "these bytes are no call: see znode-tree's call.rs")?;
-        let mut answer = empty_reply();
-        let result = match self.is_refused(call.operation) {
-            true => Err(ErrorCode::Unimplemented),
-            false if self.is_loading(call.operation) => Err(ErrorCode::ConnectionLoss),
-            false => self.read(ctx.session(), &call, &mut answer),
-        };
-        Ok(result.map_or_else(call::error_reply, |()| answer))
+        let malformed = |Malformed| Reject::from("these bytes are no call: see znode-tree's call.rs");
+        let call = Call::decode(&query).map_err(malformed)?;
+        if call.operation == own::PIECE {
+            let mut reader = Reader::new(call.body);
+            let from = reader.i64().map_err(malformed)?;
+            let whole = self.answer(ctx, &Call::decode(reader.rest()).map_err(malformed)?);
+            return Ok(Piece::of(&whole, from as u64).encode());
+        }
+        let answer = self.answer(ctx, &call);
+        if answer.len() > ANSWER_BYTES_MAX {
+            return Ok(LongAnswer { length: answer.len() as u64, call: &query }.encode());
+        }
+        Ok(answer)
     }
 
     fn on_timer(&mut self, ctx: &mut Context<'_>, id: u64) {
@@ -157,6 +166,17 @@ impl ZnodeTree {
     pub(crate) fn with_params(params: Params, seed: u64) -> Self {
         let tree = Tree::new(seed, params.container_max_never_used_ms);
         Self { params, tree, armed_at_ms: 0, ended: BTreeSet::new(), import: Import::default() }
+    }
+
+    /// The answer to a query, however long.
+    fn answer(&self, ctx: &QueryContext, call: &Call<'_>) -> Vec<u8> {
+        let mut answer = empty_reply();
+        let result = match self.is_refused(call.operation) {
+            true => Err(ErrorCode::Unimplemented),
+            false if self.is_loading(call.operation) => Err(ErrorCode::ConnectionLoss),
+            false => self.read(ctx.session(), call, &mut answer),
+        };
+        result.map_or_else(call::error_reply, |()| answer)
     }
 
     /// The tree, for callers that use this as a plain library.
@@ -253,12 +273,17 @@ impl ZnodeTree {
         self.armed_at_ms = 0;
         let due = self.tree.due_paths(ctx.time_ms(), REAPED_PER_ENTRY);
         let mut txn = self.txn(ctx, &[]);
+        let mut was_cut = due.len() == REAPED_PER_ENTRY;
         for path in &due {
+            if txn.changes.len() > GONE_EVENT_BYTES {
+                was_cut = true;
+                break;
+            }
             self.remove_by_itself(&mut txn, path);
         }
         txn.changes.events().for_each(|event| ctx.emit(event));
         let is_more_due = self.tree.first_due().is_some_and(|(due_ms, _)| due_ms <= ctx.time_ms());
-        if due.len() == REAPED_PER_ENTRY && is_more_due {
+        if was_cut && is_more_due {
             self.armed_at_ms = ctx.time_ms().max(1);
             ctx.set_timer(REAP_TIMER, self.armed_at_ms);
         }
@@ -266,8 +291,11 @@ impl ZnodeTree {
 
     /// Sets the timer for the first look at or after the first time at which a node goes by itself.
     /// Looks are at multiples of the interval, so that many nodes go in one entry, and an idle group
-    /// writes none.
+    /// writes none. During an import none goes.
     fn arm(&mut self, ctx: &mut Context<'_>) {
+        if matches!(self.import, Import::Running(_)) {
+            return;
+        }
         let Some((due_ms, _)) = self.tree.first_due() else { return };
         let interval_ms = self.params.container_check_interval_ms.max(1);
         let looks = due_ms.max(ctx.time_ms()) / interval_ms + 1;
@@ -278,17 +306,17 @@ impl ZnodeTree {
         }
     }
 
-    /// Removes the nodes of sessions that are over, in the order of their paths, as many as are good
-    /// for one entry.
+    /// Removes nodes of sessions that are over, as many as are good for one entry.
     fn remove_nodes_of_ended(&mut self, ctx: &mut Context<'_>) {
         let mut txn = self.txn(ctx, &[]);
         let mut left = ENDED_PER_ENTRY;
         while let Some(session) = self.ended.first().copied() {
-            for path in self.tree.paths_of_session(session) {
-                if left == 0 || txn.changes.len() > ENDED_EVENT_BYTES {
+            for id in self.tree.some_of_session(session, left) {
+                if txn.changes.len() > GONE_EVENT_BYTES {
                     break;
                 }
-                left -= 1;
+                left = left.saturating_sub(1);
+                let path = self.tree.path_of(id);
                 self.remove_by_itself(&mut txn, &path);
             }
             if self.tree.owns_nodes(session) {

@@ -11,10 +11,14 @@ pub const CONFIG: &str = "/zookeeper/config";
 /// ClickHouse Keeper's own nodes.
 pub const KEEPER: &str = "/keeper";
 
+/// The longest path of a node, bytes. ZooKeeper has no limit but that of a frame; here an event must hold one, beside
+/// whom it may be told to.
+pub const BYTES_MAX: usize = 448 << 10;
+
 /// Checks a path as ZooKeeper's `PathUtils.validatePath` does: absolute, no empty part, no part `.`
-/// or `..`, no `/` at the end, none of the characters that are not for text.
+/// or `..`, no `/` at the end, none of the characters that are not for text; and not longer than [`BYTES_MAX`].
 pub fn check(path: &str) -> Result<(), ErrorCode> {
-    if is_good(path) { Ok(()) } else { Err(ErrorCode::BadArguments) }
+    if path.len() <= BYTES_MAX && is_good(path) { Ok(()) } else { Err(ErrorCode::BadArguments) }
 }
 
 /// One pass over the bytes, since this is on the way of every write; only what is not ASCII is looked
@@ -105,6 +109,13 @@ mod tests {
         for path in bad {
             assert_eq!(check(path), Err(ErrorCode::BadArguments), "{path:?}");
         }
+    }
+
+    #[test]
+    fn a_path_is_no_longer_than_an_event_can_tell() {
+        let path = format!("/{}", "p".repeat(BYTES_MAX - 1));
+        assert_eq!(check(&path), Ok(()));
+        assert_eq!(check(&format!("{path}p")), Err(ErrorCode::BadArguments));
     }
 
     #[test]

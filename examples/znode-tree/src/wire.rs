@@ -238,7 +238,7 @@ impl Stat {
 }
 
 /// Who may do what: one entry of an ACL list as a request carries it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct AclEntry<'a> {
     /// Bits of [`perms`].
     pub perms: i32,
@@ -249,6 +249,9 @@ pub struct AclEntry<'a> {
 }
 
 impl<'a> AclEntry<'a> {
+    /// Everything for everybody, by which most nodes are made.
+    pub const OPEN: Self = Self { perms: perms::ALL, scheme: Some("world"), id: Some("anyone") };
+
     /// Reads a vector of them; a null vector is an empty one.
     pub fn read_all(reader: &mut Reader<'a>) -> Result<Vec<Self>, Malformed> {
         let mut entries = Vec::new();

@@ -306,8 +306,16 @@ fn a_full_tree_takes_no_more_but_may_be_read_and_emptied() {
     assert!((4..8).contains(&created), "{created}");
     assert_eq!(group.write(&set_data("/n0", b"x", -1)), -10);
     assert_eq!(group.write(&multi(&[create("/m", b"", 0)])), -10);
+    assert_eq!(group.write(&set_acl("/n0", &[(31, "digest", "u:h")], -1)), -10);
     assert_eq!(group.stat("/n0").data_length, 100);
     // A multi that removes more than it adds is let through, and makes room.
     group.ok(&multi(&[delete("/n0", -1), delete("/n1", -1), create("/m", b"", 0)]));
+    group.ok(&set_data("/n2", b"x", -1));
+    // Lists of permissions are memory, too.
+    let ids: Vec<String> = (0..100).map(|number| format!("user{number}:hash")).collect();
+    let list: Vec<(i32, &str, &str)> = ids.iter().map(|id| (31, "digest", id.as_str())).collect();
+    group.ok(&create_with("/guarded", &list));
+    assert_eq!(group.write(&set_data("/n2", b"x", -1)), -10);
+    group.ok(&delete("/guarded", -1));
     group.ok(&set_data("/n2", b"x", -1));
 }

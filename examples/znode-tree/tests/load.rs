@@ -77,6 +77,32 @@ fn a_tree_is_loaded_with_all_numbers_and_clients_go_on_above_it() {
     assert!(stat.czxid > 1 << 32, "{stat:?}");
 }
 
+/// A container is loaded before its children: for a moment it looks like one that lost them all.
+#[test]
+fn no_container_goes_while_its_children_are_still_to_come() {
+    let mut group = group();
+    group.write(0, &[], &BEGIN);
+    group.write(0, &[], &batch(0, &[("/c", i64::MIN, 1), ("/gone", i64::MIN, 1)]));
+    assert!(group.effects.timers.is_empty(), "nobody looks for what goes by itself");
+    group.write(0, &[], &batch(2, &[("/c/child", 0, 0)]));
+    assert!(group.effects.timers.is_empty());
+    group.write(0, &[], &end(3));
+    let timers = std::mem::take(&mut group.effects.timers);
+    let [(timer, Some(at_ms))] = timers[..] else { panic!("{timers:?}") };
+    group.header.time_ms = at_ms;
+    group.fire(timer);
+    assert_eq!(group.read(0, &[], &read(op::EXISTS, "/c")).0, 0);
+    assert_eq!(group.read(0, &[], &read(op::EXISTS, "/gone")).0, ErrorCode::NoNode.number());
+}
+
+#[test]
+fn what_would_not_fit_an_event_is_not_loaded() {
+    let mut group = group();
+    group.write(0, &[], &BEGIN);
+    let path = format!("/{}", "long".repeat(120_000));
+    assert!(rejected(&mut group, &batch(0, &[(&path, 0, 0)])).contains("is not a path, or over 458752 bytes long"));
+}
+
 #[test]
 fn while_it_lasts_clients_wait() {
     let mut group = group();

@@ -4,7 +4,9 @@
 
 mod support;
 
+use statehouse_sdk::Snapshot;
 use support::*;
+use znode_tree::ZnodeTree;
 use znode_tree::call;
 use znode_tree::jute::Reader;
 use znode_tree::jute::Writer;
@@ -167,11 +169,43 @@ fn ephemerals_go_with_their_session_in_one_entry() {
     group.events();
     group.harness.end_session(mine);
     let zxid = group.harness.index() as i64;
-    assert_eq!(group.events(), ["deleted /s/a", "children /s", "deleted /s/c", "children /s"]);
+    let oldest_first = ["deleted /s/c", "children /s", "deleted /s/a", "children /s"];
+    assert_eq!(group.events(), oldest_first);
     assert_eq!(group.children("/s"), ["b"]);
     assert_eq!((group.stat("/s").pzxid, group.stat("/s").cversion), (zxid, 7));
     group.harness.end_session(77);
     assert!(group.events().is_empty());
+}
+
+/// Which nodes go in the first entry, and in which order, must not depend on how a replica came to its state.
+#[test]
+fn a_session_with_very_many_ephemerals_ends_in_several_entries_alike_on_all_replicas() {
+    let mut plain = Plain::new("{}");
+    let part = |number: u32| create(&format!("/e{:06}", number.wrapping_mul(7_919) % 1_000_000), b"", EPHEMERAL);
+    for first in (0..60_000).step_by(5_000) {
+        let parts: Vec<_> = (first..first + 5_000).map(part).collect();
+        assert_eq!(plain.write(5, &[], &multi(&parts)).0, 0);
+    }
+    // One that was there before, so that the other replica keeps its nodes at other places.
+    plain.write(1, &[], &delete("/e000000", -1));
+    let mut other = Plain::new("{}");
+    other.machine = ZnodeTree::restore(&mut &plain.snapshot()[..]).unwrap();
+    other.header = plain.header;
+    let mut entries = 0;
+    while plain.machine.tree().owns_nodes(5) {
+        for replica in [&mut plain, &mut other] {
+            match entries {
+                0 => replica.end_session(5),
+                _ => replica.fire(2),
+            }
+        }
+        assert_eq!(plain.events(), other.events(), "entry {entries}");
+        assert_eq!(plain.effects.timers, other.effects.timers);
+        assert_eq!(plain.effects.timers.is_empty(), !plain.machine.tree().owns_nodes(5));
+        entries += 1;
+    }
+    assert_eq!((entries, plain.machine.tree().node_count()), (2, 4));
+    assert_eq!(plain.snapshot(), other.snapshot());
 }
 
 #[test]
@@ -282,15 +316,33 @@ fn thousands_that_expire_together_are_several_entries() {
     plain.header.time_ms += 60_000;
     while plain.machine.tree().node_count() > 4 {
         let before = plain.machine.tree().node_count();
-        plain.header.index += 1;
-        plain.effects = statehouse_sdk::Effects::default();
-        let mut ctx = statehouse_sdk::Context::new(plain.header, &mut plain.effects);
-        statehouse_sdk::StateMachine::on_timer(&mut plain.machine, &mut ctx, 1);
+        plain.fire(1);
         counts.push(before - plain.machine.tree().node_count());
         let again = [(1, Some(plain.header.time_ms))];
         assert_eq!(plain.effects.timers == again, plain.machine.tree().node_count() > 4);
     }
     assert_eq!(counts, [1_000, 1_000, 500]);
+}
+
+/// What goes by itself is told to watchers; long paths would be more than the host takes of one entry.
+#[test]
+fn long_paths_that_expire_together_stay_below_what_an_entry_may_tell() {
+    let mut plain = Plain::new(r#"{"extended_types":true}"#);
+    let top = format!("/{}", "long".repeat(50_000));
+    plain.write(1, &[], &create(&top, b"", 0));
+    for number in 0..100 {
+        assert_eq!(plain.write(1, &[], &create_ttl(&format!("{top}/t{number}"), 5, 1)).0, 0);
+    }
+    plain.header.time_ms += 60_000;
+    let mut entries = 0;
+    while plain.machine.tree().first_due().is_some() {
+        plain.fire(1);
+        entries += 1;
+        assert!(plain.effects.events.iter().all(|event| event.len() < 1 << 20));
+        assert!(plain.effects.events.iter().map(Vec::len).sum::<usize>() < 16 << 20);
+        assert_eq!(plain.effects.timers.is_empty(), plain.machine.tree().first_due().is_none());
+    }
+    assert!(entries > 2, "{entries}");
 }
 
 #[test]

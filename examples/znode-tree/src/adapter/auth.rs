@@ -8,8 +8,9 @@ use sha1::Sha1;
 use super::settings::Settings;
 use crate::call::Identity;
 
-/// What the ids of one connection may add up to, bytes: they go along with each of its requests.
-const IDS_BYTES_MAX: usize = 64 << 10;
+/// What the identities of one connection may add up to, bytes: they go along with each of its requests. `statehouse
+/// keeper` lets a command be 64 KiB longer than a frame, and there is more than identities beside the request.
+const IDENTITIES_BYTES_MAX: usize = 60 << 10;
 
 /// The identities of a connection, in the order they were proved: first the address it comes from.
 #[derive(Debug, Default)]
@@ -26,7 +27,8 @@ impl Identities {
         match scheme {
             "digest" if settings.digest_auth => {
                 let digest = digest(proof);
-                if self.0.iter().map(|(_, id)| id.len()).sum::<usize>() + digest.len() > IDS_BYTES_MAX {
+                let known: usize = self.0.iter().map(|(scheme, id)| written_bytes(scheme, id)).sum();
+                if known + written_bytes(scheme, &digest) > IDENTITIES_BYTES_MAX {
                     return false;
                 }
                 if settings.super_digest.as_deref() == Some(&*digest) {
@@ -42,7 +44,7 @@ impl Identities {
     }
 
     fn add(&mut self, scheme: &'static str, id: Box<str>) {
-        if !self.0.iter().any(|known| *known == (scheme, id.clone())) {
+        if !self.0.iter().any(|(known, proved)| *known == scheme && *proved == id) {
             self.0.push((scheme, id));
         }
     }
@@ -56,6 +58,11 @@ impl Identities {
     pub fn users(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
         self.0.iter().map(|(scheme, id)| (*scheme, id.split(':').next().filter(|_| *scheme != "ip").unwrap_or(id)))
     }
+}
+
+/// What an identity takes in a call, bytes.
+fn written_bytes(scheme: &str, id: &str) -> usize {
+    6 + scheme.len() + id.len()
 }
 
 /// A peer's address without its port, written as Java does: IPv6 in eight groups, an IPv4 address
@@ -93,6 +100,7 @@ fn base64(bytes: &[u8]) -> String {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
     use super::*;
+    use crate::call::call_head;
 
     #[test]
     fn base64_is_that_of_the_standard() {
@@ -130,6 +138,9 @@ mod tests {
         assert!(!identities.prove(&settings, "digest", &vec![b'x'; 1 << 20]));
         let taken = (0..10_000).take_while(|at| identities.prove(&settings, "digest", format!("{at}:").as_bytes()));
         assert!((1_000..3_000).contains(&taken.count()));
+        let mut head = Vec::new();
+        call_head(0, identities.iter(), &mut head);
+        assert!((50 << 10..64 << 10).contains(&head.len()), "what a command may be longer than a frame");
     }
 
     #[test]

@@ -26,6 +26,11 @@ const RATIO_MAX: usize = 255;
 pub struct Unpacker(Vec<u8>);
 
 impl Unpacker {
+    /// Bytes kept until their block is whole.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// Takes bytes in; appends what they unpack to. `limit`: the largest block taken, packed or not.
     pub fn unpack(&mut self, bytes: &[u8], limit: usize, plain: &mut Vec<u8>) -> Result<(), Malformed> {
         self.0.extend_from_slice(bytes);

@@ -10,7 +10,7 @@ pub fn text(facts: &Facts) -> String {
     let mut text = String::new();
     for member in &facts.members {
         let (host, port) = member.address.rsplit_once(':').unwrap_or((&member.address, "0"));
-        let role = if member.role == "learner" { "observer" } else { "participant" };
+        let role = if member.votes() { "participant" } else { "observer" };
         let _ = write!(text, "server.{}={host}:{port}:{port}:{role}", member.id);
         if let Some(client) = &member.client_address {
             let _ = write!(text, ";{client}");

@@ -153,6 +153,9 @@ impl Connection {
 
     /// Keeps what could not be taken yet.
     fn keep(&mut self, shared: &mut Shared, io: &mut Io<'_>, mut rest: Vec<u8>) {
+        if matches!(self.phase, Phase::Closing) {
+            return;
+        }
         if self.format.is_compressed && self.unpacker.is_none() {
             // The handshake was among what was taken: what follows it is packed.
             let mut unpacker = Box::<Unpacker>::default();
@@ -192,7 +195,8 @@ impl Connection {
 
     /// Brings the sum of what is kept of all clients up to date.
     fn account(&mut self, shared: &mut Shared) {
-        let now = self.buffer.len() + self.requests.waiting_bytes();
+        let packed = self.unpacker.as_ref().map_or(0, |unpacker| unpacker.len());
+        let now = self.buffer.len() + packed + self.requests.waiting_bytes();
         shared.kept_bytes = shared.kept_bytes.saturating_sub(self.kept_bytes) + now;
         self.kept_bytes = now;
     }
@@ -318,6 +322,8 @@ impl Connection {
     /// Forgets all that was received and is not answered.
     pub fn give_up(&mut self, shared: &mut Shared) {
         self.buffer = Vec::new();
+        self.unpacker = None;
+        shared.long.forget(self.id);
         self.abandon(shared);
         self.account(shared);
     }

@@ -2,6 +2,7 @@
 //!
 //! * `connection`: one client: frames, handshake, session; `requests`: its requests in order;
 //! * `watching` and `watches`: who hears of what;
+//! * `long`: answers that come in pieces;
 //! * `words`: four-letter words; `config`: `/zookeeper/config`;
 //! * `auth`, `handshake`, `compression`, `settings`, `stats`, `pending`: as they are called;
 //! * this file: the listener as a whole, which gives what happens to whom it concerns.
@@ -19,6 +20,7 @@ mod compression;
 mod config;
 mod connection;
 mod handshake;
+mod long;
 mod pending;
 mod requests;
 mod settings;
@@ -40,11 +42,14 @@ use statehouse_sdk::adapter::Session;
 
 use self::connection::Connection;
 use self::connection::Phase;
+use self::long::Gathered;
+use self::long::LongAnswers;
 use self::pending::Pending;
 use self::settings::Settings;
 use self::stats::ServerStats;
 use self::watches::Watches;
 use crate::acl;
+use crate::call;
 use crate::call::Changes;
 use crate::call::Identity;
 use crate::call::Readers;
@@ -62,6 +67,8 @@ enum Purpose {
     Session(ConnectionId),
     /// A connection's request with this number.
     Request { connection: ConnectionId, slot: u64 },
+    /// A piece of a long answer.
+    Piece { round: u64, place: usize },
     /// A four-letter word.
     Word { connection: ConnectionId, part: words::Part },
     /// The members, for `/zookeeper/config`.
@@ -76,6 +83,7 @@ struct Shared {
     settings: Settings,
     watches: Watches,
     pending: Pending<Purpose>,
+    long: LongAnswers,
     stats: ServerStats,
     words: words::Words,
     /// A word may have all it needs.
@@ -86,6 +94,8 @@ struct Shared {
     kept_bytes: usize,
     /// See the [module](self).
     told: u64,
+    /// Since when this node leads, Unix milliseconds.
+    leading_since_ms: Option<u64>,
     /// Counts the host's calls: what is asked in one of them is answered in order.
     step: u64,
     /// Where frames and calls are written before they are handed to the host.
@@ -118,12 +128,14 @@ impl Adapter for ZooKeeper {
             settings: Settings::parse(settings)?,
             watches: Watches::new(io.random_u64()),
             pending: Pending::default(),
+            long: LongAnswers::default(),
             stats: ServerStats::default(),
             words: words::Words::default(),
             words_ready: false,
             outstanding: 0,
             kept_bytes: 0,
             told: io.applied(),
+            leading_since_ms: None,
             step: 0,
             frame: Vec::new(),
         };
@@ -174,7 +186,10 @@ impl Adapter for ZooKeeper {
     }
 
     fn flush(&mut self, io: &mut Io<'_>) {
+        let leading_since_ms = self.shared.leading_since_ms.unwrap_or_else(|| io.time_ms());
+        self.shared.leading_since_ms = io.leads().then_some(leading_since_ms);
         words::step(&mut self.connections, &mut self.shared, io);
+        long::step(&mut self.shared, io);
         self.shared.step += 1;
         self.shared.told = self.shared.told.max(io.applied());
         if self.shared.frame.capacity() > 1 << 20 {
@@ -206,6 +221,17 @@ impl ZooKeeper {
             Some(Purpose::Request { connection, slot }) => {
                 if let Some(connection) = self.connections.get_mut(&connection) {
                     connection.answered(&mut self.shared, io, slot, index, outcome);
+                }
+            }
+            Some(Purpose::Piece { round, place }) => {
+                let Gathered::Whole { connection, slot, index, reply } =
+                    self.shared.long.take(round, place, index, outcome)
+                else {
+                    return;
+                };
+                let reply = reply.unwrap_or_else(call::error_reply);
+                if let Some(connection) = self.connections.get_mut(&connection) {
+                    connection.answered(&mut self.shared, io, slot, index, &Outcome::Ok(&reply));
                 }
             }
             Some(Purpose::Word { connection, part }) => {

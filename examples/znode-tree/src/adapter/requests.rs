@@ -34,6 +34,7 @@ use super::settings::Settings;
 use super::watching;
 use super::watching::Wanted;
 use crate::call;
+use crate::call::LongAnswer;
 use crate::call::Route;
 use crate::call::call_head;
 use crate::call::own;
@@ -276,7 +277,7 @@ impl Connection {
             io.propose(token, Some(session.id), &shared.frame);
             return State::Asked(Wanted::Nothing);
         }
-        let consistency = if is_sync { Consistency::Linearizable } else { Consistency::Local };
+        let consistency = if is_sync { Consistency::Linearizable } else { shared.settings.consistency() };
         io.query(token, consistency, Some(session.id), &shared.frame);
         State::Asked(Wanted::by(operation, body, &shared.settings))
     }
@@ -293,6 +294,15 @@ impl Connection {
         let place = slot.wrapping_sub(self.requests.first) as usize;
         let Some(request) = self.requests.queue.get_mut(place) else { return };
         let (operation, turn) = (request.operation, request.turn);
+        let mut outcome = *outcome;
+        let refused;
+        if let Outcome::Ok(bytes) = outcome
+            && let Some(long) = LongAnswer::decode(bytes)
+        {
+            let Err(code) = shared.long.enter((self.id, slot, self.session.map(|held| held.id)), &long) else { return };
+            refused = call::error_reply(code);
+            outcome = Outcome::Ok(&refused);
+        }
         let State::Asked(wanted) = std::mem::replace(&mut request.state, State::Waiting(Box::default())) else {
             return;
         };
@@ -300,7 +310,7 @@ impl Connection {
         *count = count.saturating_sub(1);
         let closes = operation == op::CLOSE_SESSION;
         let zxid = shared.settings.zxid(if index == 0 { shared.told } else { index });
-        let (error, body): (i32, &[u8]) = match *outcome {
+        let (error, body): (i32, &[u8]) = match outcome {
             Outcome::Ok(_) if closes => (0, &[]),
             Outcome::Ok(bytes) => split_reply(bytes).unwrap_or((ErrorCode::SystemError.number(), &[])),
             Outcome::Rejected(_) => (ErrorCode::MarshallingError.number(), &[]),
@@ -312,6 +322,8 @@ impl Connection {
                 shared.stats.throttled += 1;
                 (ErrorCode::ThrottledOp.number(), &[])
             }
+            // Longer than this node's host takes, though ZooKeeper would: to try again is useless.
+            Outcome::Failed { code: "too_large", .. } => (ErrorCode::BadArguments.number(), &[]),
             // Somebody else speaks for the session; or nobody knows what became of the request. ZooKeeper
             // tells neither: the client connects again and finds out.
             Outcome::Failed { .. } => {

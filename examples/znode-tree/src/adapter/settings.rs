@@ -4,10 +4,14 @@ use serde::Deserialize;
 use serde::Deserializer;
 use serde::de::Error;
 use statehouse_sdk::Reject;
+use statehouse_sdk::adapter::Consistency;
 use statehouse_sdk::ensure;
 
 use crate::params::Compatibility;
 use crate::params::Params;
+
+/// The longest tick: a day. Twenty of it are a session timeout that a client can be told.
+const TICK_TIME_MS_MAX: u64 = 86_400_000;
 
 /// What the host hands to `Adapter::open`.
 #[derive(Debug, Default, Deserialize)]
@@ -40,6 +44,8 @@ struct Listen {
     super_digest: Option<String>,
     #[serde(deserialize_with = "flag")]
     digest_auth: Option<bool>,
+    #[serde(deserialize_with = "flag")]
+    quorum_reads: Option<bool>,
     #[serde(deserialize_with = "number")]
     client_port: Option<u64>,
 }
@@ -106,6 +112,8 @@ pub struct Settings {
     pub super_digest: Option<String>,
     /// Whether the scheme `digest` is known.
     pub digest_auth: bool,
+    /// Whether every read sees all that was acknowledged anywhere before.
+    pub quorum_reads: bool,
     /// The port that `conf` shows; 0 when it is not known.
     pub client_port: u64,
     /// What zxids are counted from.
@@ -120,7 +128,10 @@ impl Settings {
         let Opening { params, listen, node, address } = statehouse_sdk::Params::new(json).parse()?;
         let is_clickhouse = params.compatibility == Compatibility::ClickHouse;
         let tick_time_ms = listen.tick_time_ms.unwrap_or(2_000);
-        ensure!(tick_time_ms > 0, "listen: tick_time_ms must be at least 1");
+        ensure!(
+            (1..=TICK_TIME_MS_MAX).contains(&tick_time_ms),
+            "listen: tick_time_ms is {tick_time_ms}, and must be from 1 to {TICK_TIME_MS_MAX}"
+        );
         let (min, max) = if is_clickhouse { (10_000, 100_000) } else { (tick_time_ms * 2, tick_time_ms * 20) };
         let min_session_timeout_ms = listen.min_session_timeout_ms.unwrap_or(min);
         let max_session_timeout_ms = listen.max_session_timeout_ms.unwrap_or(max.max(min_session_timeout_ms));
@@ -139,11 +150,14 @@ impl Settings {
             min_session_timeout_ms,
             max_session_timeout_ms,
             jute_maxbuffer: usize::try_from(jute_maxbuffer).unwrap_or(usize::MAX),
-            outstanding_limit: listen.outstanding_limit.map_or(1_000, |limit| (limit as usize).max(1)),
+            outstanding_limit: listen
+                .outstanding_limit
+                .map_or(1_000, |limit| usize::try_from(limit).unwrap_or(usize::MAX).max(1)),
             sync_limit_ms: tick_time_ms.saturating_mul(listen.sync_limit_ticks.unwrap_or(5)),
             words: AllowList::parse(listen.four_letter_words.as_deref(), params.compatibility),
             super_digest: listen.super_digest.or(params.super_digest),
             digest_auth: listen.digest_auth.unwrap_or(true),
+            quorum_reads: listen.quorum_reads.unwrap_or(false),
             client_port: listen.client_port.or(port).unwrap_or(0),
             zxid_base: params.zxid_base,
             feature_flags: params.feature_flags,
@@ -153,6 +167,11 @@ impl Settings {
     /// The zxid of an index of the group's log.
     pub fn zxid(&self, index: u64) -> i64 {
         self.zxid_base.wrapping_add(index as i64)
+    }
+
+    /// How fresh what clients read must be. (What one client wrote through this node it reads here either way.)
+    pub fn consistency(&self) -> Consistency {
+        if self.quorum_reads { Consistency::Linearizable } else { Consistency::Local }
     }
 
     /// Whether ClickHouse Keeper's behaviour is wanted.
@@ -181,7 +200,8 @@ impl AllowList {
         let list = list.unwrap_or(match compatibility {
             Compatibility::ZooKeeper => "srvr",
             Compatibility::ClickHouse => {
-                "conf,cons,crst,envi,ruok,srst,srvr,stat,wchs,dirs,mntr,isro,rcvr,apiv,csnp,lgif,rqld,rclc,clrs,ftfl"
+                "jmst,jmfp,jmep,jmdp,conf,cons,crst,envi,ruok,srst,srvr,stat,wchs,dirs,mntr,isro,rcvr,apiv,csnp,lgif,rqld,\
+                 rclc,clrs,ftfl,ydld,pfev"
             }
         });
         let words: Vec<String> = list.split(',').map(|word| word.trim().to_owned()).collect();
@@ -236,6 +256,9 @@ mod tests {
         for (json, word) in [
             (r#"{"listen":{"tick_time_ms":"soon"}}"#, "soon"),
             (r#"{"listen":{"tick_tim_ms":1}}"#, "tick_tim_ms"),
+            (r#"{"listen":{"tick_time_ms":0}}"#, "tick_time_ms is 0"),
+            (r#"{"listen":{"tick_time_ms":86400001}}"#, "tick_time_ms is 86400001"),
+            (r#"{"listen":{"tick_time_ms":18446744073709551615}}"#, "tick_time_ms is 18446744073709551615"),
             (r#"{"listen":{"min_session_timeout_ms":9,"max_session_timeout_ms":8}}"#, "min_session_timeout_ms"),
             (r#"{"listen":{"jute_maxbuffer":10}}"#, "jute_maxbuffer"),
         ] {

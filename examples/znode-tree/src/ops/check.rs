@@ -25,12 +25,6 @@ impl ZnodeTree {
         Ok(id)
     }
 
-    /// What is under `/keeper` differs between versions, and a multi must not depend on it.
-    fn check_not_keeper(&self, path: &str) -> Result<(), ErrorCode> {
-        let is_bad = self.is_clickhouse() && path::is_within(path, path::KEEPER);
-        if is_bad { Err(ErrorCode::BadArguments) } else { Ok(()) }
-    }
-
     /// There is no such node, or none of this version.
     pub(crate) fn check_not_exists(&self, txn: &Txn<'_>, request: PathVersion<'_>) -> Result<(), ErrorCode> {
         path::check(request.path)?;

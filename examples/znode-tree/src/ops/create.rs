@@ -38,9 +38,7 @@ impl ZnodeTree {
             request.path
         };
         path::check(path)?;
-        if self.is_clickhouse() && path::is_within(path, path::KEEPER) {
-            return Err(ErrorCode::BadArguments);
-        }
+        self.check_not_keeper(path)?;
         if self.tree.find(path).is_some() {
             if operation == op::CREATE_IF_NOT_EXISTS {
                 out.text(path);

@@ -5,9 +5,11 @@
 
 use crate::ZnodeTree;
 use crate::call::Identity;
+use crate::call::LONG_ANSWER_BYTES_MAX;
 use crate::jute::Malformed;
 use crate::jute::Reader;
 use crate::jute::Writer;
+use crate::ops::check_length;
 use crate::path;
 use crate::tree::arena::NodeId;
 use crate::tree::node::Owner;
@@ -45,18 +47,20 @@ impl ZnodeTree {
     ) -> Result<(), ErrorCode> {
         let id = self.node(path)?;
         self.permit(id, perms::READ, identities)?;
-        self.names(id, out);
+        self.names(id, out)?;
         if operation == op::GET_CHILDREN2 {
             self.stat(id).write(out);
         }
         Ok(())
     }
 
-    fn names(&self, id: NodeId, out: &mut Writer<'_>) {
+    fn names(&self, id: NodeId, out: &mut Writer<'_>) -> Result<(), ErrorCode> {
         out.count(self.tree.get(id).children as usize);
         for (_, child) in self.tree.children(id) {
             out.text(&child.name);
+            check_length(out)?;
         }
+        Ok(())
     }
 
     /// How many nodes there are below a path.
@@ -93,7 +97,7 @@ impl ZnodeTree {
         let id = self.node(path)?;
         self.permit(id, perms::READ, identities)?;
         if filter == Filter::All && !with_stats && !with_data {
-            self.names(id, out);
+            self.names(id, out)?;
             self.stat(id).write(out);
             if has_options {
                 out.count(0).count(0);
@@ -116,9 +120,10 @@ impl ZnodeTree {
             stats.iter().for_each(|(child, _)| self.stat(*child).write(out));
             let data = if with_data { children.as_slice() } else { &[] };
             out.count(data.len());
-            data.iter().for_each(|(_, node)| {
+            for (_, node) in data {
                 out.buffer(Some(node.data.as_deref().unwrap_or_default()));
-            });
+                check_length(out)?;
+            }
         }
         Ok(())
     }
@@ -135,7 +140,7 @@ impl ZnodeTree {
         let top = self.node(path)?;
         self.permit(top, perms::READ, identities)?;
         let mut found = vec![(top, path.trim_end_matches('/').to_owned())];
-        let mut at = 0;
+        let (mut at, mut bytes) = (0, 0);
         'all: while let Some((parent, parent_path)) = found.get(at).cloned() {
             at += 1;
             for (child, node) in self.tree.children(parent) {
@@ -145,7 +150,12 @@ impl ZnodeTree {
                 if found.len() > limit as usize {
                     break 'all;
                 }
-                found.push((child, format!("{parent_path}/{}", node.name)));
+                let path = format!("{parent_path}/{}", node.name);
+                bytes += path.len();
+                if bytes > LONG_ANSWER_BYTES_MAX {
+                    return Err(ErrorCode::SystemError);
+                }
+                found.push((child, path));
             }
         }
         out.texts(found.iter().skip(1).map(|(_, path)| path));

@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! * Only a group that no client has written to is loaded; once it is over, nothing begins it again.
-//! * While it lasts, clients are answered `ErrorCode::ConnectionLoss`: nobody sees half a tree.
+//! * While it lasts, clients are answered `ErrorCode::ConnectionLoss`: nobody sees half a tree. And no node goes by
+//!   itself: a container without children may be one whose children are still to come.
 //! * A batch is loaded whole or not at all. It says how many nodes came before it, so that one that is
 //!   sent again is known.
 
@@ -10,6 +11,7 @@ use statehouse_sdk::Reject;
 use statehouse_sdk::ensure;
 
 use crate::ZnodeTree;
+use crate::acl;
 use crate::acl::Acl;
 use crate::jute::Malformed;
 use crate::jute::Reader;
@@ -102,7 +104,13 @@ impl ZnodeTree {
 
     fn load_one(&mut self, node: &Loaded<'_>) -> Result<(), Reject> {
         let Loaded { path, data, acl, numbers } = node;
-        ensure!(path::check(path).is_ok(), "{path:?} is not a path");
+        ensure!(path::check(path).is_ok(), "{path:?} is not a path, or over {} bytes long", path::BYTES_MAX);
+        let list_bytes = acl::request_bytes(acl);
+        ensure!(
+            list_bytes <= acl::LIST_BYTES_MAX,
+            "{path:?} has an ACL list of {list_bytes} bytes, over {}",
+            acl::LIST_BYTES_MAX
+        );
         ensure!(!path::is_within(path, path::KEEPER) || !self.is_clickhouse(), "{path:?} is this server's own");
         ensure!(!path::is_within(path, path::CONFIG), "{path:?} is this server's own");
         ensure!(

@@ -23,12 +23,15 @@ use crate::acl;
 use crate::acl::Acl;
 use crate::call::ChangeWriter;
 use crate::call::Identity;
+use crate::call::LONG_ANSWER_BYTES_MAX;
 use crate::call::own;
 use crate::jute::Malformed;
 use crate::jute::Reader;
 use crate::jute::Writer;
+use crate::path;
 use crate::tree::Moment;
 use crate::tree::arena::NodeId;
+use crate::wire;
 use crate::wire::CreateRequest;
 use crate::wire::ErrorCode;
 use crate::wire::EventType;
@@ -37,7 +40,6 @@ use crate::wire::SetAclRequest;
 use crate::wire::SetDataRequest;
 use crate::wire::Stat;
 use crate::wire::op;
-use crate::wire::path;
 
 /// A write under way: when, by whom, and what it has changed so far.
 #[derive(Debug)]
@@ -89,9 +91,9 @@ impl<'a> Write<'a> {
                 Self::Create(operation, CreateRequest::read(operation, reader)?)
             }
             op::DELETE => Self::Delete(PathVersion::read(reader)?),
-            op::DELETE_CONTAINER => Self::DeleteContainer(path(reader)?),
+            op::DELETE_CONTAINER => Self::DeleteContainer(wire::path(reader)?),
             op::TRY_REMOVE => Self::TryRemove(PathVersion::read(reader)?),
-            op::REMOVE_RECURSIVE => Self::RemoveRecursive(path(reader)?, reader.u32()?),
+            op::REMOVE_RECURSIVE => Self::RemoveRecursive(wire::path(reader)?, reader.u32()?),
             op::SET_DATA => Self::SetData(SetDataRequest::read(reader)?),
             op::SET_ACL => Self::SetAcl(SetAclRequest::read(reader)?),
             op::CHECK => Self::Check(PathVersion::read(reader)?),
@@ -106,7 +108,11 @@ impl<'a> Write<'a> {
     /// About how many bytes more there are when it is done: roughly, as ClickHouse Keeper reckons.
     pub fn growth_bytes(&self) -> i64 {
         match self {
-            Self::Create(_, request) => (request.path.len() + request.data.map_or(0, <[u8]>::len)) as i64,
+            Self::Create(_, request) => {
+                let data_bytes = request.data.map_or(0, <[u8]>::len);
+                (request.path.len() + data_bytes + acl::request_bytes(&request.acl)) as i64
+            }
+            Self::SetAcl(request) => acl::request_bytes(&request.acl) as i64,
             Self::SetData(request) => request.data.map_or(0, <[u8]>::len) as i64,
             Self::Delete(request) | Self::TryRemove(request) => -(request.path.len() as i64),
             _ => 0,
@@ -150,6 +156,13 @@ impl ZnodeTree {
         self.tree.find(path).ok_or(ErrorCode::NoNode)
     }
 
+    /// What is under `/keeper` is the server's own and differs between versions: no client changes it, and no multi
+    /// depends on it.
+    pub(crate) fn check_not_keeper(&self, path: &str) -> Result<(), ErrorCode> {
+        let is_keepers = self.is_clickhouse() && path::is_within(path, path::KEEPER);
+        if is_keepers { Err(ErrorCode::BadArguments) } else { Ok(()) }
+    }
+
     /// Whether the caller may do one of `wanted` (bits) at a node.
     pub(crate) fn permit(&self, id: NodeId, wanted: i32, identities: &[Identity<'_>]) -> Result<(), ErrorCode> {
         let permitted = self.params.skip_acl || acl::allows(self.tree.acl(id), wanted, identities);
@@ -177,6 +190,11 @@ impl ZnodeTree {
             .collect();
         txn.changes.push(event, path.as_bytes(), Some(readers.into_iter()));
     }
+}
+
+/// Whether an answer under way can still be given.
+pub(crate) fn check_length(out: &Writer<'_>) -> Result<(), ErrorCode> {
+    if out.len() <= LONG_ANSWER_BYTES_MAX { Ok(()) } else { Err(ErrorCode::SystemError) }
 }
 
 /// A version that was asked for against the one that is.

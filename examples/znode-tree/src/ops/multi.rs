@@ -5,6 +5,7 @@
 //! that one's, and `RuntimeInconsistency` for those after it; the reply itself has no error.
 
 use crate::ZnodeTree;
+use crate::call::ANSWER_BYTES_MAX;
 use crate::call::ChangeWriter;
 use crate::call::Identity;
 use crate::jute::Malformed;
@@ -12,6 +13,7 @@ use crate::jute::Reader;
 use crate::jute::Writer;
 use crate::ops::Txn;
 use crate::ops::Write;
+use crate::ops::check_length;
 use crate::ops::create::has_stat;
 use crate::wire::CreateMode;
 use crate::wire::ErrorCode;
@@ -41,8 +43,14 @@ impl ZnodeTree {
                 return Ok(());
             }
         }
-        self.tree.commit();
         MultiHeader::END.write(&mut Writer::new(out));
+        if out.len() > ANSWER_BYTES_MAX {
+            // Of a frame far longer than ZooKeeper's default. Nobody could be told what it did.
+            self.tree.roll_back();
+            txn.changes = ChangeWriter::default();
+            return Err(ErrorCode::SystemError);
+        }
+        self.tree.commit();
         Ok(())
     }
 
@@ -130,6 +138,7 @@ impl ZnodeTree {
                     write_error(code, &mut Writer::new(out));
                 }
             }
+            check_length(&Writer::new(out))?;
         }
     }
 }

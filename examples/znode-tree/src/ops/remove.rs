@@ -25,9 +25,7 @@ impl ZnodeTree {
     /// The parent of a path that shall be removed, where the caller may, and the node there.
     fn removable(&self, txn: &Txn<'_>, path: &str) -> Result<(NodeId, NodeId), ErrorCode> {
         let (parent_path, _) = path::split_removable(path)?;
-        if self.is_clickhouse() && path::is_within(path, path::KEEPER) {
-            return Err(ErrorCode::BadArguments);
-        }
+        self.check_not_keeper(path)?;
         let parent = self.node(parent_path)?;
         self.permit(parent, perms::DELETE, txn.identities)?;
         Ok((parent, self.node(path)?))

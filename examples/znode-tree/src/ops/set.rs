@@ -8,6 +8,7 @@ use crate::ops::check_version;
 use crate::ops::next_version;
 use crate::path;
 use crate::quota;
+use crate::tree::arena::NodeId;
 use crate::wire::ErrorCode;
 use crate::wire::EventType;
 use crate::wire::SetAclRequest;
@@ -23,9 +24,7 @@ impl ZnodeTree {
         out: &mut Writer<'_>,
     ) -> Result<(), ErrorCode> {
         path::check(request.path)?;
-        if self.is_clickhouse() && path::is_within(request.path, path::KEEPER) {
-            return Err(ErrorCode::BadArguments);
-        }
+        self.check_not_keeper(request.path)?;
         let id = self.node(request.path)?;
         self.permit(id, perms::WRITE, txn.identities)?;
         let before = self.tree.get(id).data_length() as i64;
@@ -33,13 +32,7 @@ impl ZnodeTree {
         quota::check(&self.tree, request.path, 0, more, self.params.enforce_quota)?;
         check_version(self.tree.get(id).numbers.version, request.version)?;
 
-        let moment = txn.moment;
-        self.tree.replace_data(id, request.data);
-        self.tree.renumber(id, |numbers| {
-            numbers.version = next_version(numbers.version);
-            numbers.mzxid = moment.zxid;
-            numbers.mtime = moment.time_ms;
-        });
+        self.put_data(txn, id, request.data);
         if self.is_clickhouse()
             && let Some(parent) = self.tree.get(id).parent.some()
         {
@@ -51,6 +44,16 @@ impl ZnodeTree {
         Ok(())
     }
 
+    /// Replaces a node's data, with the numbers that tell of it.
+    fn put_data(&mut self, txn: &Txn<'_>, id: NodeId, data: Option<&[u8]>) {
+        self.tree.replace_data(id, data);
+        self.tree.renumber(id, |numbers| {
+            numbers.version = next_version(numbers.version);
+            numbers.mzxid = txn.moment.zxid;
+            numbers.mtime = txn.moment.time_ms;
+        });
+    }
+
     /// Sets a node's ACL list; appends its stat. No watch waits for it.
     pub(crate) fn set_acl(
         &mut self,
@@ -59,9 +62,7 @@ impl ZnodeTree {
         out: &mut Writer<'_>,
     ) -> Result<(), ErrorCode> {
         path::check(request.path)?;
-        if self.is_clickhouse() && path::is_within(request.path, path::KEEPER) {
-            return Err(ErrorCode::BadArguments);
-        }
+        self.check_not_keeper(request.path)?;
         let list = acl::resolve(&request.acl, txn.identities, !self.is_clickhouse())?;
         let id = self.node(request.path)?;
         self.permit(id, perms::ADMIN, txn.identities)?;
@@ -79,13 +80,7 @@ impl ZnodeTree {
         if self.tree.get(id).data.as_deref() == data {
             return Ok(());
         }
-        let moment = txn.moment;
-        self.tree.replace_data(id, data);
-        self.tree.renumber(id, |numbers| {
-            numbers.version = next_version(numbers.version);
-            numbers.mzxid = moment.zxid;
-            numbers.mtime = moment.time_ms;
-        });
+        self.put_data(txn, id, data);
         self.tell(txn, EventType::NodeDataChanged, path, id);
         Ok(())
     }

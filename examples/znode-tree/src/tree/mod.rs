@@ -56,7 +56,8 @@ pub struct Tree {
     root: NodeId,
     seed: u64,
     acls: AclTable,
-    sessions: BTreeMap<u64, BTreeSet<NodeId>>,
+    /// Each session's nodes by the hashes of their paths, which are the same on all replicas.
+    sessions: BTreeMap<u64, BTreeSet<(u32, NodeId)>>,
     ephemerals: usize,
     data_bytes: u64,
     path_bytes: u64,
@@ -211,11 +212,12 @@ impl Tree {
         self.path_bytes
     }
 
-    /// About what all nodes take, bytes: a little more, since a node keeps only its name of its path.
+    /// About what all nodes and their ACL lists take, bytes: a little more, since a node keeps only its name of its path.
     /// The same on every replica, unlike what the allocator would say.
     pub fn memory_bytes(&self) -> u64 {
         const NODE_BYTES: u64 = 136;
-        self.data_bytes + self.path_bytes + self.node_count() as u64 * NODE_BYTES
+        let lists = self.acls.bytes() as u64;
+        self.data_bytes + self.path_bytes + lists + self.node_count() as u64 * NODE_BYTES
     }
 
     /// The sessions that own nodes.
@@ -230,10 +232,28 @@ impl Tree {
 
     /// The paths of a session's nodes, in order.
     pub fn paths_of_session(&self, session: u64) -> Vec<String> {
-        let ids = self.sessions.get(&session).into_iter().flatten();
-        let mut paths: Vec<_> = ids.map(|id| self.path_of(*id)).collect();
+        let nodes = self.sessions.get(&session).into_iter().flatten();
+        let mut paths: Vec<_> = nodes.map(|(_, id)| self.path_of(*id)).collect();
         paths.sort_unstable();
         paths
+    }
+
+    /// About `count` of a session's nodes, the same and in the same order on every replica: of these the oldest first.
+    /// Takes the time of as many, however many more the session has.
+    pub fn some_of_session(&self, session: u64, count: usize) -> Vec<NodeId> {
+        let mut some: Vec<(u32, NodeId)> = Vec::new();
+        for (hash, id) in self.sessions.get(&session).into_iter().flatten() {
+            // Paths of one hash stay together: which of them comes first depends on the replica.
+            if some.len() >= count && some.last().is_none_or(|(last, _)| last != hash) {
+                break;
+            }
+            some.push((*hash, *id));
+        }
+        for equal in some.chunk_by_mut(|(one, _), (other, _)| one == other).filter(|equal| equal.len() > 1) {
+            equal.sort_by_cached_key(|(_, id)| self.path_of(*id));
+        }
+        some.sort_by_key(|(_, id)| self.arena.get(*id).numbers.czxid);
+        some.into_iter().map(|(_, id)| id).collect()
     }
 
     /// The paths that have a quota.
@@ -391,7 +411,7 @@ impl Tree {
     fn attach(&mut self, id: NodeId, path: &str) {
         self.index.insert(&mut self.arena, id);
         let node = self.arena.get(id);
-        let (parent, previous, next, owner) = (node.parent, node.previous, node.next, node.owner());
+        let (parent, previous, next, owner, hash) = (node.parent, node.previous, node.next, node.owner(), node.hash);
         self.data_bytes += node.data_length() as u64;
         self.path_bytes += path.len() as u64;
         self.edit(parent, |parent| {
@@ -410,7 +430,7 @@ impl Tree {
             self.arena.get_mut(next).previous = id;
         }
         if let Owner::Session(session) = owner {
-            self.sessions.entry(session).or_default().insert(id);
+            self.sessions.entry(session).or_default().insert((hash, id));
             self.ephemerals += 1;
         }
         if let Some(quota) = quota::path_of_limit(path) {
@@ -426,13 +446,13 @@ impl Tree {
             self.quotas.remove(quota);
         }
         let node = self.arena.get(id);
-        let (parent, previous, next, owner) = (node.parent, node.previous, node.next, node.owner());
+        let (parent, previous, next, owner, hash) = (node.parent, node.previous, node.next, node.owner(), node.hash);
         self.data_bytes = self.data_bytes.saturating_sub(node.data_length() as u64);
         self.path_bytes = self.path_bytes.saturating_sub(path.len() as u64);
         if let Owner::Session(session) = owner
             && let Some(nodes) = self.sessions.get_mut(&session)
         {
-            nodes.remove(&id);
+            nodes.remove(&(hash, id));
             self.ephemerals = self.ephemerals.saturating_sub(1);
             if nodes.is_empty() {
                 self.sessions.remove(&session);

@@ -1,7 +1,12 @@
+use znode_tree::jute::Reader;
+use znode_tree::wire::MultiHeader;
 use znode_tree::wire::op;
 
+use crate::world::Hello;
 use crate::world::World;
+use crate::world::body;
 use crate::world::create;
+use crate::world::delete;
 use crate::world::path_watch;
 use crate::world::request;
 use crate::world::set_data;
@@ -120,4 +125,96 @@ fn frames_that_never_end_do_not_add_up_without_bound() {
     world.send(&peer, &0xf_ffff_i32.to_be_bytes());
     world.send(&peer, &vec![0; 0xf_fff0]);
     assert!(!world.is_closed(&peer), "what the others kept is given back");
+}
+
+/// As the test above, in ClickHouse's compressed streams: what waits to be unpacked counts as well.
+#[test]
+fn compressed_blocks_that_never_end_do_not_add_up_without_bound() {
+    let mut world = World::new(1);
+    let mut head = vec![0; 16];
+    head.push(0x82);
+    head.extend(0xf_ffff_u32.to_le_bytes());
+    head.extend(0xf_ffff_u32.to_le_bytes());
+    head.resize(0xf_fff0, 0);
+    let mut slow = Vec::new();
+    for _ in 0..150 {
+        let peer = world.greet(0, &Hello { version: 10, ..Hello::default() });
+        world.send(&peer, &head);
+        world.desk.run();
+        slow.push(peer);
+    }
+    let closed = slow.iter().filter(|peer| world.desk.is_closed(peer.client)).count();
+    assert_eq!(closed, 150 - 128);
+    slow.iter().for_each(|peer| world.desk.hang_up(peer.client));
+    let peer = world.connect(0);
+    world.send(&peer, &0xf_ffff_i32.to_be_bytes());
+    world.send(&peer, &vec![0; 0xf_fff0]);
+    assert!(!world.is_closed(&peer), "what the others kept is given back");
+}
+
+/// More than the host lets one query answer: ZooKeeper sends it, and so does this.
+#[test]
+fn a_list_of_very_many_children_is_sent_whole() {
+    let mut world = World::new(2);
+    let (mut peer, mut writer) = (world.connect(1), world.connect(0));
+    world.create(&mut writer, "/many");
+    let name = |at: u32| format!("{:0>100}", at);
+    for first in (0..90_000).step_by(5_000) {
+        let batch = body(|out| {
+            for at in first..first + 5_000 {
+                MultiHeader { op: op::CREATE, done: false, err: -1 }.write(out);
+                out.raw(&create(&format!("/many/{}", name(at)), "", 0));
+            }
+            MultiHeader::END.write(out);
+        });
+        assert_eq!(world.error(&mut writer, op::MULTI, &batch), 0);
+    }
+    let expected: Vec<String> = (0..90_000).map(name).collect();
+    // Others are answered meanwhile, and each in the order asked; a watch is left as by any other list.
+    for xid in 1..=3 {
+        world.send(&peer, &request(xid, op::GET_CHILDREN, &path_watch("/many", true)));
+        world.send(&peer, &request(10 + xid, op::EXISTS, &path_watch("/", false)));
+    }
+    world.send(&peer, &request(20, op::CREATE, &create("/other", "", 0)));
+    let replies = world.all(&mut peer);
+    assert_eq!(replies.iter().map(|reply| reply.xid).collect::<Vec<_>>(), [1, 11, 2, 12, 3, 13, 20]);
+    for reply in &replies[..6] {
+        assert_eq!(reply.error, 0);
+        if reply.xid < 10 {
+            assert!(Reader::new(&reply.body).texts().unwrap() == expected);
+        }
+    }
+    assert_eq!(world.error(&mut writer, op::DELETE, &delete(&format!("/many/{}", name(7)))), 0);
+    assert_eq!(world.events(&mut peer), [(4, "/many".to_owned())]);
+    // Who goes away while it is gathered leaves the others theirs.
+    let mut third = world.connect(1);
+    for peer in [&peer, &third] {
+        world.send(peer, &request(30, op::GET_CHILDREN2, &path_watch("/many", false)));
+    }
+    world.desk.hang_up(peer.client);
+    let reply = world.next(&mut third).unwrap();
+    assert_eq!((reply.xid, reply.error), (30, 0));
+    assert_eq!(Reader::new(&reply.body).texts().unwrap().len(), 89_999);
+}
+
+/// Beyond what the gateway takes in one call there is an answer, too, and the connection goes on.
+#[test]
+fn an_answer_without_end_is_an_error() {
+    let mut world = World::new(1);
+    let mut peer = world.connect(0);
+    let data = "x".repeat(900_000);
+    assert_eq!(world.error(&mut peer, op::CREATE, &create("/big", &data, 0)), 0);
+    let reads = |count: usize| {
+        body(|out| {
+            for _ in 0..count {
+                MultiHeader { op: op::GET_DATA, done: false, err: -1 }.write(out);
+                out.raw(&path_watch("/big", false));
+            }
+            MultiHeader::END.write(out);
+        })
+    };
+    let reply = world.ask(&mut peer, op::MULTI_READ, &reads(10));
+    assert_eq!((reply.error, reply.body.len()), (0, 10 * (9 + 4 + data.len() + 68) + 9));
+    assert_eq!(world.error(&mut peer, op::MULTI_READ, &reads(1_000)), -1);
+    assert_eq!(world.error(&mut peer, op::GET_DATA, &path_watch("/big", false)), 0);
 }

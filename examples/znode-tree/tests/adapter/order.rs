@@ -74,6 +74,21 @@ fn sync_waits_until_this_server_has_what_others_acknowledged() {
 }
 
 #[test]
+fn quorum_reads_see_what_others_acknowledged() {
+    for (settings, sees_it) in [("{}", false), (r#"{"listen":{"quorum_reads":true}}"#, true)] {
+        let mut world = World::with(2, "{}", settings);
+        let (mut here, mut there) = (world.connect(0), world.connect(1));
+        world.desk.lag(1, true);
+        world.create(&mut here, "/new");
+        world.send(&there, &request(1, op::EXISTS, &path_watch("/new", false)));
+        let early = world.next(&mut there);
+        world.desk.lag(1, false);
+        let reply = early.or_else(|| world.next(&mut there)).unwrap();
+        assert_eq!(reply.error == 0, sees_it, "{settings}");
+    }
+}
+
+#[test]
 fn an_unknown_operation_is_unimplemented_after_what_was_asked_before_and_then_the_connection_ends() {
     let mut world = World::new(1);
     // An auth packet without a body is no packet: it ends the connection at once.

@@ -8,7 +8,8 @@ const STATUS: &str = r#"{"node":1,"role":"leader","term":3,"leader":1,"applied":
     "sessions":2,"uptime_s":60,"version":"0.1.0","members":[
     {"id":1,"address":"10.0.0.1:7001","role":"voter","matched":9},
     {"id":2,"address":"10.0.0.2:7001","role":"voter","matched":9},
-    {"id":3,"address":"10.0.0.3:7001","role":"learner","matched":null}]}"#;
+    {"id":3,"address":"10.0.0.3:7001","role":"learner","matched":null},
+    {"id":4,"address":"10.0.0.4:7001","role":"learner","matched":9}]}"#;
 
 fn world() -> World {
     let mut world = World::new(1);
@@ -110,14 +111,33 @@ fn mntr_has_what_monitors_read() {
     ] {
         value(key);
     }
+    let members = ["followers", "learners", "quorum_size", "synced_followers", "synced_observers"].map(value);
     assert_eq!(
-        (value("server_state"), value("followers"), value("learners")),
-        ("leader".into(), "1".into(), "2".into())
+        (value("server_state").as_str(), members.each_ref().map(String::as_str)),
+        ("leader", ["1", "3", "2", "1", "1"])
     );
     assert_eq!(
         (value("watch_count"), value("ephemerals_count"), value("uptime")),
         ("1".into(), "1".into(), "60000".into())
     );
+}
+
+#[test]
+fn a_leaders_uptime_is_that_of_its_lead() {
+    let mut world = world();
+    world.desk.advance(10_000);
+    world.desk.lead(None);
+    world.desk.advance(10_000);
+    world.desk.lead(Some(0));
+    world.desk.advance(4_000);
+    let led_ms = |world: &mut World| -> u64 {
+        let mntr = world.word(0, "mntr");
+        mntr.lines().find_map(|line| line.strip_prefix("zk_leader_uptime\t")).unwrap().parse().unwrap()
+    };
+    let after = led_ms(&mut world);
+    assert!((2_000..=4_000).contains(&after), "seen at a tick: {after}");
+    world.desk.advance(60_000);
+    assert_eq!(led_ms(&mut world), after + 60_000);
 }
 
 #[test]
@@ -187,6 +207,9 @@ fn a_word_is_answered_when_the_host_knows_nothing() {
     world.desk.tell("lead", r#"{"leads":true}"#);
     assert_eq!(world.word(0, "csnp"), "77");
     assert_eq!(world.word(0, "rqld"), "Sent leadership request to leader.");
+    assert_eq!(world.word(0, "ydld"), "Failed to send yield leadership request to leader.");
+    world.desk.tell("yield", "{}");
+    assert_eq!(world.word(0, "ydld"), "Sent yield leadership request to leader.");
 }
 
 #[test]
@@ -233,7 +256,8 @@ fn clickhouse_mode_answers_in_its_own_words() {
             "zk_open_file_descriptor_count",
             "zk_max_file_descriptor_count",
             "zk_followers",
-            "zk_synced_followers"
+            "zk_synced_followers",
+            "zk_leader_uptime"
         ]
     );
     assert_eq!(
@@ -254,6 +278,10 @@ fn clickhouse_mode_answers_in_its_own_words() {
         ]
     );
     assert!(world.word(0, "ftfl").starts_with("filtered_list\t1\nmulti_read\t1\ncheck_not_exists\t1\n"));
+    assert_eq!(world.word(0, "apiv"), "2", "as /keeper/api_version");
+    assert_eq!(world.word(0, "isro"), "rw");
+    world.desk.tell("status", &STATUS.replace(r#""role":"leader""#, r#""role":"learner""#));
+    assert_eq!(world.word(0, "isro"), "ro", "a learner does not vote");
     world.desk.lead(None);
     assert_eq!(world.word(0, "mntr"), "This instance is not currently serving requests");
 }

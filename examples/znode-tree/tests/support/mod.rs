@@ -270,6 +270,13 @@ impl Plain {
         self.machine.on_session_end(&mut Context::new(self.header, &mut self.effects), session);
     }
 
+    pub fn fire(&mut self, timer: u64) {
+        self.header.index += 1;
+        self.header.session = 0;
+        self.effects = Effects::default();
+        self.machine.on_timer(&mut Context::new(self.header, &mut self.effects), timer);
+    }
+
     pub fn snapshot(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         self.machine.snapshot(&mut bytes).unwrap();

@@ -7,36 +7,17 @@ use super::View;
 use super::zookeeper::by_connection;
 use super::zookeeper::by_path;
 use crate::adapter::connection::Connection;
+use crate::keeper;
 
 const NOT_SERVING: &str = "This instance is not currently serving requests";
 const VERSION: &str = concat!("statehouse-", env!("CARGO_PKG_VERSION"));
-/// The newest of ClickHouse Keeper's protocol levels: with multiRead, checkNotExists and removeRecursive.
-const API_VERSION: &str = "4";
-
-/// The feature flags in the order of their bits, with whether each is on by default.
-pub const FEATURE_FLAGS: [(&str, bool); 14] = [
-    ("filtered_list", true),
-    ("multi_read", true),
-    ("check_not_exists", true),
-    ("create_if_not_exists", true),
-    ("remove_recursive", true),
-    ("multi_watches", true),
-    ("check_stat", true),
-    ("persistent_watches", true),
-    ("create_with_stats", false),
-    ("try_remove", true),
-    ("list_with_stat_and_data", true),
-    ("get_children_recursive", true),
-    ("create_ttl", false),
-    ("max_request_size", false),
-];
 
 /// The text; `None` when it is ZooKeeper's.
 pub fn answer(word: &[u8; 4], view: &View<'_>) -> Option<String> {
     let facts = &view.known.facts;
     let is_clickhouse = view.shared.settings.is_clickhouse();
     let text = match word {
-        b"apiv" => API_VERSION.to_owned(),
+        b"apiv" => String::from_utf8_lossy(keeper::API_VERSION_DATA).into_owned(),
         b"isro" if is_clickhouse => if facts.role == "learner" { "ro" } else { "rw" }.to_owned(),
         b"ftfl" => feature_flags(view),
         b"csnp" => deed(view, "index").unwrap_or_else(|| "Failed to schedule snapshot creation task.".to_owned()),
@@ -44,10 +25,14 @@ pub fn answer(word: &[u8; 4], view: &View<'_>) -> Option<String> {
             Some(_) => "Sent leadership request to leader.".to_owned(),
             None => "Failed to send leadership request to leader.".to_owned(),
         },
+        b"ydld" => match view.known.deed {
+            Some(_) => "Sent yield leadership request to leader.".to_owned(),
+            None => "Failed to send yield leadership request to leader.".to_owned(),
+        },
         b"rclc" | b"clrs" => "ok".to_owned(),
         b"lgif" => lgif(view),
         // What they switch is not there: no recovery mode, no jemalloc, no profile events.
-        b"rcvr" | b"ydld" | b"lgrq" | b"pfev" | b"jmst" | b"jmfp" | b"jmep" | b"jmdp" => {
+        b"rcvr" | b"lgrq" | b"pfev" | b"jmst" | b"jmfp" | b"jmep" | b"jmdp" => {
             "not supported by this server\n".to_owned()
         }
         _ if !is_clickhouse => return None,
@@ -149,8 +134,10 @@ fn mntr(view: &View<'_>) -> String {
     say("open_file_descriptor_count", &files(facts.open_files));
     say("max_file_descriptor_count", &files(facts.max_files));
     if facts.mode() == "leader" {
+        // Here, unlike in ZooKeeper, learners are counted among them.
         say("followers", &facts.others().count());
-        say("synced_followers", &facts.synced());
+        say("synced_followers", &facts.synced().count());
+        say("leader_uptime", &view.leader_uptime_ms());
     }
     text
 }
@@ -179,9 +166,8 @@ fn lgif(view: &View<'_>) -> String {
 fn feature_flags(view: &View<'_>) -> String {
     let switched = &view.shared.settings.feature_flags;
     let mut text = String::new();
-    for (name, by_default) in FEATURE_FLAGS {
-        let is_on = switched.get(name).copied().unwrap_or(by_default);
-        let _ = writeln!(text, "{name}\t{}", u8::from(is_on));
+    for flag in &keeper::FLAGS {
+        let _ = writeln!(text, "{}\t{}", flag.0, u8::from(keeper::is_on(flag, switched)));
     }
     text
 }
@@ -209,7 +195,7 @@ fn conf(view: &View<'_>) -> String {
     let _ = writeln!(text, "four_letter_word_allow_list={}", settings.words.text());
     let _ = writeln!(text, "max_requests_batch_size=100\nmin_session_timeout_ms={}", settings.min_session_timeout_ms);
     let _ = writeln!(text, "session_timeout_ms={}", settings.max_session_timeout_ms);
-    let _ = writeln!(text, "quorum_reads=false\nforce_sync=true");
+    let _ = writeln!(text, "quorum_reads={}\nforce_sync=true", settings.quorum_reads);
     if let Some(data_dir) = &view.known.facts.data_dir {
         let _ = writeln!(text, "log_storage_path={data_dir}\nsnapshot_storage_path={data_dir}");
     }

@@ -49,6 +49,13 @@ pub struct Member {
     pub matched: Option<u64>,
 }
 
+impl Member {
+    /// Whether it takes part in elections: ZooKeeper's participants, as opposed to its observers.
+    pub fn votes(&self) -> bool {
+        self.role != "learner"
+    }
+}
+
 impl Facts {
     /// Reads the JSON.
     pub fn parse(json: &[u8]) -> Option<Self> {
@@ -69,11 +76,12 @@ impl Facts {
         self.members.iter().filter(|member| member.id != self.node)
     }
 
-    /// How many of the others hold nearly all of the leader's log.
-    pub fn synced(&self) -> usize {
+    /// Those of the others that hold nearly all of the leader's log.
+    pub fn synced(&self) -> impl Iterator<Item = &Member> {
         // As many entries as one round of replication may be behind.
         const CLOSE: u64 = 1_000;
-        self.others().filter(|member| member.matched.is_some_and(|matched| matched + CLOSE >= self.commit)).count()
+        let is_close = |matched: u64| matched.saturating_add(CLOSE) >= self.commit;
+        self.others().filter(move |member| member.matched.is_some_and(is_close))
     }
 }
 

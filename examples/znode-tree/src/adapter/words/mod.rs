@@ -53,9 +53,9 @@ impl Part {
     fn of(word: &[u8; 4]) -> &'static [Self] {
         match word {
             b"srvr" | b"stat" | b"mntr" => &[Self::Status, Self::Counts],
-            b"conf" | b"lgif" | b"dirs" | b"envi" => &[Self::Status],
+            b"conf" | b"lgif" | b"dirs" | b"envi" | b"isro" => &[Self::Status],
             b"dump" => &[Self::Ephemerals],
-            b"csnp" | b"rqld" => &[Self::Deed],
+            b"csnp" | b"rqld" | b"ydld" => &[Self::Deed],
             _ => &[],
         }
     }
@@ -101,7 +101,15 @@ pub fn start(connection: ConnectionId, word: [u8; 4], shared: &mut Shared, io: &
                 continue;
             }
             Part::Deed => {
-                io.ask(token, if &word == b"csnp" { "snapshot" } else { "lead" });
+                io.ask(
+                    token,
+                    match &word {
+                        b"csnp" => "snapshot",
+                        // Whoever takes the lead makes the leader give it up.
+                        b"ydld" if io.leads() => "yield",
+                        _ => "lead",
+                    },
+                );
                 continue;
             }
             Part::Counts => own::STATUS,
@@ -154,6 +162,15 @@ pub struct View<'a> {
     pub zxid: i64,
     /// Whether clients are served: somebody leads.
     pub is_serving: bool,
+    /// Unix milliseconds.
+    pub now_ms: u64,
+}
+
+impl View<'_> {
+    /// For how long this node has led, as far as this listener saw it.
+    fn leader_uptime_ms(&self) -> u64 {
+        self.shared.leading_since_ms.map_or(0, |since_ms| self.now_ms.saturating_sub(since_ms))
+    }
 }
 
 /// Answers the words that have all they need.
@@ -199,7 +216,7 @@ fn answer(
         return if is_clickhouse { String::new() } else { refused };
     }
     let zxid = shared.settings.zxid(io.applied());
-    let view = View { connections, shared, known, zxid, is_serving: io.has_leader() };
+    let view = View { connections, shared, known, zxid, is_serving: io.has_leader(), now_ms: io.time_ms() };
     let answer = if is_clickhouse { clickhouse::answer(word, &view) } else { None };
     answer.unwrap_or_else(|| zookeeper::answer(word, &view))
 }

@@ -199,15 +199,15 @@ fn mntr(view: &View<'_>) -> String {
     say("watch_bytes", &stats.watch_bytes);
     say("last_zxid", &view.zxid);
     if facts.mode() == "leader" {
-        let voters = facts.members.iter().filter(|member| member.role != "learner").count();
-        say("quorum_size", &voters);
+        // In ZooKeeper's words followers and observers are both learners.
+        say("quorum_size", &facts.members.iter().filter(|member| member.votes()).count());
         say("learners", &facts.others().count());
-        say("followers", &facts.others().filter(|member| member.role != "learner").count());
-        say("synced_followers", &facts.synced());
-        say("synced_observers", &0);
+        say("followers", &facts.others().filter(|member| member.votes()).count());
+        say("synced_followers", &facts.synced().filter(|member| member.votes()).count());
+        say("synced_observers", &facts.synced().filter(|member| !member.votes()).count());
         say("synced_non_voting_followers", &0);
         say("pending_syncs", &0);
-        say("leader_uptime", &(facts.uptime_s * 1_000));
+        say("leader_uptime", &view.leader_uptime_ms());
     }
     for (name, latency) in [("readlatency", &stats.read_latency), ("updatelatency", &stats.update_latency)] {
         summary(&mut text, name, latency);

@@ -407,6 +407,56 @@ fn a_client_with_too_much_under_way_is_held() {
     assert_eq!((replies.matches(':').count(), replies.matches("-ERR").count()), (131, 869));
 }
 
+/// Behind a write that is not done, what is answered at once has to wait too. A client that goes on with large echoes
+/// must not fill the adapter with their replies: nothing more is read from it, and then all of them come, in order.
+#[test]
+fn replies_that_wait_are_bounded() {
+    let mut desk = Desk::new(1);
+    desk.0.lag(0, true);
+    // All that may be under way is, so that the next entry stays open and takes more.
+    for number in 0..4 {
+        let other = desk.connect(0);
+        desk.ask(other, &[&format!("SET other {number}")]);
+    }
+    let client = desk.connect(0);
+    desk.ask(client, &["SET a 1"]);
+    let large = "x".repeat(100 << 10);
+    let mut sent = 0;
+    while !desk.0.is_held(client) {
+        assert!(sent < 20, "the replies to {sent} large echoes are kept");
+        desk.ask(client, &[&format!("ECHO {sent}"), &format!("ECHO {large}")]);
+        sent += 1;
+    }
+    assert!(sent >= 10);
+    desk.0.lag(0, false);
+    desk.0.run();
+    let replies = desk.take(client).replace(&large, "large");
+    let expected: String =
+        (0..sent).map(|number| format!(" ${} {number} $102400 large", number.to_string().len())).collect();
+    assert_eq!(replies, format!("+OK{expected}"));
+}
+
+/// What a connection makes the adapter remember as long as it lasts is bounded in bytes, not in number alone.
+#[test]
+fn what_is_remembered_of_a_connection_is_bounded() {
+    let mut desk = Desk::new(1);
+    let client = desk.connect(0);
+    let name = |letter: &str| letter.repeat(400 << 10);
+    for (letter, fits) in [("a", true), ("b", true), ("c", false)] {
+        let reply = desk.ask(client, &["HELLO 3", &format!("SUBSCRIBE {}", name(letter))]);
+        assert_eq!(!reply.contains("-ERR too many subscriptions"), fits, "{letter}");
+    }
+    desk.ask(client, &[&format!("UNSUBSCRIBE {}", name("a"))]);
+    assert!(!desk.ask(client, &[&format!("SUBSCRIBE {}", name("c"))]).contains("-ERR"));
+    for (letter, fits) in [("a", true), ("b", true), ("c", false)] {
+        let reply = desk.ask(client, &[&format!("WATCH {}", name(letter))]);
+        assert_eq!(reply == "+OK", fits, "{letter}");
+    }
+    assert_eq!(desk.ask(client, &["UNWATCH", &format!("WATCH {}", name("c"))]), "+OK +OK");
+    let named = desk.ask(client, &[&format!("CLIENT SETNAME {}", name("n"))]);
+    assert!(named.contains("cannot be longer"), "{named}");
+}
+
 #[test]
 fn settings_that_are_not_known_are_refused() {
     use statehouse_sdk::Header;

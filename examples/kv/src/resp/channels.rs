@@ -12,6 +12,9 @@ use super::glob;
 
 /// How many channels and patterns a connection may listen to.
 pub const SUBSCRIPTIONS_MAX: usize = 10_000;
+/// How many bytes their names may take together; and those of all connections.
+pub const SUBSCRIPTION_BYTES_MAX: usize = 1 << 20;
+const ALL_BYTES_MAX: usize = 32 << 20;
 
 /// A channel by its name, or all that match a pattern.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +30,8 @@ pub enum By {
 pub struct Subscriptions {
     names: BTreeSet<Vec<u8>>,
     patterns: BTreeSet<Vec<u8>>,
+    /// Of all of them.
+    bytes: usize,
 }
 
 impl Subscriptions {
@@ -61,6 +66,8 @@ impl Subscriptions {
 pub struct Channels {
     names: BTreeMap<Vec<u8>, BTreeSet<ConnectionId>>,
     patterns: BTreeMap<Vec<u8>, BTreeSet<ConnectionId>>,
+    /// Of all connections' subscriptions.
+    bytes: usize,
 }
 
 impl Channels {
@@ -69,16 +76,28 @@ impl Channels {
         self.names.is_empty() && self.patterns.is_empty()
     }
 
+    /// Whether a connection may listen to so many more, whose names take so many bytes.
+    pub fn has_room(&self, own: &Subscriptions, count: usize, bytes: usize) -> bool {
+        own.len().saturating_add(count) <= SUBSCRIPTIONS_MAX
+            && own.bytes.saturating_add(bytes) <= SUBSCRIPTION_BYTES_MAX
+            && self.bytes.saturating_add(bytes) <= ALL_BYTES_MAX
+    }
+
     /// Lets a connection listen.
     pub fn add(&mut self, id: ConnectionId, own: &mut Subscriptions, by: By, channel: &[u8]) {
         if own.all_mut(by).insert(channel.to_vec()) {
+            own.bytes += channel.len();
+            self.bytes += channel.len();
             self.all_mut(by).entry(channel.to_vec()).or_default().insert(id);
         }
     }
 
     /// Lets it listen no more.
     pub fn remove(&mut self, id: ConnectionId, own: &mut Subscriptions, by: By, channel: &[u8]) {
-        own.all_mut(by).remove(channel);
+        if own.all_mut(by).remove(channel) {
+            own.bytes = own.bytes.saturating_sub(channel.len());
+            self.bytes = self.bytes.saturating_sub(channel.len());
+        }
         let all = self.all_mut(by);
         if let Some(listeners) = all.get_mut(channel) {
             listeners.remove(&id);

@@ -5,6 +5,7 @@
 //!   other.
 //! * `slots` are the replies still owed, in order; while there are any, nothing is sent past them. `way`
 //!   is `Some` exactly while one of them waits for the state machine.
+//! * `ready_bytes` is what the `Slot::Ready` among them hold, as of the last request that was begun.
 
 use std::collections::VecDeque;
 
@@ -110,6 +111,10 @@ pub struct Connection {
     pub protocol: Protocol,
     /// The replies owed, in order.
     pub slots: VecDeque<Slot>,
+    /// Bytes of those that are ready.
+    pub ready_bytes: usize,
+    /// How many of these are the last one's, which may still grow.
+    pub last_ready_bytes: usize,
     /// Where its units are: the way and the batch.
     pub way: Option<(Way, Token)>,
     /// The next request cannot be begun before all replies that are owed were sent.
@@ -138,6 +143,7 @@ impl Connection {
             return Reply::new(out, protocol);
         }
         if !matches!(self.slots.back(), Some(Slot::Ready(_))) {
+            self.last_ready_bytes = 0;
             self.slots.push_back(Slot::Ready(Vec::new()));
         }
         match self.slots.back_mut() {
@@ -146,12 +152,22 @@ impl Connection {
         }
     }
 
+    /// Brings the count of ready bytes up to date, after a request whose reply may be among them.
+    pub fn count_ready(&mut self) {
+        if let Some(Slot::Ready(bytes)) = self.slots.back() {
+            self.ready_bytes += bytes.len().saturating_sub(self.last_ready_bytes);
+            self.last_ready_bytes = bytes.len();
+        }
+    }
+
     /// Moves what is ready and first in line to `out`.
     pub fn drain(&mut self, out: &mut Vec<u8>) {
         while let Some(Slot::Ready(bytes)) = self.slots.pop_front_if(|slot| matches!(slot, Slot::Ready(_))) {
+            self.ready_bytes = self.ready_bytes.saturating_sub(bytes.len());
             out.extend_from_slice(&bytes);
         }
         if self.slots.is_empty() {
+            self.ready_bytes = 0;
             self.way = None;
             self.is_stopped = false;
         }

@@ -12,7 +12,7 @@
 //! * [`lane`]: batches; [`connection`]: one client; [`cursors`], [`channels`]; [`server`]: what a client
 //!   asks about the server; [`adapter`]: all of it together, with `requests`, `transactions`, `replies`.
 //!
-//! Settings, and what differs from Redis: `docs/redis.md`.
+//! `fuzz` is what fuzzers do with it. Settings, and what differs from Redis: `docs/redis.md`.
 
 pub mod adapter;
 mod apply;
@@ -20,6 +20,8 @@ pub mod channels;
 pub mod command;
 pub mod connection;
 pub mod cursors;
+#[cfg(not(target_family = "wasm"))]
+pub mod fuzz;
 pub mod glob;
 pub mod lane;
 pub mod op;

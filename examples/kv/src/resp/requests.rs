@@ -5,6 +5,7 @@ use statehouse_sdk::adapter::Io;
 
 use super::adapter::Shared;
 use super::channels::By;
+use super::channels::SUBSCRIPTION_BYTES_MAX;
 use super::channels::SUBSCRIPTIONS_MAX;
 use super::channels::Subscriptions;
 use super::command::Action;
@@ -35,8 +36,11 @@ use super::server;
 
 /// How many replies may be owed to a connection.
 const SLOTS_MAX: usize = 1_024;
-/// How many keys a connection may watch.
+/// While so many bytes of replies wait behind one that is owed, no request is begun.
+const READY_BYTES_MAX: usize = 1 << 20;
+/// How many keys a connection may watch, and how many bytes they may take together.
 const WATCHED_MAX: usize = 1_000;
+const WATCHED_BYTES_MAX: usize = 1 << 20;
 /// How many keys a `SCAN` looks at, at most.
 const SCAN_COUNT_MAX: u64 = 10_000;
 
@@ -56,7 +60,8 @@ impl Shared {
             Some((Way::Write, token)) => self.writes.takes_more(token),
             Some((Way::Read, token)) => self.reads.takes_more(token),
         };
-        takes_more && !connection.is_stopped && !connection.is_closing && connection.slots.len() < SLOTS_MAX
+        let is_full = connection.slots.len() >= SLOTS_MAX || connection.ready_bytes >= READY_BYTES_MAX;
+        takes_more && !connection.is_stopped && !connection.is_closing && !is_full
     }
 
     /// Begins a request, if those before it let it.
@@ -68,14 +73,16 @@ impl Shared {
         arguments: &Arguments<'_>,
         out: &mut Vec<u8>,
     ) -> Begun {
-        self.requests += 1;
-        match self.try_begin(io, connection, id, arguments, out) {
+        let begun = match self.try_begin(io, connection, id, arguments, out) {
             Ok(begun) => begun,
             Err(refusal) => {
                 connection.reply(out).error(&refusal);
                 Begun::Yes
             }
-        }
+        };
+        self.requests += u64::from(begun == Begun::Yes);
+        connection.count_ready();
+        begun
     }
 
     fn try_begin(
@@ -253,8 +260,13 @@ impl Shared {
                     return Err("ERR WATCH inside MULTI is not allowed".into());
                 }
                 let keys = keys(arguments)?;
-                if connection.watched.len().saturating_add(keys.len()) > WATCHED_MAX {
-                    return Err(format!("ERR too many keys are watched: at most {WATCHED_MAX}").into());
+                let bytes = connection.watched.iter().map(|watched| watched.key.len()).sum::<usize>()
+                    + keys.iter().map(|key| key.len()).sum::<usize>();
+                if connection.watched.len().saturating_add(keys.len()) > WATCHED_MAX || bytes > WATCHED_BYTES_MAX {
+                    return Err(format!(
+                        "ERR too many keys are watched: at most {WATCHED_MAX}, of {WATCHED_BYTES_MAX} bytes"
+                    )
+                    .into());
                 }
                 let watched = keys.iter().map(|key| key.to_vec()).collect();
                 self.op.clear();
@@ -373,8 +385,12 @@ impl Shared {
         out: &mut Vec<u8>,
     ) -> Result<(), Refusal> {
         let own = connection.subscriptions.get_or_insert_default();
-        if own.len().saturating_add(arguments.len()) > SUBSCRIPTIONS_MAX {
-            return Err(format!("ERR too many subscriptions: at most {SUBSCRIPTIONS_MAX} a connection").into());
+        let bytes = arguments.from(1).map(<[u8]>::len).sum();
+        if !self.channels.has_room(own, arguments.len(), bytes) {
+            return Err(format!(
+                "ERR too many subscriptions: at most {SUBSCRIPTIONS_MAX} a connection, of {SUBSCRIPTION_BYTES_MAX} bytes"
+            )
+            .into());
         }
         for channel in arguments.from(1) {
             self.channels.add(id, own, by, channel);

@@ -132,7 +132,13 @@ fn client_id(id: ConnectionId) -> i64 {
     i64::try_from(id.saturating_add(1)).unwrap_or(i64::MAX)
 }
 
+/// Kept as long as the connection: more is no name.
+const NAME_BYTES_MAX: usize = 1 << 10;
+
 fn checked_name(name: &[u8]) -> Result<&[u8], Refusal> {
+    if name.len() > NAME_BYTES_MAX {
+        return Err(format!("ERR Client names cannot be longer than {NAME_BYTES_MAX} bytes.").into());
+    }
     if name.iter().all(|byte| (b'!'..=b'~').contains(byte)) {
         return Ok(name);
     }

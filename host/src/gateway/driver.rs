@@ -54,6 +54,8 @@ const WELL_AFTER: Duration = Duration::from_secs(60);
 /// Between a doubt and the next attempt.
 const RESEND_PAUSE: Duration = Duration::from_millis(5);
 const RESEND_PAUSE_MAX: Duration = Duration::from_millis(100);
+/// How often a gateway with nothing to do looks whether its group still lives.
+const LOOK_PAUSE: Duration = Duration::from_secs(1);
 /// Timers an adapter may have set.
 const TIMERS_MAX: usize = 1 << 20;
 
@@ -146,9 +148,6 @@ impl<P: Platform, T: Transport> Driver<P, T> {
     async fn live(shared: &Arc<Shared<P, T>>) -> Option<String> {
         let inbox = Inbox::new(shared.mailbox.wake.clone());
         let group = &shared.options.group;
-        if let Some(why) = group.failure() {
-            return Some(format!("the group has stopped on this node: {why}"));
-        }
         let Some(told) = group.listen(inbox.clone()).await else {
             return Some("the group's state cannot be reached".to_owned());
         };
@@ -200,6 +199,10 @@ impl<P: Platform, T: Transport> Driver<P, T> {
         loop {
             if self.shared.is_stopped() {
                 return Ok(());
+            }
+            // What would be read from a replica that gets no more entries is old without saying so.
+            if let Some(why) = self.shared.options.group.failure() {
+                return Err(format!("the group has stopped on this node: {why}"));
             }
             self.gather()?;
             if self.inputs.is_empty() {
@@ -258,15 +261,11 @@ impl<P: Platform, T: Transport> Driver<P, T> {
         let resend = self.resend_at.as_ref().map(until);
         let deadline = self.deadlines.first().map(|(at, _)| until(at));
         let woken = self.shared.mailbox.wake.notified();
-        match [timer, resend, deadline].into_iter().flatten().min() {
-            Some(pause) => {
-                tokio::select! {
-                    biased;
-                    () = woken => {}
-                    () = P::Runtime::sleep(pause) => {}
-                }
-            }
-            None => woken.await,
+        let pause = [timer, resend, deadline].into_iter().flatten().fold(LOOK_PAUSE, Duration::min);
+        tokio::select! {
+            biased;
+            () = woken => {}
+            () = P::Runtime::sleep(pause) => {}
         }
     }
 
@@ -366,7 +365,8 @@ impl<P: Platform, T: Transport> Driver<P, T> {
                 }
             }
             Some(Pending::End { session, attachment }) => {
-                if let Some(token) = self.sessions.ended(session, attachment) {
+                if let Some((token, attempts)) = self.sessions.ended(session, attachment) {
+                    self.forget(attempts);
                     self.inputs.applied(token, index, &answer);
                 }
             }
@@ -509,14 +509,13 @@ impl<P: Platform, T: Transport> Driver<P, T> {
     fn pump(&mut self, session: u64) {
         let group = self.shared.options.group.clone();
         while let Some((attachment, next)) = self.sessions.next(session) {
-            let (pending, kind, command) = match next {
-                Next::Command(sequence, kind) => (Pending::InSession { session, attachment, sequence }, kind, true),
-                Next::End(_, kind) => (Pending::End { session, attachment }, kind, false),
+            let (pending, kind) = match next {
+                Next::Command(sequence, kind) => (Pending::InSession { session, attachment, sequence }, kind),
+                Next::End(kind) => (Pending::End { session, attachment }, kind),
             };
             let ticket = self.ticket(pending);
             match group.propose_to(&self.inbox, ticket, true, kind) {
-                Ok(number) if command => self.sessions.sent(session, (ticket, number)),
-                Ok(_) => {}
+                Ok(number) => self.sessions.sent(session, (ticket, number)),
                 Err(_) => {
                     self.pending.remove(&ticket);
                     return self.stall(session, attachment);

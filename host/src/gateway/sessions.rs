@@ -45,8 +45,16 @@ struct Held {
     /// All unanswered ones; the first `sent` of them are under way.
     commands: VecDeque<Command>,
     sent: usize,
-    /// Its end is asked, with this token; `true` once it is proposed.
-    end: Option<(Token, bool)>,
+    end: Option<End>,
+}
+
+/// A session's end that is asked for.
+#[derive(Debug)]
+struct End {
+    token: Token,
+    /// Whether it is under way.
+    sent: bool,
+    attempts: Vec<Attempt>,
 }
 
 /// What may be proposed now.
@@ -54,8 +62,8 @@ struct Held {
 pub enum Next {
     /// The command of this number.
     Command(u64, EntryKind),
-    /// The session's end, asked with this token.
-    End(Token, EntryKind),
+    /// The session's end.
+    End(EntryKind),
 }
 
 /// What is left of a session that was lost.
@@ -125,7 +133,7 @@ impl Sessions {
             let detail = format!("the end of session {session} is asked already");
             return Err(ServiceError::new(ErrorCode::SessionNotFound, detail));
         }
-        held.end = Some((token, false));
+        held.end = Some(End { token, sent: false, attempts: Vec::new() });
         Ok(())
     }
 
@@ -148,23 +156,22 @@ impl Sessions {
             let kind = EntryKind::Command { session: Some(used), payload: command.payload.clone() };
             return Some((attachment, Next::Command(command.sequence, kind)));
         }
-        match &mut held.end {
-            Some((token, proposed @ false)) if held.commands.is_empty() => {
-                *proposed = true;
-                let kind = EntryKind::CloseSession { id, secret: Some(secret), attachment: Some(attachment) };
-                Some((attachment, Next::End(*token, kind)))
-            }
-            _ => None,
+        if held.commands.is_empty() && held.end.as_ref().is_some_and(|end| !end.sent) {
+            let kind = EntryKind::CloseSession { id, secret: Some(secret), attachment: Some(attachment) };
+            return Some((attachment, Next::End(kind)));
         }
+        None
     }
 
-    /// The command that [`Self::next`] gave is proposed.
+    /// What [`Self::next`] gave is proposed.
     pub fn sent(&mut self, session: u64, attempt: Attempt) {
-        if let Some(held) = self.held.get_mut(&session)
-            && let Some(command) = held.commands.get_mut(held.sent)
-        {
+        let Some(held) = self.held.get_mut(&session) else { return };
+        if let Some(command) = held.commands.get_mut(held.sent) {
             command.attempts.push(attempt);
             held.sent += 1;
+        } else if let Some(end) = &mut held.end {
+            end.attempts.push(attempt);
+            end.sent = true;
         }
     }
 
@@ -195,8 +202,8 @@ impl Sessions {
             if let Some(held) = self.held.get_mut(session) {
                 again += held.sent as u64;
                 held.sent = 0;
-                if let Some((_, proposed)) = &mut held.end {
-                    *proposed = false;
+                if let Some(end) = &mut held.end {
+                    end.sent = false;
                 }
             }
         }
@@ -208,20 +215,26 @@ impl Sessions {
         let held = self.held.remove(&session)?;
         self.stalled.remove(&session);
         let mut tokens: Vec<Token> = held.commands.iter().map(|command| command.token).collect();
-        tokens.extend(held.end.map(|(token, _)| token));
-        let attempts = held.commands.into_iter().flat_map(|command| command.attempts).collect();
+        let mut attempts: Vec<Attempt> = held.commands.into_iter().flat_map(|command| command.attempts).collect();
+        if let Some(end) = held.end {
+            tokens.push(end.token);
+            attempts.extend(end.attempts);
+        }
         Some(Remains { session: held.session, tokens, attempts })
     }
 
-    /// The session's end is answered: the token to tell, unless it was told already.
-    pub fn ended(&mut self, session: u64, attachment: u64) -> Option<Token> {
+    /// The session's end is answered: its token and all its attempts, unless it was told already.
+    pub fn ended(&mut self, session: u64, attachment: u64) -> Option<(Token, Vec<Attempt>)> {
         let held = self.held.get_mut(&session).filter(|held| held.session.attachment == attachment)?;
-        held.end.take().map(|(token, _)| token)
+        held.end.take().map(|end| (end.token, end.attempts))
     }
 
     /// All attempts of all sessions: for a gateway that gives up.
     pub fn attempts(&self) -> impl Iterator<Item = Attempt> + '_ {
-        self.held.values().flat_map(|held| held.commands.iter().flat_map(|command| command.attempts.iter().copied()))
+        self.held.values().flat_map(|held| {
+            let commands = held.commands.iter().flat_map(|command| &command.attempts);
+            commands.chain(held.end.iter().flat_map(|end| &end.attempts)).copied()
+        })
     }
 }
 
@@ -286,11 +299,18 @@ mod tests {
         assert_eq!(pump(&mut sessions, &mut ticket), [1]);
         assert_eq!(sessions.next(5), None);
         sessions.answered(5, 5, 1).unwrap();
-        let Some((5, Next::End(2, EntryKind::CloseSession { id: 5, attachment: Some(5), .. }))) = sessions.next(5)
-        else {
-            panic!("the end is next");
-        };
+        let the_end =
+            |next| matches!(next, Some((5, Next::End(EntryKind::CloseSession { id: 5, attachment: Some(5), .. }))));
+        assert!(the_end(sessions.next(5)));
+        sessions.sent(5, (7, 70));
         assert_eq!(sessions.next(5), None, "once");
+        sessions.stall(5, 5);
+        assert_eq!(sessions.resume(), (vec![5], 0));
+        assert!(the_end(sessions.next(5)), "and again after a doubt");
+        sessions.sent(5, (8, 80));
+        assert_eq!(sessions.attempts().collect::<Vec<_>>(), [(7, 70), (8, 80)]);
+        assert_eq!(sessions.ended(5, 5), Some((2, vec![(7, 70), (8, 80)])), "nobody waits for either any more");
+        assert_eq!(sessions.ended(5, 5), None);
     }
 
     #[test]
@@ -302,6 +322,11 @@ mod tests {
         sessions.end(5, 3).unwrap();
         let remains = sessions.lose(5).unwrap();
         assert_eq!((remains.tokens, remains.attempts), (vec![1, 2, 3], vec![(1, 1)]));
+        let mut sessions = book();
+        sessions.end(5, 3).unwrap();
+        sessions.sent(5, (1, 10));
+        let remains = sessions.lose(5).unwrap();
+        assert_eq!((remains.tokens, remains.attempts), (vec![3], vec![(1, 10)]), "its end under way, too");
         assert_eq!(sessions.propose(5, 4, Bytes::new()).unwrap_err().code, ErrorCode::SessionNotFound);
     }
 }

@@ -1,5 +1,5 @@
 //! A function that the rewrite adds to every module, to copy a few bytes without a call into the host, which takes longer than
-//! they do: most strings and keys are that short.
+//! they do: most strings and keys are that short. It marks what it writes (`marks.rs`).
 //!
 //! It does what `memory.copy` does, traps included: all that is read is read before anything is written, and lengths of 0
 //! and over [`LENGTH_MAX`] are left to the instruction. A copy that reaches past the end may have written some of its
@@ -10,6 +10,8 @@ use wasm_encoder::Function;
 use wasm_encoder::InstructionSink;
 use wasm_encoder::MemArg;
 use wasm_encoder::ValType;
+
+use super::marks;
 
 /// Its type: to, from, length, all `i32`.
 pub(super) const TYPE: [u8; 6] = [0x60, 3, 0x7f, 0x7f, 0x7f, 0];
@@ -28,15 +30,17 @@ fn at(offset: u64) -> MemArg {
     MemArg { offset, align: 0, memory_index: 0 }
 }
 
-/// The function's body.
-pub(super) fn function() -> Function {
+/// The function's body; `mark` is the index of the one that marks.
+pub(super) fn function(mark: u32) -> Function {
     let mut function = Function::new([(3, ValType::I32), (2, ValType::I64), (4, ValType::V128)]);
     let mut code = function.instructions();
     code.local_get(LENGTH).i32_const(16).i32_gt_u().if_(BlockType::Empty);
     {
         code.local_get(LENGTH).i32_const(LENGTH_MAX).i32_gt_u().if_(BlockType::Empty);
         instruction(&mut code);
+        code.local_get(TO).local_get(FROM).local_get(LENGTH).call(mark);
         code.return_().end();
+        marks::mark(&mut code, TO, 0);
         code.local_get(LENGTH).i32_const(32).i32_gt_u().if_(BlockType::Empty);
         code.local_get(FROM).v128_load(at(0)).local_set(VECTORS);
         code.local_get(FROM).v128_load(at(16)).local_set(VECTORS + 1);
@@ -53,6 +57,7 @@ pub(super) fn function() -> Function {
         from_end(&mut code, TO, 16).local_get(VECTORS + 1).v128_store(at(0));
         code.return_().end();
     }
+    marks::mark(&mut code, TO, 0);
     code.local_get(LENGTH).i32_const(8).i32_ge_u().if_(BlockType::Empty);
     code.local_get(FROM).i64_load(at(0)).local_set(WORDS);
     from_end(&mut code, FROM, 8).i64_load(at(0)).local_set(WORDS + 1);

@@ -27,6 +27,7 @@ use super::LogLevel;
 use super::TimerChange;
 use super::Trap;
 use super::TrapCode;
+use super::marks;
 
 /// What the guest is being asked; decides which imports it may call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,7 +119,10 @@ unsafe impl Send for Stream {}
 
 /// What the store holds for the imports.
 pub(super) struct HostState {
+    /// Whether the guest's own memory is made, which is the first of an instance.
+    has_memory: bool,
     pub(super) memory: Option<Memory>,
+    pub(super) marks: Option<Memory>,
     pub(super) fuel: Option<Global>,
     pub(super) limits: Arc<Limits>,
     call: Call,
@@ -134,6 +138,10 @@ pub(super) struct HostState {
 
 impl ResourceLimiter for HostState {
     fn memory_growing(&mut self, _: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+        // The one after it is the host's own (`marks.rs`), and never grows.
+        if self.memory.is_none() && std::mem::replace(&mut self.has_memory, true) {
+            return Ok(true);
+        }
         let most = self.limits.memory_bytes().min(maximum.unwrap_or(usize::MAX));
         self.growth_allowed = desired <= most;
         self.growth_refused |= !self.growth_allowed;
@@ -246,6 +254,9 @@ pub(super) fn define_imports(linker: &mut Linker<HostState>) -> wasmtime::Result
         |mut caller: Caller<'_, HostState>, pointer: i32, length: i32| -> wasmtime::Result<i32> {
             let (bytes, state) = bytes_at(&mut caller, "read", pointer, length)?;
             let read = state.read(bytes)?;
+            if let Some(marks) = state.marks {
+                marks::set(marks.data_mut(&mut caller), pointer.cast_unsigned() as usize, read as usize);
+            }
             charge(&mut caller, u64::from(read))?;
             Ok(read.cast_signed())
         },
@@ -262,7 +273,9 @@ fn text(bytes: &[u8], most: usize) -> String {
 impl HostState {
     pub(super) fn new(limits: &Arc<Limits>) -> HostState {
         HostState {
+            has_memory: false,
             memory: None,
+            marks: None,
             fuel: None,
             limits: limits.clone(),
             call: Call::Start,

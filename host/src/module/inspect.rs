@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use sha2::Digest;
 use sha2::Sha256;
@@ -47,6 +48,8 @@ pub(super) struct Analysis {
     pub(super) functions: Vec<Function>,
     /// Functions whose reference is taken: what an indirect call may reach.
     pub(super) referenced: BTreeSet<u32>,
+    /// Where in linear memory the initial data lies.
+    pub(super) data: Vec<Range<usize>>,
 }
 
 /// A defined function, as the stack bound sees it.
@@ -125,6 +128,27 @@ const SWITCHED_OFF: &[(WasmFeatures, &str, &str)] = &[
     (WasmFeatures::SHARED_EVERYTHING_THREADS, "shared-everything threads", "build without it"),
     (WasmFeatures::MEMORY_CONTROL, "memory control", "build without it"),
 ];
+
+/// The number that a constant expression of type `i32` gives. The validator has let it in, so that only these are in it:
+/// there is no imported global that it could ask for.
+fn constant(expression: &wasmparser::ConstExpr<'_>) -> Result<u32, wasmparser::BinaryReaderError> {
+    let mut stack: Vec<i32> = Vec::new();
+    for operator in expression.get_operators_reader() {
+        let combine = match operator? {
+            Operator::I32Const { value } => {
+                stack.push(value);
+                continue;
+            }
+            Operator::I32Add => i32::wrapping_add,
+            Operator::I32Sub => i32::wrapping_sub,
+            Operator::I32Mul => i32::wrapping_mul,
+            _ => continue,
+        };
+        let (right, left) = (stack.pop().unwrap_or(0), stack.pop().unwrap_or(0));
+        stack.push(combine(left, right));
+    }
+    Ok(stack.pop().unwrap_or(0).cast_unsigned())
+}
 
 /// The refusal for bytes that do not validate: a proposal that is off, by name, or not WebAssembly.
 fn invalid(wasm: &[u8], error: &wasmparser::BinaryReaderError) -> GateError {
@@ -217,6 +241,7 @@ impl<'a> Inspector<'a> {
             imported_functions: 0,
             functions: Vec::new(),
             referenced: BTreeSet::new(),
+            data: Vec::new(),
         };
         Inspector {
             limits,
@@ -349,6 +374,15 @@ impl<'a> Inspector<'a> {
                                 self.references(expression.map_err(bad)?.get_operators_reader()).map_err(bad)?;
                             }
                         }
+                    }
+                }
+            }
+            Payload::DataSection(segments) => {
+                for segment in segments.clone() {
+                    let segment = segment.map_err(bad)?;
+                    if let wasmparser::DataKind::Active { offset_expr, .. } = &segment.kind {
+                        let start = constant(offset_expr).map_err(bad)? as usize;
+                        self.analysis.data.push(start..start.saturating_add(segment.data.len()));
                     }
                 }
             }

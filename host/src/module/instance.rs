@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code)]
 
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::io::Write;
 use std::ops::Range;
@@ -27,11 +28,10 @@ use super::imports::Stop;
 use super::imports::Stream;
 use super::imports::trap;
 use super::inspect::MARKER;
+use super::marks;
 use super::memory::Image;
 use super::memory::Mapping;
 use super::memory::with_image;
-use super::pages;
-use super::pages::Way;
 use super::rewrite::FUEL;
 use super::rewrite::STACK_BYTES_MAX;
 use super::rewrite::START;
@@ -55,10 +55,18 @@ pub(super) struct Registers {
 type Answering = TypedFunc<(i32, i32), i64>;
 type Bare = TypedFunc<(), i64>;
 
+/// Pages of its own that an instance keeps where the image has the same, because they are likely to be written again soon and
+/// a page fault costs more than all the rest of a small entry. 16 MiB at most.
+const PRIVATE_PAGES_MAX: usize = 4096;
+
 /// A module's instance, its memory and its functions.
 pub(super) struct Instance {
     store: Store<HostState>,
     memory: Memory,
+    /// What of the memory was written: `marks.rs`.
+    marks: Memory,
+    /// Pages, by number, that may be this instance's own since [`Instance::commit`] brought the image up to them.
+    private: BTreeSet<usize>,
     mapping: Arc<Mapping>,
     globals: Vec<Global>,
     /// The `flags` of the header of every call.
@@ -127,7 +135,10 @@ impl Instance {
             instance.get_memory(&mut store, "memory").ok_or_else(|| Fault::new("the instance has no memory"))?;
         let fuel =
             instance.get_global(&mut store, FUEL).ok_or_else(|| Fault::new("the instance lacks the fuel global"))?;
+        let marks = instance.get_memory(&mut store, marks::NAME);
+        let marks = marks.ok_or_else(|| Fault::new("the instance lacks the memory of its marks"))?;
         store.data_mut().memory = Some(memory);
+        store.data_mut().marks = Some(marks);
         store.data_mut().fuel = Some(fuel);
         let mut globals = Vec::with_capacity(module.saved_globals());
         for number in 0..module.saved_globals() {
@@ -164,7 +175,8 @@ impl Instance {
             start,
             marker,
         };
-        Ok(Instance { store, memory, mapping, globals, flags: 0, fuel, functions: Arc::new(functions) })
+        let private = BTreeSet::new();
+        Ok(Instance { store, memory, marks, private, mapping, globals, flags: 0, fuel, functions: Arc::new(functions) })
     }
 
     /// A new state: the start function and the marker have run. Returns the fuel left of `fuel`.
@@ -175,6 +187,9 @@ impl Instance {
         fuel: u64,
     ) -> Result<(Instance, u64), Stop> {
         let mut instance = Instance::new(module, limits, image, usize::MAX)?;
+        for range in module.data() {
+            instance.mark(range.start, range.len());
+        }
         instance.begin(Call::Start, fuel)?;
         let result = stack::on_guest_stack(|| {
             let functions = instance.functions.clone();
@@ -219,14 +234,14 @@ impl Instance {
 
     /// Goes back to `image` and `registers`, dropping everything written since. False if that needs a new
     /// instance, because memory has grown and cannot shrink.
-    pub(super) fn reset(&mut self, way: Way, image: &Image, registers: &Registers) -> Result<bool, Fault> {
+    pub(super) fn reset(&mut self, registers: &Registers) -> Result<bool, Fault> {
         let size = self.memory().len();
         let Some(missing) = registers.memory_bytes.checked_sub(size) else {
             return Ok(false);
         };
-        // Only the dirty ones: whatever else is mapped is read again soon, and mapping it costs.
-        let dirty = pages::dirty_ranges(way, self.memory(), image).map_err(io_fault("cannot find written pages"))?;
-        self.forget(&dirty)?;
+        // Only what was written: whatever else is mapped is read again soon, and mapping it costs.
+        let written = self.written();
+        self.forget(&written)?;
         let grown = self.memory.grow(&mut self.store, (missing >> 16) as u64);
         grown.map_err(|error| Fault::because("cannot grow linear memory", error))?;
         self.set_globals(registers)?;
@@ -245,6 +260,17 @@ impl Instance {
         &self.mapping
     }
 
+    /// Where linear memory may have been written since the last time.
+    fn written(&mut self) -> Vec<Range<usize>> {
+        let memory_bytes = self.memory.data_size(&self.store);
+        marks::take(self.marks.data_mut(&mut self.store), memory_bytes)
+    }
+
+    /// The host wrote there.
+    fn mark(&mut self, start: usize, length: usize) {
+        marks::set(self.marks.data_mut(&mut self.store), start, length);
+    }
+
     /// Drops the private pages of `ranges`: the image shows there.
     fn forget(&mut self, ranges: &[Range<usize>]) -> Result<(), Fault> {
         for range in ranges {
@@ -258,25 +284,25 @@ impl Instance {
     /// Brings `image` up to this instance's memory. `before_writing` is told the ranges that are about to
     /// change. Returns how many pages changed.
     ///
-    /// Pages that were written stay private, for they are likely to be written again soon, which then costs no
-    /// page fault; those that were not written since the last time are given back.
+    /// Pages that were written stay private, up to [`PRIVATE_PAGES_MAX`]; then all are given back.
     pub(super) fn commit(
         &mut self,
-        way: Way,
         image: &Image,
         before_writing: impl FnOnce(&[Range<usize>]) -> Result<(), Fault>,
     ) -> Result<usize, Fault> {
-        let page = pages::page_bytes();
-        let memory = self.memory();
-        let private = pages::dirty_ranges(way, memory, image).map_err(io_fault("cannot find written pages"))?;
-        let (mut changed, mut idle) = (Vec::new(), Vec::new());
-        for range in private {
+        let page = marks::host_page_bytes();
+        let written = self.written();
+        let memory = self.memory.data(&self.store);
+        let mut changed = Vec::new();
+        for range in written {
             let bytes = memory.get(range.clone()).unwrap_or(&[]);
             for (start, bytes) in range.step_by(page).zip(bytes.chunks(page)) {
+                self.private.insert(start / page);
                 // SAFETY: `self` is borrowed and its machine is the image's only writer, so no guest code of
                 // it runs and nobody updates the image.
-                let differs = unsafe { image.differs(start, bytes) };
-                pages::push(if differs { &mut changed } else { &mut idle }, start..start + bytes.len());
+                if unsafe { image.differs(start, bytes) } {
+                    marks::push(&mut changed, start..start + bytes.len());
+                }
             }
         }
         before_writing(&changed)?;
@@ -284,8 +310,29 @@ impl Instance {
             // SAFETY: as above; the pages are private, and frozen states hold them by now.
             unsafe { image.update(range.start, memory.get(range.clone()).unwrap_or(&[])) };
         }
-        self.forget(&idle)?;
+        #[cfg(debug_assertions)]
+        self.check_marks(image)?;
+        if self.private.len() > PRIVATE_PAGES_MAX {
+            let mut ranges = Vec::new();
+            for number in std::mem::take(&mut self.private) {
+                marks::push(&mut ranges, number * page..(number + 1) * page);
+            }
+            self.forget(&ranges)?;
+        }
         Ok(changed.iter().map(|range| range.len() / page).sum())
+    }
+
+    /// That no written page went unmarked: after a commit, memory and image are the same. Not for large memories, where it
+    /// takes long.
+    #[cfg(debug_assertions)]
+    fn check_marks(&self, image: &Image) -> Result<(), Fault> {
+        const CHECKED_BYTES_MAX: usize = 8 << 20;
+        let memory = self.memory();
+        // SAFETY: as in `commit`.
+        if memory.len() <= CHECKED_BYTES_MAX && unsafe { image.differs(0, memory) } {
+            return Err(Fault::new("a page of linear memory was written and not marked: an error of this host"));
+        }
+        Ok(())
     }
 
     /// Linear memory as it is.
@@ -387,6 +434,7 @@ impl Instance {
         };
         header.copy_from_slice(&header_bytes(context, self.flags));
         rest.copy_from_slice(payload);
+        self.mark(start, length);
         let result = function.call(&mut self.store, (pointer, argument))?;
         Ok(self.answer(result)?)
     }

@@ -39,8 +39,6 @@ use super::instance::io_fault;
 use super::memory::Image;
 use super::memory::Mapping;
 use super::memory::can_hold;
-use super::pages;
-use super::pages::Way;
 
 /// A checkpoint is made when the redo list has so many entries, this many bytes of input, or took this
 /// much fuel (some tenths of a second): so much at most is applied again when an entry traps.
@@ -59,7 +57,6 @@ const VIEW_QUERIES_MAX: u32 = 1024;
 pub struct Machine {
     module: Module,
     limits: Arc<Limits>,
-    way: Way,
     live: Instance,
     image: Arc<Image>,
     /// As of the last checkpoint.
@@ -232,7 +229,6 @@ impl Machine {
         let mut machine = Machine {
             module: module.clone(),
             limits,
-            way: pages::best_way(),
             live,
             image,
             registers,
@@ -302,12 +298,6 @@ impl Machine {
         &self.limits
     }
 
-    /// Finds dirty pages in another way than the best, to hold the ways to each other.
-    #[cfg(test)]
-    pub(super) fn set_way(&mut self, way: Way) {
-        self.way = way;
-    }
-
     fn sound(&self) -> Result<(), Fault> {
         self.fault.clone().map_or(Ok(()), Err)
     }
@@ -361,7 +351,7 @@ impl Machine {
 
     /// Goes back to the state before the entry that trapped.
     fn roll_back(&mut self) -> Result<(), Fault> {
-        if !self.live.reset(self.way, &self.image, &self.registers)? {
+        if !self.live.reset(&self.registers)? {
             self.live = Instance::over(&self.module, &self.limits, &self.image, &self.registers, false)?;
         }
         let mut effects = Effects::default();
@@ -402,7 +392,7 @@ impl Machine {
             }
             Ok(())
         };
-        let pages = self.live.commit(self.way, &self.image, hold)?;
+        let pages = self.live.commit(&self.image, hold)?;
         self.registers = self.live.registers();
         self.redo.clear();
         if let Some(view) = &mut self.view {
@@ -418,7 +408,7 @@ impl Machine {
             None => View { instance: self.new_view()?, stale: false, queries: 0 },
         };
         if view.stale || view.queries >= VIEW_QUERIES_MAX {
-            if !view.instance.reset(self.way, &self.image, &self.registers)? {
+            if !view.instance.reset(&self.registers)? {
                 view.instance = self.new_view()?;
             }
             view.stale = false;

@@ -261,6 +261,59 @@ impl Drop for Mapping {
     }
 }
 
+/// A memory that shows no image, for what the rewrite adds.
+struct PlainMemory {
+    base: NonNull<u8>,
+    reserved: usize,
+    size: usize,
+}
+
+// SAFETY: the pointer is to address space that this value owns alone and gives to wasmtime only, which synchronises.
+unsafe impl Send for PlainMemory {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for PlainMemory {}
+
+impl PlainMemory {
+    fn new(size: usize, reserved: usize) -> io::Result<PlainMemory> {
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: a new mapping at an address of the kernel's choice takes nothing from anyone.
+        let base = unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), reserved, ProtFlags::empty(), flags)? };
+        let base = NonNull::new(base.cast::<u8>()).ok_or_else(|| io::Error::other("mmap gave address 0"))?;
+        // From here on dropping unmaps it.
+        let memory = PlainMemory { base, reserved, size: size.min(reserved) };
+        // SAFETY: the range lies within the mapping made above, to which no reference exists yet.
+        unsafe { rustix::mm::mprotect(base.as_ptr().cast(), memory.size, MprotectFlags::READ | MprotectFlags::WRITE)? };
+        Ok(memory)
+    }
+}
+
+impl Drop for PlainMemory {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is this value's own, and wasmtime drops it when nothing uses the memory any more.
+        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.reserved) };
+    }
+}
+
+// SAFETY: `as_ptr` is stable for the value's life, `byte_size` bytes from it are accessible, the memory never grows, and
+// everything behind it up to the end of the guard stays inaccessible.
+unsafe impl LinearMemory for PlainMemory {
+    fn byte_size(&self) -> usize {
+        self.size
+    }
+
+    fn byte_capacity(&self) -> usize {
+        self.size
+    }
+
+    fn grow_to(&mut self, _: usize) -> wasmtime::Result<()> {
+        Err(wasmtime::Error::msg("the host's own memory does not grow"))
+    }
+
+    fn as_ptr(&self) -> *mut u8 {
+        self.base.as_ptr()
+    }
+}
+
 /// What wasmtime owns of a memory.
 struct HostMemory(Arc<Mapping>);
 
@@ -308,8 +361,8 @@ thread_local! {
     static HANDOVER: RefCell<Handover> = const { RefCell::new(Handover::Empty) };
 }
 
-/// Runs `instantiate`, which must make exactly one memory; the memory shows the first `shown` bytes of
-/// `image` and its mapping is returned beside the result.
+/// Runs `instantiate`; the first memory it makes shows the first `shown` bytes of `image` and its mapping is returned
+/// beside the result.
 pub(super) fn with_image<R>(
     image: Arc<Image>,
     shown: usize,
@@ -338,9 +391,15 @@ unsafe impl MemoryCreator for Creator {
         guard_size_in_bytes: usize,
     ) -> Result<Box<dyn LinearMemory>, String> {
         let reserved = reserved_size_in_bytes.unwrap_or(0) + guard_size_in_bytes;
-        let asked = HANDOVER.with(|handover| handover.replace(Handover::Empty));
-        let Handover::Asked(image, shown) = asked else {
-            return Err("an instance may have one memory, made for one image".to_string());
+        let (image, shown) = match HANDOVER.with(|handover| handover.replace(Handover::Empty)) {
+            Handover::Asked(image, shown) => (image, shown),
+            // Memories are made in their order: the guest's own is there, this is the one the rewrite added.
+            Handover::Made(mapping) => {
+                HANDOVER.with(|handover| handover.replace(Handover::Made(mapping)));
+                let memory = PlainMemory::new(minimum, reserved);
+                return Ok(Box::new(memory.map_err(|error| format!("cannot map memory: {error}"))?));
+            }
+            Handover::Empty => return Err("a memory was made that no image was named for".to_string()),
         };
         let mapping = Mapping::new(image, shown, reserved, minimum)
             .map_err(|error| format!("cannot map linear memory: {error}"))?;

@@ -25,9 +25,9 @@ mod inspect;
 mod instance;
 mod limits;
 mod machine;
+mod marks;
 mod memory;
 mod meter;
-mod pages;
 mod rewrite;
 mod stack;
 #[cfg(test)]

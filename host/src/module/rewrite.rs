@@ -6,10 +6,11 @@
 //!   holds the logical bytes of the frames now on the stack, 0 between calls;
 //! - `statehouse:start`: the start function, which the host calls itself, once in a machine's life:
 //!   instances made over an existing image must not run it;
-//! - `statehouse:fuel`: what is left of the call's fuel, a hidden `i64` global; below 0 where it did not last.
+//! - `statehouse:fuel`: what is left of the call's fuel, a hidden `i64` global; below 0 where it did not last;
+//! - `statehouse:marks`: a memory of its own that says what of linear memory was written (`marks.rs`).
 //!
-//! Every function pays fuel where `meter.rs` says, and traps where none is left. `memory.copy` of a length that is not a
-//! constant becomes a call of a function that is added behind the module's own (`copy.rs`).
+//! Every function pays fuel where `meter.rs` says, and traps where none is left; every store marks its page. `memory.copy` of
+//! a length that is not a small constant becomes a call of a function that is added behind the module's own (`copy.rs`).
 //!
 //! Functions that can be on the stack more than once (those in a cycle of the call graph, indirect calls
 //! reaching whatever has the type and whose reference is taken) add their weight to the depth when they
@@ -20,6 +21,7 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 
 use wasm_encoder::Encode;
+use wasm_encoder::InstructionSink;
 use wasm_encoder::RawSection;
 use wasmparser::BinaryReaderError;
 use wasmparser::FunctionBody;
@@ -30,8 +32,13 @@ use wasmparser::ValType;
 
 use super::copy;
 use super::inspect::Analysis;
+use super::marks;
+use super::marks::Writes;
 use super::meter;
 use super::meter::What;
+
+/// Counts up whenever the rewrite makes other code than before: compiled code in caches is of one version.
+pub(super) const REWRITE_VERSION: u32 = 1;
 
 /// Exports of this prefix are the host's own.
 pub(super) const RESERVED_PREFIX: &str = "statehouse:";
@@ -237,13 +244,15 @@ impl Search {
 /// The module to compile in place of `wasm`, which [`inspect`](super::inspect::inspect) has let in.
 pub(super) fn rewrite(wasm: &[u8], analysis: &Analysis) -> Result<Vec<u8>, BinaryReaderError> {
     let counted = recursive(analysis);
+    let functions = analysis.imported_functions + u32::try_from(analysis.functions.len()).unwrap_or(u32::MAX);
     let mut rewriter = Rewriter {
         wasm,
         analysis,
         counted,
         depth: analysis.globals,
         fuel: analysis.globals + 1,
-        copy: analysis.imported_functions + u32::try_from(analysis.functions.len()).unwrap_or(u32::MAX),
+        copy: functions,
+        mark: functions + 1,
         out: wasm_encoder::Module::new(),
         result_types: Vec::new(),
     };
@@ -253,6 +262,7 @@ pub(super) fn rewrite(wasm: &[u8], analysis: &Analysis) -> Result<Vec<u8>, Binar
 
 const TYPE_SECTION: u8 = 1;
 const FUNCTION_SECTION: u8 = 3;
+const MEMORY_SECTION: u8 = 5;
 const GLOBAL_SECTION: u8 = 6;
 const EXPORT_SECTION: u8 = 7;
 const CODE_SECTION: u8 = 10;
@@ -267,6 +277,8 @@ struct Rewriter<'a> {
     fuel: u32,
     /// Index of the function that copies.
     copy: u32,
+    /// Index of the function that marks what a bulk instruction wrote.
+    mark: u32,
     out: wasm_encoder::Module,
     /// Result lists of more than one value that counted functions have, in the order of the types
     /// `() -> results` that are added for them after the module's own.
@@ -297,8 +309,16 @@ impl<'a> Rewriter<'a> {
                 Payload::TypeSection(_) => self.types(data)?,
                 Payload::FunctionSection(_) => {
                     let mut ty = Vec::new();
-                    (self.analysis.types.len() + self.result_types.len()).encode(&mut ty);
-                    self.extended(FUNCTION_SECTION, data, 1, &ty)?;
+                    for _ in [self.copy, self.mark] {
+                        (self.analysis.types.len() + self.result_types.len()).encode(&mut ty);
+                    }
+                    self.extended(FUNCTION_SECTION, data, 2, &ty)?;
+                }
+                Payload::MemorySection(_) => {
+                    let mut memory = vec![0x01];
+                    marks::MEMORY_PAGES.encode(&mut memory);
+                    marks::MEMORY_PAGES.encode(&mut memory);
+                    self.extended(MEMORY_SECTION, data, 1, &memory)?;
                 }
                 Payload::GlobalSection(_) => {
                     self.globals(data)?;
@@ -373,7 +393,10 @@ impl<'a> Rewriter<'a> {
         FUEL.encode(&mut entries);
         entries.push(3);
         self.fuel.encode(&mut entries);
-        count += 1;
+        marks::NAME.encode(&mut entries);
+        entries.push(2);
+        marks::MEMORY.encode(&mut entries);
+        count += 2;
         if let Some(start) = self.analysis.start {
             START.encode(&mut entries);
             entries.push(0);
@@ -385,12 +408,13 @@ impl<'a> Rewriter<'a> {
 
     fn code(&mut self, bodies: &[FunctionBody<'_>]) -> Result<(), BinaryReaderError> {
         let mut section = Vec::with_capacity(self.wasm.len());
-        (bodies.len() + 1).encode(&mut section);
+        (bodies.len() + 2).encode(&mut section);
         for (number, body) in bodies.iter().enumerate() {
             let number = u32::try_from(number).unwrap_or(u32::MAX);
             self.body(number, body)?.encode(&mut section);
         }
-        copy::function().encode(&mut section);
+        copy::function(self.mark).encode(&mut section);
+        marks::function().encode(&mut section);
         self.out.section(&RawSection { id: CODE_SECTION, data: &section });
         Ok(())
     }
@@ -405,8 +429,13 @@ impl<'a> Rewriter<'a> {
         let mut operators = body.get_operators_reader()?;
         let code_start = operators.original_position();
         let mut out = Vec::with_capacity(body.range().len() * 2);
-        let counts_units = plan.insertions.iter().any(|insertion| matches!(insertion.what, What::PayEach(_)));
-        let cell = self.locals(number, body, counts_units, &mut out)?;
+        let locals = self.locals(number, body, &mut out)?;
+        let cell = locals.fuel;
+        let parameters = locals.parameters;
+        let marked = marks::plan(body, parameters, self.analysis)?;
+        for parameter in &marked.parameters {
+            marks::mark(&mut InstructionSink::new(&mut out), *parameter, 0);
+        }
         self.reload(cell, &mut out);
         self.pay(cell, plan.entry, true, &mut out);
         if counts {
@@ -422,26 +451,24 @@ impl<'a> Rewriter<'a> {
         }
         let mut copied = code_start;
         let mut nesting = 0_u32;
-        let mut is_constant = false;
+        let mut constant = None;
         let mut insertions = plan.insertions.iter().peekable();
         while !operators.eof() {
             let at = operators.original_position();
             while let Some(insertion) = insertions.next_if(|insertion| insertion.at <= at) {
                 out.extend_from_slice(self.wasm.get(copied..at).unwrap_or(&[]));
                 copied = at;
-                self.insert(insertion.what, cell, &mut out);
+                self.insert(insertion.what, &locals, &mut out);
+            }
+            if let Some(local) = marked.assigned.get(&at) {
+                out.extend_from_slice(self.wasm.get(copied..at).unwrap_or(&[]));
+                copied = at;
+                marks::mark(&mut InstructionSink::new(&mut out), *local, 0);
             }
             let operator = operators.read()?;
             match operator {
                 Operator::Block { .. } | Operator::Loop { .. } | Operator::If { .. } => nesting += 1,
                 Operator::End => nesting = nesting.saturating_sub(1),
-                // The compiler does small constant lengths in place.
-                Operator::MemoryCopy { .. } if !is_constant => {
-                    out.extend_from_slice(self.wasm.get(copied..at).unwrap_or(&[]));
-                    out.push(0x10);
-                    self.copy.encode(&mut out);
-                    copied = operators.original_position();
-                }
                 Operator::Return if counts => {
                     out.extend_from_slice(self.wasm.get(copied..at).unwrap_or(&[]));
                     out.push(0x0c);
@@ -450,7 +477,16 @@ impl<'a> Rewriter<'a> {
                 }
                 _ => {}
             }
-            is_constant = matches!(operator, Operator::I32Const { .. });
+            if let Some(writes) = marks::writes(&operator).filter(|_| !marked.covered.contains(&at)) {
+                out.extend_from_slice(self.wasm.get(copied..at).unwrap_or(&[]));
+                copied = operators.original_position();
+                let instruction = self.wasm.get(at..copied).unwrap_or(&[]);
+                self.write(&operator, instruction, writes, constant, &locals, &mut out);
+            }
+            constant = match operator {
+                Operator::I32Const { value } => Some(value),
+                _ => None,
+            };
         }
         // The function's own `end` is now the block's, if there is one.
         out.extend_from_slice(self.wasm.get(copied..body.range().end).unwrap_or(&[]));
@@ -461,40 +497,87 @@ impl<'a> Rewriter<'a> {
         Ok(out)
     }
 
-    /// Writes the function's locals and an `i64` more for the fuel, whose index is returned; behind it, if asked,
-    /// an `i32` for a count.
-    fn locals(
+    /// Writes an instruction that writes to linear memory, and marks what it writes. `constant`: what is on top of the stack.
+    fn write(
         &self,
-        number: u32,
-        body: &FunctionBody<'_>,
-        count: bool,
+        operator: &Operator<'_>,
+        instruction: &[u8],
+        writes: Writes,
+        constant: Option<i32>,
+        locals: &Locals,
         out: &mut Vec<u8>,
-    ) -> Result<u32, BinaryReaderError> {
+    ) {
+        let [address, second, length] = locals.numbers;
+        let small = constant.filter(|length| (0..=marks::COVERED_BYTES.cast_signed()).contains(length));
+        match (writes, small) {
+            (Writes::Value { ty, offset }, _) => {
+                let value = locals.value(ty);
+                let mut code = InstructionSink::new(out);
+                code.local_set(value).local_set(address);
+                marks::mark(&mut code, address, offset);
+                code.local_get(address).local_get(value);
+                out.extend_from_slice(instruction);
+            }
+            // The compiler does small constant lengths in place.
+            (Writes::Bytes, Some(bytes)) => {
+                let mut code = InstructionSink::new(out);
+                code.drop().local_set(second).local_set(address);
+                if bytes > 0 {
+                    marks::mark(&mut code, address, 0);
+                }
+                code.local_get(address).local_get(second).i32_const(bytes);
+                out.extend_from_slice(instruction);
+            }
+            // That function marks, too.
+            (Writes::Bytes, None) if matches!(operator, Operator::MemoryCopy { .. }) => {
+                InstructionSink::new(out).call(self.copy);
+            }
+            (Writes::Bytes, None) => {
+                let mut code = InstructionSink::new(out);
+                code.local_set(length).local_set(second).local_set(address);
+                code.local_get(address).local_get(second).local_get(length);
+                out.extend_from_slice(instruction);
+                let mut code = InstructionSink::new(out);
+                code.local_get(address).local_get(second).local_get(length).call(self.mark);
+            }
+        }
+    }
+
+    /// Writes the function's locals and those that the rewrite needs, which are returned.
+    fn locals(&self, number: u32, body: &FunctionBody<'_>, out: &mut Vec<u8>) -> Result<Locals, BinaryReaderError> {
         let function = self.analysis.functions.get(number as usize);
         let ty = function.and_then(|function| self.analysis.types.get(function.type_index as usize));
-        let mut index = ty.map_or(0, |(params, _)| u32::try_from(params.len()).unwrap_or(u32::MAX));
+        let parameters = ty.map_or(0, |(params, _)| u32::try_from(params.len()).unwrap_or(u32::MAX));
+        let mut index = parameters;
         let mut locals = body.get_locals_reader()?;
         let groups = locals.get_count();
         let start = locals.original_position();
         for _ in 0..groups {
             index = index.saturating_add(locals.read()?.0);
         }
-        (groups + 1 + u32::from(count)).encode(out);
+        (groups + 5).encode(out);
         out.extend_from_slice(self.wasm.get(start..locals.original_position()).unwrap_or(&[]));
-        out.extend([1, 0x7e]);
-        if count {
-            out.extend([1, 0x7f]);
-        }
-        Ok(index)
+        out.extend([2, 0x7e, 3, 0x7f, 1, 0x7d, 1, 0x7c, 1, 0x7b]);
+        let at = |place: u32| index.saturating_add(place);
+        Ok(Locals {
+            parameters,
+            fuel: index,
+            i64: at(1),
+            numbers: [at(2), at(3), at(4)],
+            f32: at(5),
+            f64: at(6),
+            v128: at(7),
+        })
     }
 
-    fn insert(&self, what: What, cell: u32, out: &mut Vec<u8>) {
+    fn insert(&self, what: What, locals: &Locals, out: &mut Vec<u8>) {
+        let cell = locals.fuel;
         match what {
             What::Reload => self.reload(cell, out),
             What::Pay(fuel) => self.pay(cell, fuel, false, out),
             What::PayAndCheck(fuel) => self.pay(cell, fuel, true, out),
             What::PayEach(fuel) => {
-                let count = cell + 1;
+                let [count, ..] = locals.numbers;
                 out.push(0x21);
                 count.encode(out);
                 out.push(0x20);
@@ -569,6 +652,34 @@ impl<'a> Rewriter<'a> {
                 let index = self.analysis.types.len() + number;
                 i64::try_from(index).unwrap_or(i64::MAX).encode(out);
             }
+        }
+    }
+}
+
+/// The locals that a function gets from the rewrite. Those it does not use cost it nothing.
+struct Locals {
+    /// How many of the function's own come as arguments.
+    parameters: u32,
+    /// What is left of the fuel.
+    fuel: u32,
+    i64: u32,
+    /// Three `i32`.
+    numbers: [u32; 3],
+    f32: u32,
+    f64: u32,
+    v128: u32,
+}
+
+impl Locals {
+    /// Where a value that is to be stored waits; another place than the first of `numbers`.
+    fn value(&self, ty: wasm_encoder::ValType) -> u32 {
+        let [_, second, _] = self.numbers;
+        match ty {
+            wasm_encoder::ValType::I64 => self.i64,
+            wasm_encoder::ValType::F32 => self.f32,
+            wasm_encoder::ValType::F64 => self.f64,
+            wasm_encoder::ValType::V128 => self.v128,
+            wasm_encoder::ValType::I32 | wasm_encoder::ValType::Ref(_) => second,
         }
     }
 }

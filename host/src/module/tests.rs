@@ -7,7 +7,7 @@ use super::*;
 
 mod adapter;
 mod calls;
-mod code;
+pub(super) mod code;
 mod gate;
 mod machine;
 mod meter;

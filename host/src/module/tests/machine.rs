@@ -238,8 +238,9 @@ fn queries_between_entries_leave_two_machines_with_equal_images() {
     });
 }
 
-/// A guest whose entry writes in one of all the ways there are, at the address that its second number says.
-fn writer() -> crate::module::Module {
+/// A guest whose entry writes in one of all the ways there are, at the address that its second number says and that its
+/// code gets by `address`.
+fn writer(address: &str) -> crate::module::Module {
     let cases = [
         "(i32.store (local.get $at) (i32.const -1))",
         "(i32.store8 (local.get $at) (i32.const -1))",
@@ -271,6 +272,7 @@ fn writer() -> crate::module::Module {
     ];
     let mut body = String::new();
     for (number, case) in cases.iter().enumerate() {
+        let case = case.replace("(local.get $at)", address);
         body += &format!("(if (i32.eq (local.get $case) (i32.const {number})) (then {case}))\n");
     }
     let text = format!(
@@ -302,8 +304,15 @@ fn writer() -> crate::module::Module {
 /// memory. (Both are compared byte for byte after every checkpoint where debug assertions are on.)
 #[test]
 fn whatever_way_a_guest_writes_the_image_gets_it_and_a_trap_undoes_it() {
+    // A local that covers the stores at it, and an address that each store must mark itself.
+    for address in ["(local.get $at)", "(i32.sub (local.get $at) (i32.const 0))"] {
+        every_way(address);
+    }
+}
+
+fn every_way(address: &str) {
     story(|| {
-        let module = writer();
+        let module = writer(address);
         let new = || Machine::init(&module, &limits(), &Context::default(), b"{}", &mut Effects::default()).unwrap();
         for case in 0..27_u32 {
             // Within a page, at its very end, across its end, and behind that.

@@ -221,6 +221,11 @@ impl<M: StateMachine, C: Codec<M>, A: Adapter> Desk<M, C, A> {
         self.heard_ms.values_mut().for_each(|heard_ms| *heard_ms = self.time_ms);
     }
 
+    /// A node's adapter, as it is now.
+    pub fn adapter(&self, node: usize) -> Option<&A> {
+        self.nodes.get(node).map(|node| &node.adapter)
+    }
+
     /// A node's adapter is lost, with its connections; a new one is opened.
     #[track_caller]
     pub fn restart(&mut self, node: usize) {

@@ -6,12 +6,14 @@
 //! * [`ops`]: requests, checked in ZooKeeper's order, one kind a file;
 //! * [`adapter`]: ZooKeeper's client protocol;
 //! * [`keeper`]: what ClickHouse adds; [`params`]: what a group is made with;
-//! * [`snapshot`]: the state as bytes;
+//! * [`snapshot`]: the state as bytes; `fuzz`: clients that mean no good, for tests;
 //! * this file: all of it as a state machine, with the timers.
 
 pub mod acl;
 pub mod adapter;
 pub mod call;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod fuzz;
 pub mod jute;
 pub mod keeper;
 pub mod ops;

@@ -75,6 +75,11 @@ pub struct LongAnswers {
 }
 
 impl LongAnswers {
+    /// How many are in line.
+    pub fn len(&self) -> usize {
+        self.line.len()
+    }
+
     /// An answer is too long for one: it gets in line, unless there is no room.
     pub fn enter(
         &mut self,

@@ -59,6 +59,8 @@ use crate::jute::Writer;
 
 /// The one timer.
 const TICK: u64 = 1;
+/// How long a connection may be without a handshake: ZooKeeper's `nio.sessionlessCnxnTimeout`.
+const GREETING_MS_MAX: u64 = 10_000;
 
 /// What an answer of the host is for.
 #[derive(Debug)]
@@ -198,7 +200,34 @@ impl Adapter for ZooKeeper {
     }
 }
 
+/// What is kept of clients and of what was asked: for tests, which see that it is nothing when nobody is there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Kept {
+    connections: usize,
+    sessions: usize,
+    watches: watches::Summary,
+    pending: usize,
+    words: usize,
+    long: usize,
+    outstanding: u64,
+    bytes: usize,
+}
+
 impl ZooKeeper {
+    /// What is kept now.
+    pub fn kept(&self) -> Kept {
+        Kept {
+            connections: self.connections.len(),
+            sessions: self.sessions.len(),
+            watches: self.shared.watches.summary(false),
+            pending: self.shared.pending.len(),
+            words: self.shared.words.len(),
+            long: self.shared.long.len(),
+            outstanding: self.shared.outstanding,
+            bytes: self.shared.kept_bytes,
+        }
+    }
+
     fn closed(&mut self, id: ConnectionId) {
         let Some(mut connection) = self.connections.remove(&id) else { return };
         connection.give_up(&mut self.shared);
@@ -317,7 +346,8 @@ impl ZooKeeper {
         }
     }
 
-    /// Once in a while: is there a leader still, and are the members who `/zookeeper/config` says?
+    /// Once in a while: is there a leader still, does anybody stand in the door and say nothing, and are the members who
+    /// `/zookeeper/config` says?
     fn tick(&mut self, io: &mut Io<'_>) {
         let now_ms = io.time_ms();
         io.set_timer(TICK, now_ms + self.shared.settings.tick_time_ms);
@@ -330,6 +360,12 @@ impl ZooKeeper {
                     connection.close(&mut self.shared, io);
                 }
             }
+        }
+        let is_silent = |held: &&mut Connection| {
+            matches!(held.phase, Phase::New) && now_ms.saturating_sub(held.opened_ms) >= GREETING_MS_MAX
+        };
+        for connection in self.connections.values_mut().filter(is_silent) {
+            connection.close(&mut self.shared, io);
         }
         if io.leads() {
             let token = self.shared.pending.keep(Purpose::Members);

@@ -38,6 +38,11 @@ impl<T> Pending<T> {
         self.places.len() as Token - 1
     }
 
+    /// How many wait.
+    pub fn len(&self) -> usize {
+        self.places.len() - self.free.len()
+    }
+
     /// Takes back what was kept for this token; `None` when nothing is (any more).
     pub fn take(&mut self, token: Token) -> Option<T> {
         let at = token as u32;

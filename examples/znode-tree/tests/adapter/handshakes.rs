@@ -249,3 +249,16 @@ fn unpack(mut bytes: &[u8]) -> Vec<u8> {
     }
     plain
 }
+
+/// As ZooKeeper's `nio.sessionlessCnxnTimeout`: places for connections are few.
+#[test]
+fn who_connects_and_says_nothing_is_shown_the_door() {
+    let mut world = World::new(1);
+    let (silent, slow, mut polite) = (world.dial(0), world.dial(0), world.connect(0));
+    world.send(&slow, &Hello::default().frame()[..20]);
+    world.desk.advance(9_000);
+    assert!(!world.is_closed(&silent) && !world.is_closed(&slow));
+    world.ask(&mut polite, znode_tree::wire::op::PING, &[]);
+    world.desk.advance(4_000);
+    assert!(world.is_closed(&silent) && world.is_closed(&slow) && !world.is_closed(&polite));
+}

@@ -66,6 +66,11 @@ impl Part {
 pub struct Words(BTreeMap<ConnectionId, Gathering>);
 
 impl Words {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// Nobody waits for the answer any more.
     pub fn forget(&mut self, connection: ConnectionId) {
         self.0.remove(&connection);

@@ -50,8 +50,8 @@ pub mod own {
     /// Query, no body: a vector of `{session i64, paths vector}`, sessions and paths in order, for
     /// `dump`.
     pub const EPHEMERALS: i32 = 10_001;
-    /// Command, `{data buffer}`: becomes the data of `/zookeeper/config` (or `/keeper/config`), if it
-    /// differs; no body in the answer.
+    /// Command, `{members buffer}`: becomes the data of `/zookeeper/config`, with the entry's zxid as its version behind it
+    /// (of `/keeper/config`, which has none), if the members differ; no body in the answer.
     pub const SET_CONFIG: i32 = 10_002;
     /// Query, `{paths vector}`: for each path whether the caller may read it, as a byte (1, 0; 2 when
     /// there is no such node).

@@ -196,7 +196,7 @@ pub fn adapter(bytes: &[u8]) {
     let listen = choices.one_of(&[
         r#"{"four_letter_words":"*"}"#,
         r#"{"four_letter_words":"*","quorum_reads":true,"outstanding_limit":3}"#,
-        r#"{"four_letter_words":"*","jute_maxbuffer":1024,"tick_time_ms":1000}"#,
+        r#"{"four_letter_words":"*","jute_maxbuffer":1024,"tick_time_ms":1000,"read_only_mode":true,"audit":true}"#,
     ]);
     let settings = format!(r#"{{"params":{params},"listen":{listen},"node":1}}"#);
     let desk = Desk::new(NODES, params, &settings);

@@ -50,6 +50,16 @@ fn a_server_finds_out_what_it_may_ask() {
 }
 
 #[test]
+fn the_members_are_told_without_a_version() {
+    let mut group = group();
+    for (members, events) in [("server.1=a:1;participant;1", 1), ("server.1=a:1;participant;1", 0), ("server.1=a:1", 1)]
+    {
+        group.ok(&(znode_tree::call::own::SET_CONFIG, record(|out| _ = out.text(members))));
+        assert_eq!((group.data("/keeper/config").as_str(), group.events().len()), (members, events));
+    }
+}
+
+#[test]
 fn zookeeper_knows_none_of_it() {
     let mut group = Group::new("{}");
     assert!(!group.exists("/keeper"));

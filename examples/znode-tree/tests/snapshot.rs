@@ -41,6 +41,12 @@ fn a_restored_tree_writes_the_same_bytes_and_goes_on_alike() {
     let bytes = first.snapshot();
     let mut second = Plain { machine: restore(&bytes).unwrap(), header: first.header, effects: Default::default() };
     assert_eq!(second.snapshot(), bytes);
+    let counts = (znode_tree::call::own::STATUS, Vec::new());
+    assert_eq!(
+        first.read(0, &[], &counts),
+        second.read(0, &[], &counts),
+        "what mntr says of sizes is the same after a restart"
+    );
     for request in [
         create("/a/x", b"12345", SEQUENTIAL),
         delete("/a/c", -1),

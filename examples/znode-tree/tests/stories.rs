@@ -61,12 +61,15 @@ fn the_nodes_of_zookeepers_own_are_as_in_zookeeper() {
     }
     assert_eq!(group.write(&create("/", b"", 0)), -110);
     // The host tells who the members are.
-    let members =
-        (call::own::SET_CONFIG, record(|out| _ = out.buffer(Some(b"server.1=a:1:2:participant;0.0.0.0:2181"))));
-    group.ok(&members);
-    group.ok(&members);
+    let members = |text: &str| (call::own::SET_CONFIG, record(|out| _ = out.text(text)));
+    group.ok(&members("server.1=a:1:2:participant;0.0.0.0:2181\n"));
+    let zxid = group.harness.index();
+    group.ok(&members("server.1=a:1:2:participant;0.0.0.0:2181\n"));
     assert_eq!(group.events(), ["data /zookeeper/config"]);
-    assert_eq!(group.data("/zookeeper/config"), "server.1=a:1:2:participant;0.0.0.0:2181");
+    let config = format!("server.1=a:1:2:participant;0.0.0.0:2181\nversion={zxid:x}");
+    assert_eq!(group.data("/zookeeper/config"), config);
+    group.ok(&members(""));
+    assert_eq!(group.events(), ["data /zookeeper/config"]);
     assert_eq!(group.write(&(op::RECONFIG, vec![])), -123);
 }
 

@@ -1,12 +1,13 @@
-//! `/zookeeper/config`: who the members are, for clients that ask.
+//! `/zookeeper/config` and `/keeper/config`: who the members are, for clients that ask.
 
 use std::fmt::Write;
 
 use super::words::Facts;
+use super::words::Member;
 
-/// The members as ZooKeeper writes them, ready for `/zookeeper/config`. One port serves what
-/// ZooKeeper has two for.
-pub fn text(facts: &Facts) -> String {
+/// The members as ZooKeeper writes them, for `/zookeeper/config`, but for the version, which the tree adds. One port serves
+/// what ZooKeeper has two for.
+pub fn zookeeper(facts: &Facts) -> String {
     let mut text = String::new();
     for member in &facts.members {
         let (host, port) = member.address.rsplit_once(':').unwrap_or((&member.address, "0"));
@@ -17,8 +18,16 @@ pub fn text(facts: &Facts) -> String {
         }
         text.push('\n');
     }
-    let _ = write!(text, "version={:x}", facts.membership);
     text
+}
+
+/// The members as ClickHouse Keeper writes them, for `/keeper/config`: all have the same priority here.
+pub fn clickhouse(facts: &Facts) -> String {
+    let line = |member: &Member| {
+        let role = if member.votes() { "participant" } else { "learner" };
+        format!("server.{}={};{role};1", member.id, member.address)
+    };
+    facts.members.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]
@@ -27,14 +36,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn members_are_written_as_zookeepers_clients_read_them() {
+    fn members_are_written_as_clients_read_them() {
         let facts = Facts::parse(
-            br#"{"membership":18,"members":[{"id":1,"address":"10.0.0.1:7001","role":"voter","client_address":"10.0.0.1:2181"},
+            br#"{"members":[{"id":1,"address":"10.0.0.1:7001","role":"voter","client_address":"10.0.0.1:2181"},
                 {"id":4,"address":"[::1]:7004","role":"learner"}]}"#,
         )
         .unwrap();
-        let expected =
-            "server.1=10.0.0.1:7001:7001:participant;10.0.0.1:2181\nserver.4=[::1]:7004:7004:observer\nversion=12";
-        assert_eq!(text(&facts), expected);
+        let expected = "server.1=10.0.0.1:7001:7001:participant;10.0.0.1:2181\nserver.4=[::1]:7004:7004:observer\n";
+        assert_eq!(zookeeper(&facts), expected);
+        assert_eq!(clickhouse(&facts), "server.1=10.0.0.1:7001;participant;1\nserver.4=[::1]:7004;learner;1");
     }
 }

@@ -55,6 +55,14 @@ pub struct Held {
     pub timeout_ms: u64,
 }
 
+/// A connection without a session of the cluster: there is no leader, and the client would read all the same.
+#[derive(Clone, Copy, Debug)]
+pub struct ReadOnly {
+    pub timeout_ms: u64,
+    /// Unix milliseconds.
+    pub heard_ms: u64,
+}
+
 /// A client.
 #[derive(Debug)]
 pub struct Connection {
@@ -63,6 +71,7 @@ pub struct Connection {
     pub opened_ms: u64,
     pub phase: Phase,
     pub session: Option<Held>,
+    pub read_only: Option<ReadOnly>,
     pub identities: Identities,
     pub format: Format,
     pub requests: Requests,
@@ -93,6 +102,7 @@ impl Connection {
             opened_ms: now_ms,
             phase: Phase::New,
             session: None,
+            read_only: None,
             identities: Identities::new(peer),
             format: Format::default(),
             requests: Requests::default(),
@@ -112,6 +122,9 @@ impl Connection {
             Phase::Open => {
                 if let Some(session) = self.session {
                     io.touch(session.id);
+                }
+                if let Some(read_only) = &mut self.read_only {
+                    read_only.heard_ms = io.time_ms();
                 }
             }
             Phase::New | Phase::Opening { .. } => {}
@@ -255,12 +268,17 @@ impl Connection {
         shared.stats.connection_requests += 1;
         let has_read_only = request.has_read_only;
         self.format = request.format;
+        // This node lags behind what the client has seen: to serve it would be to turn back its time.
+        let is_behind = request.last_zxid_seen > shared.settings.zxid(io.applied());
         if !io.has_leader() {
-            self.refuse_without_leader(shared, io, has_read_only);
+            if shared.settings.read_only_mode && request.takes_read_only && !is_behind {
+                self.serve_read_only(shared, io, &request);
+            } else {
+                self.refuse_without_leader(shared, io, has_read_only);
+            }
             return true;
         }
-        // This node lags behind what the client has seen: to serve it would be to turn back its time.
-        if request.last_zxid_seen > shared.settings.zxid(io.applied()) {
+        if is_behind {
             return false;
         }
         self.phase = Phase::Opening { has_read_only };
@@ -275,6 +293,31 @@ impl Connection {
         true
     }
 
+    /// The client gets no session, only what looks like one: nobody could agree to it now. What it shows of its own it gets
+    /// back, so that it goes on with it when there is a leader.
+    fn serve_read_only(&mut self, shared: &mut Shared, io: &mut Io<'_>, request: &ConnectRequest) {
+        let timeout_ms = shared.settings.negotiate(request.timeout_ms);
+        self.phase = Phase::Open;
+        self.read_only = Some(ReadOnly { timeout_ms, heard_ms: io.time_ms() });
+        let response = ConnectResponse {
+            protocol_version: self.format.version(),
+            timeout_ms: i32::try_from(timeout_ms).unwrap_or(i32::MAX),
+            // A client that never met a leader asks the next server for a new session.
+            session: if request.session == 0 { io.random_u64() >> 1 | 1 } else { request.session },
+            password: request.password.unwrap_or_default(),
+            has_read_only: true,
+            is_read_only: true,
+        };
+        self.answer_handshake(shared, io, &response);
+    }
+
+    /// Whether it is to be closed: there is a leader again, or the client was not heard of for long. Only of a connection
+    /// without a session, which nobody else looks after.
+    pub fn is_read_only_no_more(&self, has_leader: bool, now_ms: u64) -> bool {
+        let is_over = |of: ReadOnly| has_leader || now_ms.saturating_sub(of.heard_ms) > of.timeout_ms;
+        self.read_only.is_some_and(is_over)
+    }
+
     /// The session is there, or is not.
     pub fn opened(&mut self, shared: &mut Shared, io: &mut Io<'_>, session: Result<Session, Outcome<'_>>) {
         let Phase::Opening { has_read_only } = self.phase else { return };
@@ -284,8 +327,15 @@ impl Connection {
                 self.phase = Phase::Open;
                 let timeout_ms = i32::try_from(timeout_ms).unwrap_or(i32::MAX);
                 let protocol_version = self.format.version();
-                let response =
-                    ConnectResponse { protocol_version, timeout_ms, session: id, password: secret, has_read_only };
+                let is_read_only = false;
+                let response = ConnectResponse {
+                    protocol_version,
+                    timeout_ms,
+                    session: id,
+                    password: secret,
+                    has_read_only,
+                    is_read_only,
+                };
                 self.answer_handshake(shared, io, &response);
                 self.stats.answered("SESS", -1, shared.settings.zxid(shared.told), 0, io.time_ms());
                 self.resume(shared, io);

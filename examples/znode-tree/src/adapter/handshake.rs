@@ -47,6 +47,8 @@ pub struct ConnectRequest {
     /// Whether it sent the byte that says whether it would take a server that cannot write. Clients
     /// before 3.4, and ClickHouse, do not; then the answer has no such byte either.
     pub has_read_only: bool,
+    /// Whether it would.
+    pub takes_read_only: bool,
 }
 
 impl ConnectRequest {
@@ -67,8 +69,9 @@ impl ConnectRequest {
         let timeout_ms = reader.i32()?;
         let session = reader.i64()? as u64;
         let password = reader.buffer()?.unwrap_or_default().try_into().ok();
-        let has_read_only = reader.bool().is_ok();
-        Ok(Self { format, last_zxid_seen, timeout_ms, session, password, has_read_only })
+        let read_only = reader.bool();
+        let (has_read_only, takes_read_only) = (read_only.is_ok(), read_only == Ok(true));
+        Ok(Self { format, last_zxid_seen, timeout_ms, session, password, has_read_only, takes_read_only })
     }
 }
 
@@ -82,6 +85,8 @@ pub struct ConnectResponse {
     pub session: u64,
     pub password: [u8; 16],
     pub has_read_only: bool,
+    /// This server cannot write.
+    pub is_read_only: bool,
 }
 
 impl ConnectResponse {
@@ -91,7 +96,7 @@ impl ConnectResponse {
         writer.i32(if self.has_read_only { 37 } else { 36 });
         writer.i32(self.protocol_version).i32(self.timeout_ms).i64(self.session as i64).buffer(Some(&self.password));
         if self.has_read_only {
-            writer.bool(false);
+            writer.bool(self.is_read_only);
         }
     }
 }

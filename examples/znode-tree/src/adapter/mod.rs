@@ -4,6 +4,7 @@
 //! * `watching` and `watches`: who hears of what;
 //! * `long`: answers that come in pieces;
 //! * `words`: four-letter words; `config`: `/zookeeper/config`;
+//! * `audit`: who changed what, for the log;
 //! * `auth`, `handshake`, `compression`, `settings`, `stats`, `pending`: as they are called;
 //! * this file: the listener as a whole, which gives what happens to whom it concerns.
 //!
@@ -15,6 +16,7 @@
 //!   entry's or a query's own tells a later one. A client that connects elsewhere names the latest zxid it was told,
 //!   and gets no events up to it.
 
+mod audit;
 mod auth;
 mod compression;
 mod config;
@@ -98,6 +100,8 @@ struct Shared {
     told: u64,
     /// Since when this node leads, Unix milliseconds.
     leading_since_ms: Option<u64>,
+    /// Who changed what in this call of the host's.
+    audit: String,
     /// Counts the host's calls: what is asked in one of them is answered in order.
     step: u64,
     /// Where frames and calls are written before they are handed to the host.
@@ -138,6 +142,7 @@ impl Adapter for ZooKeeper {
             kept_bytes: 0,
             told: io.applied(),
             leading_since_ms: None,
+            audit: String::new(),
             step: 0,
             frame: Vec::new(),
         };
@@ -192,6 +197,7 @@ impl Adapter for ZooKeeper {
         self.shared.leading_since_ms = io.leads().then_some(leading_since_ms);
         words::step(&mut self.connections, &mut self.shared, io);
         long::step(&mut self.shared, io);
+        audit::flush(&mut self.shared.audit);
         self.shared.step += 1;
         self.shared.told = self.shared.told.max(io.applied());
         if self.shared.frame.capacity() > 1 << 20 {
@@ -346,8 +352,8 @@ impl ZooKeeper {
         }
     }
 
-    /// Once in a while: is there a leader still, does anybody stand in the door and say nothing, and are the members who
-    /// `/zookeeper/config` says?
+    /// Once in a while: is there a leader still, or again, does anybody stand in the door and say nothing, and are the
+    /// members who `/zookeeper/config` says?
     fn tick(&mut self, io: &mut Io<'_>) {
         let now_ms = io.time_ms();
         io.set_timer(TICK, now_ms + self.shared.settings.tick_time_ms);
@@ -356,15 +362,19 @@ impl ZooKeeper {
         } else {
             let since_ms = *self.leaderless_since_ms.get_or_insert(now_ms);
             if now_ms.saturating_sub(since_ms) >= self.shared.settings.sync_limit_ms {
-                for connection in self.connections.values_mut().filter(|held| matches!(held.phase, Phase::Open)) {
+                let is_stale = |held: &&mut Connection| matches!(held.phase, Phase::Open) && held.read_only.is_none();
+                for connection in self.connections.values_mut().filter(is_stale) {
                     connection.close(&mut self.shared, io);
                 }
             }
         }
-        let is_silent = |held: &&mut Connection| {
-            matches!(held.phase, Phase::New) && now_ms.saturating_sub(held.opened_ms) >= GREETING_MS_MAX
+        let has_leader = io.has_leader();
+        let is_over = |held: &&mut Connection| {
+            let is_silent =
+                matches!(held.phase, Phase::New) && now_ms.saturating_sub(held.opened_ms) >= GREETING_MS_MAX;
+            is_silent || held.is_read_only_no_more(has_leader, now_ms)
         };
-        for connection in self.connections.values_mut().filter(is_silent) {
+        for connection in self.connections.values_mut().filter(is_over) {
             connection.close(&mut self.shared, io);
         }
         if io.leads() {
@@ -378,9 +388,10 @@ impl ZooKeeper {
     fn members(&mut self, io: &mut Io<'_>, outcome: &Outcome<'_>) {
         let Outcome::Ok(json) = *outcome else { return };
         let Some(facts) = words::Facts::parse(json) else { return };
-        let text = config::text(&facts);
+        let is_clickhouse = self.shared.settings.is_clickhouse();
+        let text = if is_clickhouse { config::clickhouse(&facts) } else { config::zookeeper(&facts) };
         // A server by itself has an empty one, as ZooKeeper's.
-        if facts.members.len() < 2 || text == self.config {
+        if (facts.members.len() < 2 && !is_clickhouse) || text == self.config {
             return;
         }
         let token = self.shared.pending.keep(Purpose::Config);

@@ -26,6 +26,7 @@ use statehouse_sdk::adapter::Token;
 
 use super::Purpose;
 use super::Shared;
+use super::audit;
 use super::compression::send;
 use super::connection::Connection;
 use super::connection::Phase;
@@ -42,6 +43,7 @@ use crate::call::split_reply;
 use crate::jute::Malformed;
 use crate::jute::Reader;
 use crate::jute::Writer;
+use crate::keeper;
 use crate::wire;
 use crate::wire::ErrorCode;
 use crate::wire::op;
@@ -197,10 +199,21 @@ impl Connection {
         };
         // A check by itself is ClickHouse's too: ZooKeeper knows it in a multi alone (3.8 never answers one that holds).
         let is_clickhouses = (op::FILTERED_LIST..=op::LIST_RECURSIVE).contains(&operation) || operation == op::CHECK;
+        let is_off = keeper::is_switched_off(operation, &shared.settings.feature_flags);
         let route = match call::route(operation) {
-            _ if is_clickhouses && !shared.settings.is_clickhouse() => Route::Unknown,
+            _ if is_off || (is_clickhouses && !shared.settings.is_clickhouse()) => Route::Unknown,
             route => route,
         };
+        if self.read_only.is_some() {
+            match (route, operation) {
+                (Route::Command, _) | (_, op::SYNC) => return known(ErrorCode::NotReadOnly, None, Vec::new(), false),
+                (_, op::CLOSE_SESSION) => {
+                    self.requests.is_over = true;
+                    return known(ErrorCode::Ok, None, Vec::new(), true);
+                }
+                _ => {}
+            }
+        }
         match (route, operation) {
             (Route::Command, _) => Ok((Turn::Write, None)),
             (Route::Query, _) => Ok((Turn::Read, None)),
@@ -256,13 +269,13 @@ impl Connection {
         if is_sync && wire::path(&mut Reader::new(body)).is_err() {
             return State::Answered(Answer::error(ErrorCode::MarshallingError));
         }
-        let Some(session) = self.session else { return State::Asked(Wanted::Nothing) };
+        let session = self.session.map(|held| held.id);
         let slot = self.requests.first + place;
         let token: Token = shared.pending.keep(Purpose::Request { connection: self.id, slot });
         *self.requests.count(turn) += 1;
         self.requests.reads_step = shared.step;
         if operation == op::CLOSE_SESSION {
-            io.close_session(token, session.id);
+            io.close_session(token, session.unwrap_or_default());
             return State::Asked(Wanted::Nothing);
         }
         shared.frame.clear();
@@ -274,11 +287,16 @@ impl Connection {
             shared.frame.extend_from_slice(body);
         }
         if turn == Turn::Write {
-            io.propose(token, Some(session.id), &shared.frame);
-            return State::Asked(Wanted::Nothing);
+            io.propose(token, session, &shared.frame);
+            let deeds = if shared.settings.audit { audit::deeds(operation, body) } else { Vec::new() };
+            return State::Asked(if deeds.is_empty() { Wanted::Nothing } else { Wanted::Audited(deeds) });
         }
-        let consistency = if is_sync { Consistency::Linearizable } else { shared.settings.consistency() };
-        io.query(token, consistency, Some(session.id), &shared.frame);
+        let consistency = match self.read_only {
+            _ if is_sync => Consistency::Linearizable,
+            Some(_) => Consistency::Local,
+            None => shared.settings.consistency(),
+        };
+        io.query(token, consistency, session, &shared.frame);
         State::Asked(Wanted::by(operation, body, &shared.settings))
     }
 
@@ -331,6 +349,10 @@ impl Connection {
                 return self.close(shared, io);
             }
         };
+        if let Wanted::Audited(deeds) = &wanted {
+            let who = audit::Who { session: self.session.map_or(0, |held| held.id), identities: &self.identities };
+            audit::write(&mut shared.audit, &who, deeds, error, body);
+        }
         let then_close = closes || error == ErrorCode::SessionExpired.number();
         let changed = watching::watch(shared, io, (self.id, self.format), wanted, error, body);
         let (error, body) = changed.as_ref().map_or((error, body), |(error, body)| (*error, body.as_slice()));

@@ -46,6 +46,10 @@ struct Listen {
     digest_auth: Option<bool>,
     #[serde(deserialize_with = "flag")]
     quorum_reads: Option<bool>,
+    #[serde(deserialize_with = "flag")]
+    read_only_mode: Option<bool>,
+    #[serde(deserialize_with = "flag")]
+    audit: Option<bool>,
     #[serde(deserialize_with = "number")]
     client_port: Option<u64>,
 }
@@ -114,6 +118,10 @@ pub struct Settings {
     pub digest_auth: bool,
     /// Whether every read sees all that was acknowledged anywhere before.
     pub quorum_reads: bool,
+    /// Whether clients that would take it may read here when there is no leader. ZooKeeper's.
+    pub read_only_mode: bool,
+    /// Whether who changed what is written to the log.
+    pub audit: bool,
     /// The port that `conf` shows; 0 when it is not known.
     pub client_port: u64,
     /// What zxids are counted from.
@@ -158,6 +166,8 @@ impl Settings {
             super_digest: listen.super_digest.or(params.super_digest),
             digest_auth: listen.digest_auth.unwrap_or(true),
             quorum_reads: listen.quorum_reads.unwrap_or(false),
+            read_only_mode: listen.read_only_mode.unwrap_or(false) && !is_clickhouse,
+            audit: listen.audit.unwrap_or(false),
             client_port: listen.client_port.or(port).unwrap_or(0),
             zxid_base: params.zxid_base,
             feature_flags: params.feature_flags,

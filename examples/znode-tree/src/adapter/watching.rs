@@ -51,6 +51,8 @@ pub enum Wanted {
     },
     /// The watches of a multiRead's entries (ClickHouse).
     Many(Box<[u8]>),
+    /// No watch: what is written to the log of who changed what.
+    Audited(Vec<String>),
     /// No watch: the body of the answer, whatever the host says it is.
     Body(Box<[u8]>),
 }
@@ -97,7 +99,7 @@ pub fn watch(
     body: &[u8],
 ) -> Option<(i32, Vec<u8>)> {
     match wanted {
-        Wanted::Nothing => {}
+        Wanted::Nothing | Wanted::Audited(_) => {}
         Wanted::Path { path, found, missing } => match error {
             0 => shared.watches.add(connection, &path, found),
             _ if error == ErrorCode::NoNode.number() => shared.watches.add(connection, &path, missing),

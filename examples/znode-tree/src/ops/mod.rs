@@ -80,7 +80,7 @@ pub enum Write<'a> {
     /// reconfig.
     Reconfig,
     /// [`own::SET_CONFIG`].
-    SetConfig(Option<&'a [u8]>),
+    SetConfig(&'a [u8]),
 }
 
 impl<'a> Write<'a> {
@@ -100,7 +100,7 @@ impl<'a> Write<'a> {
             op::CHECK_NOT_EXISTS => Self::CheckNotExists(PathVersion::read(reader)?),
             op::CHECK_STAT => Self::CheckStat(PathVersion::read(reader)?, Stat::read(reader)?),
             op::RECONFIG => Self::Reconfig,
-            own::SET_CONFIG => Self::SetConfig(reader.buffer()?),
+            own::SET_CONFIG => Self::SetConfig(reader.buffer()?.unwrap_or_default()),
             _ => return Ok(None),
         }))
     }
@@ -141,7 +141,7 @@ impl ZnodeTree {
             Write::CheckNotExists(request) => self.check_not_exists(txn, *request),
             Write::CheckStat(request, stat) => self.check_stat(txn, *request, stat),
             Write::Reconfig => Err(self.refuse_reconfig()),
-            Write::SetConfig(data) => self.set_config(txn, *data),
+            Write::SetConfig(members) => self.set_config(txn, members),
         }
     }
 

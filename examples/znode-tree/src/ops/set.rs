@@ -74,13 +74,26 @@ impl ZnodeTree {
     }
 
     /// The members of the cluster have changed, or are told for the first time.
-    pub(crate) fn set_config(&mut self, txn: &mut Txn<'_>, data: Option<&[u8]>) -> Result<(), ErrorCode> {
+    pub(crate) fn set_config(&mut self, txn: &mut Txn<'_>, members: &[u8]) -> Result<(), ErrorCode> {
+        const VERSION: &[u8] = b"version=";
         let path = self.config_path();
         let id = self.node(path)?;
-        if self.tree.get(id).data.as_deref() == data {
+        let is = self.tree.get(id).data.as_deref().unwrap_or_default();
+        let is_same = match is.strip_prefix(members) {
+            Some(rest) if self.is_clickhouse() => rest.is_empty(),
+            Some(rest) => rest.starts_with(VERSION),
+            None => false,
+        };
+        if is_same {
             return Ok(());
         }
-        self.put_data(txn, id, data);
+        let mut data = members.to_vec();
+        if !self.is_clickhouse() {
+            // Clients go by it: of two configurations the one with the greater version is the newer.
+            data.extend_from_slice(VERSION);
+            data.extend_from_slice(format!("{:x}", txn.moment.zxid).as_bytes());
+        }
+        self.put_data(txn, id, Some(&data));
         self.tell(txn, EventType::NodeDataChanged, path, id);
         Ok(())
     }

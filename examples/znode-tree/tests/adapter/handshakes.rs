@@ -119,7 +119,8 @@ fn a_client_that_has_seen_more_than_this_server_is_turned_away() {
     assert_eq!(moved.session(), peer.session());
 }
 
-const NO_SESSION: Welcome = Welcome { version: 0, timeout_ms: 0, session: 0, password: [0; 16], length: 37 };
+const NO_SESSION: Welcome =
+    Welcome { version: 0, timeout_ms: 0, session: 0, password: [0; 16], is_read_only: false, length: 37 };
 
 #[test]
 fn an_unknown_session_and_a_wrong_password_are_answered_as_expired_and_closed() {
@@ -128,7 +129,14 @@ fn an_unknown_session_and_a_wrong_password_are_answered_as_expired_and_closed() 
     let password = peer.welcome.as_ref().unwrap().password;
     let mut wrong = password;
     wrong[15] ^= 1;
-    for (session, password) in [(12_345, password), (peer.session(), wrong), (peer.session(), [0; 16]), (-1, wrong)] {
+    for (session, password) in [
+        (12_345, password),
+        (peer.session(), wrong),
+        (peer.session(), [0; 16]),
+        (-1, wrong),
+        (-2, [0; 16]),
+        (-3, [0; 16]),
+    ] {
         let refused = world.greet(0, &Hello { session, password, ..Hello::default() });
         assert_eq!(refused.welcome.clone(), Some(NO_SESSION));
         assert!(world.is_closed(&refused));

@@ -7,6 +7,7 @@ mod fuzz;
 mod handshakes;
 mod limits;
 mod order;
+mod readonly;
 mod sessions;
 mod watches;
 mod words;

@@ -127,7 +127,7 @@ fn without_a_leader_writes_end_the_connection_and_after_a_while_everything_does(
 #[test]
 fn create_session_is_no_request() {
     let mut world = World::new(1);
-    for operation in [op::CREATE_SESSION, -1, 0, 997, 10_000, 10_002] {
+    for operation in [op::CREATE_SESSION, -1, 0, 997, 10_000, 10_002, 10_007] {
         let mut peer = world.connect(0);
         let before = world.desk.last();
         let reply = world.ask(&mut peer, operation, &[0; 64]);

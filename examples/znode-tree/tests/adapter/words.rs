@@ -230,6 +230,17 @@ fn clickhouse() -> World {
 }
 
 #[test]
+fn an_operation_that_was_switched_off_ends_the_connection_as_in_clickhouse() {
+    let settings =
+        r#"{"params":{"compatibility":"clickhouse","feature_flags":{"multi_read":false,"create_ttl":true}}}"#;
+    let mut world = World::with(1, r#"{"compatibility":"clickhouse","feature_flags":{"multi_read":false}}"#, settings);
+    let mut peer = world.connect(0);
+    assert_eq!(world.error(&mut peer, op::MULTI_READ, &[]), -6);
+    assert!(world.is_closed(&peer));
+    assert!(world.connect(0).session() > 0);
+}
+
+#[test]
 fn clickhouse_mode_answers_in_its_own_words() {
     let mut world = clickhouse();
     let _peer = world.connect(0);

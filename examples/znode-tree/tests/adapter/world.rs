@@ -92,6 +92,7 @@ pub struct Welcome {
     pub timeout_ms: i32,
     pub session: i64,
     pub password: [u8; 16],
+    pub is_read_only: bool,
     pub length: usize,
 }
 
@@ -174,6 +175,7 @@ impl World {
                 timeout_ms: reader.i32().unwrap(),
                 session: reader.i64().unwrap(),
                 password: reader.buffer().unwrap().unwrap().try_into().unwrap(),
+                is_read_only: reader.bool() == Ok(true),
                 length: frame.len(),
             });
         }

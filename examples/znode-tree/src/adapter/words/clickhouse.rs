@@ -41,7 +41,7 @@ pub fn answer(word: &[u8; 4], view: &View<'_>) -> Option<String> {
             let host = facts.host.as_deref().unwrap_or("");
             format!("Environment:\nclickhouse.keeper.version={VERSION}\nhost.name={host}\n")
         }
-        _ if !view.is_serving => NOT_SERVING.to_owned(),
+        _ if !view.is_serving() => NOT_SERVING.to_owned(),
         b"mntr" => mntr(view),
         b"srvr" => srvr(view, false),
         b"stat" => srvr(view, true),
@@ -102,7 +102,7 @@ fn srvr(view: &View<'_>, with_clients: bool) -> String {
     let _ = writeln!(text, "Latency min/avg/max: {min}/{avg}/{max}");
     let _ = writeln!(text, "Received: {}\nSent: {}", stats.received, stats.sent);
     let _ = writeln!(text, "Connections: {}\nOutstanding: {}", view.connections.len(), view.shared.outstanding);
-    let _ = writeln!(text, "Zxid: 0x{:x}\nMode: {}", view.zxid, view.known.facts.mode());
+    let _ = writeln!(text, "Zxid: 0x{:x}\nMode: {}", view.zxid, view.mode());
     let _ = writeln!(text, "Node count: {}", view.known.counts.nodes);
     text
 }
@@ -123,7 +123,7 @@ fn mntr(view: &View<'_>) -> String {
     say("packets_sent", &stats.sent);
     say("num_alive_connections", &view.connections.len());
     say("outstanding_requests", &view.shared.outstanding);
-    say("server_state", &facts.mode());
+    say("server_state", &view.mode());
     say("znode_count", &counts.nodes);
     say("watch_count", &watches.watches);
     say("ephemerals_count", &counts.ephemerals);
@@ -133,7 +133,7 @@ fn mntr(view: &View<'_>) -> String {
     let files = |count: Option<u64>| count.map_or(-1, |count| i64::try_from(count).unwrap_or(i64::MAX));
     say("open_file_descriptor_count", &files(facts.open_files));
     say("max_file_descriptor_count", &files(facts.max_files));
-    if facts.mode() == "leader" {
+    if view.mode() == "leader" {
         // Here, unlike in ZooKeeper, learners are counted among them.
         say("followers", &facts.others().count());
         say("synced_followers", &facts.synced().count());

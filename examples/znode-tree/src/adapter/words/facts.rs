@@ -20,8 +20,6 @@ pub struct Facts {
     pub snapshot: Option<u64>,
     pub purged: Option<u64>,
     pub members: Vec<Member>,
-    /// The index of the entry that made them the members.
-    pub membership: u64,
     pub sessions: u64,
     pub connections: Option<u64>,
     pub uptime_s: u64,

@@ -165,13 +165,23 @@ pub struct View<'a> {
     pub shared: &'a Shared,
     pub known: &'a Known,
     pub zxid: i64,
-    /// Whether clients are served: somebody leads.
-    pub is_serving: bool,
+    /// Whether somebody leads.
+    pub has_leader: bool,
     /// Unix milliseconds.
     pub now_ms: u64,
 }
 
 impl View<'_> {
+    /// Whether clients are served, if only to read.
+    fn is_serving(&self) -> bool {
+        self.has_leader || self.shared.settings.read_only_mode
+    }
+
+    /// The node's role in ZooKeeper's words.
+    fn mode(&self) -> &str {
+        if self.has_leader || !self.is_serving() { self.known.facts.mode() } else { "read-only" }
+    }
+
     /// For how long this node has led, as far as this listener saw it.
     fn leader_uptime_ms(&self) -> u64 {
         self.shared.leading_since_ms.map_or(0, |since_ms| self.now_ms.saturating_sub(since_ms))
@@ -221,7 +231,7 @@ fn answer(
         return if is_clickhouse { String::new() } else { refused };
     }
     let zxid = shared.settings.zxid(io.applied());
-    let view = View { connections, shared, known, zxid, is_serving: io.has_leader(), now_ms: io.time_ms() };
+    let view = View { connections, shared, known, zxid, has_leader: io.has_leader(), now_ms: io.time_ms() };
     let answer = if is_clickhouse { clickhouse::answer(word, &view) } else { None };
     answer.unwrap_or_else(|| zookeeper::answer(word, &view))
 }

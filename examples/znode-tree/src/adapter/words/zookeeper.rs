@@ -20,10 +20,13 @@ pub const VERSION: &str = concat!("3.9.0-statehouse-", env!("CARGO_PKG_VERSION")
 pub fn answer(word: &[u8; 4], view: &View<'_>) -> String {
     match word {
         b"ruok" => return "imok".to_owned(),
-        b"isro" => return if view.is_serving { "rw" } else { "null" }.to_owned(),
+        b"isro" => {
+            let answers = [(view.has_leader, "rw"), (view.is_serving(), "ro"), (true, "null")];
+            return answers.iter().find(|(holds, _)| *holds).map_or("", |(_, answer)| answer).to_owned();
+        }
         b"envi" => return envi(view),
         b"gtmk" | b"stmk" => return "0".to_owned(),
-        _ if !view.is_serving => return NOT_SERVING.to_owned(),
+        _ if !view.is_serving() => return NOT_SERVING.to_owned(),
         _ => {}
     }
     match word {
@@ -128,15 +131,15 @@ fn srvr(view: &View<'_>, with_clients: bool) -> String {
         }
         text.push('\n');
     }
-    let (stats, facts) = (&view.shared.stats, &view.known.facts);
+    let stats = &view.shared.stats;
     let latency = &stats.latency;
     let (min, avg, max) = (latency.min_ms(), latency.average_text(), latency.max_ms);
     let _ = writeln!(text, "Latency min/avg/max: {min}/{avg}/{max}");
     let _ = writeln!(text, "Received: {}\nSent: {}", stats.received, stats.sent);
     let _ = writeln!(text, "Connections: {}\nOutstanding: {}", view.connections.len(), view.shared.outstanding);
-    let _ = writeln!(text, "Zxid: 0x{:x}\nMode: {}", view.zxid, facts.mode());
+    let _ = writeln!(text, "Zxid: 0x{:x}\nMode: {}", view.zxid, view.mode());
     let _ = writeln!(text, "Node count: {}", view.known.counts.nodes);
-    if facts.mode() == "leader" {
+    if view.mode() == "leader" {
         text.push_str("Proposal sizes last/min/max: -1/-1/-1\n");
     }
     text
@@ -151,11 +154,11 @@ fn mntr(view: &View<'_>) -> String {
     };
     let latency = &stats.latency;
     say("version", &VERSION);
-    say("server_state", &facts.mode());
-    if facts.mode() != "standalone" {
+    say("server_state", &view.mode());
+    if view.mode() != "standalone" {
         say(
             "peer_state",
-            &match facts.mode() {
+            &match view.mode() {
                 "leader" => "leading - broadcast",
                 "observer" => "observing - broadcast",
                 _ => "following - broadcast",
@@ -198,7 +201,7 @@ fn mntr(view: &View<'_>) -> String {
     say("throttled_ops", &stats.throttled);
     say("watch_bytes", &stats.watch_bytes);
     say("last_zxid", &view.zxid);
-    if facts.mode() == "leader" {
+    if view.mode() == "leader" {
         // In ZooKeeper's words followers and observers are both learners.
         say("quorum_size", &facts.members.iter().filter(|member| member.votes()).count());
         say("learners", &facts.others().count());
@@ -233,15 +236,14 @@ fn conf(view: &View<'_>) -> String {
     let _ = writeln!(text, "minSessionTimeout={}", settings.min_session_timeout_ms);
     let _ = writeln!(text, "maxSessionTimeout={}", settings.max_session_timeout_ms);
     let _ = writeln!(text, "clientPortListenBacklog=-1\nserverId={}", settings.node);
-    if facts.mode() != "standalone" {
+    if view.mode() != "standalone" {
         let sync_limit = settings.sync_limit_ms / settings.tick_time_ms.max(1);
         let _ = writeln!(text, "initLimit={sync_limit}\nsyncLimit={sync_limit}\nelectionAlg=3");
         let port = |member: &super::Member| member.address.rsplit(':').next().unwrap_or("0").to_owned();
         let own = facts.members.iter().find(|member| member.id == facts.node).map(port).unwrap_or_default();
         let _ =
-            writeln!(text, "electionPort={own}\nquorumPort={own}\npeerType={}", u8::from(facts.mode() == "observer"));
-        let _ = write!(text, "membership: \n{}", crate::adapter::config::text(facts));
-        text.push('\n');
+            writeln!(text, "electionPort={own}\nquorumPort={own}\npeerType={}", u8::from(view.mode() == "observer"));
+        let _ = write!(text, "membership: \n{}", crate::adapter::config::zookeeper(facts));
     }
     text
 }

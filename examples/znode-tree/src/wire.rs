@@ -419,9 +419,14 @@ impl MultiHeader {
     }
 }
 
+/// What a path stands for here that is not UTF-8. ZooKeeper puts U+FFFD where it cannot read, which no node's name may have:
+/// such a path is an argument that is bad, or a node that is not there.
+const UNREADABLE: &str = "/\u{fffd}";
+
 /// A path: text that ZooKeeper does not take null for.
 pub fn path<'a>(reader: &mut Reader<'a>) -> Result<&'a str, Malformed> {
-    reader.text()?.ok_or(Malformed)
+    let bytes = reader.buffer()?.ok_or(Malformed)?;
+    Ok(std::str::from_utf8(bytes).unwrap_or(UNREADABLE))
 }
 
 #[cfg(test)]

@@ -490,6 +490,20 @@ fn every_operation_asks_for_its_own_permission() {
     }
 }
 
+/// As in ZooKeeper, which reads U+FFFD there: no node can have such a name.
+#[test]
+fn a_path_that_is_not_utf8_is_no_nodes() {
+    let mut group = Group::new("{}");
+    let garbled = |(operation, mut body): Request| {
+        body[5] = 0xff;
+        (operation, body)
+    };
+    assert_eq!(group.write(&garbled(create("/n", b"", 0))), -8);
+    assert_eq!(group.write(&garbled(set_data("/n", b"", -1))), -8);
+    assert_eq!(group.write(&garbled(delete("/n", -1))), -101);
+    assert_eq!(group.read(&garbled(read(op::GET_DATA, "/n"))).0, -101);
+}
+
 #[test]
 fn null_data_stays_null() {
     let mut group = Group::new("{}");
@@ -518,6 +532,8 @@ fn below_a_node_are_all_its_descendants() {
         Reader::new(&body).i32().unwrap()
     };
     assert_eq!((count("/a"), count("/a/b"), count("/a/d"), count("/")), (3, 1, 0, 8));
+    // The root by its other name is one of them.
+    assert_eq!(count(""), 9);
 }
 
 #[test]

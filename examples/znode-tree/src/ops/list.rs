@@ -73,7 +73,8 @@ impl ZnodeTree {
         let id = self.node(path)?;
         self.permit(id, perms::READ, identities)?;
         let number = if id == self.tree.root() {
-            self.tree.node_count().saturating_sub(1)
+            // By its other name ZooKeeper counts the root too.
+            self.tree.node_count().saturating_sub(usize::from(!path.is_empty()))
         } else {
             self.tree.descendants(id).count()
         };

@@ -7,6 +7,7 @@
 
 pub mod cluster;
 pub mod http;
+pub mod keeper;
 pub mod lines;
 pub mod load;
 pub mod modules;

@@ -1,7 +1,6 @@
 //! `statehouse keeper` and `keeper-import`, as an operator uses them who comes from ZooKeeper.
 
 use std::fs::File;
-use std::fs::OpenOptions;
 use std::io;
 use std::io::Read;
 use std::io::Write;
@@ -9,12 +8,12 @@ use std::net::SocketAddr;
 use std::net::TcpStream;
 use std::path::Path;
 use std::path::PathBuf;
-use std::process::Child;
 use std::process::Stdio;
-use std::time::Duration;
 
-use rustix::process::Signal;
 use statehouse_tests::cluster::free_ports;
+use statehouse_tests::keeper::Keeper;
+use statehouse_tests::keeper::connect;
+use statehouse_tests::keeper::four_letters;
 use statehouse_tests::program;
 use statehouse_tests::program::run;
 use statehouse_tests::wait;
@@ -22,61 +21,6 @@ use statehouse_tests::wait;
 /// What Debian's ZooKeeper 3.8 wrote: `tests/keeper/make.py`.
 fn dump() -> PathBuf {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/keeper/plain")).to_owned()
-}
-
-/// A node in a process of its own, which ends with this value.
-struct Keeper {
-    child: Child,
-    log: PathBuf,
-}
-
-impl Keeper {
-    fn start(log: &Path, args: &[&str]) -> Self {
-        let file = OpenOptions::new().create(true).append(true).open(log).unwrap();
-        let mut command = program::command();
-        command.arg("keeper").arg("--exit-with-parent").args(args);
-        let child = command.stdin(Stdio::piped()).stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
-        Self { child, log: log.to_owned() }
-    }
-
-    fn said(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap()
-    }
-
-    fn stop(mut self) {
-        program::signal(&self.child, Signal::TERM);
-        let ended = program::wait(&mut self.child, Duration::from_secs(30));
-        assert!(ended.is_some_and(|status| status.success()), "{}", self.said());
-    }
-}
-
-impl Drop for Keeper {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn connect(address: SocketAddr) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
-    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
-    Ok(stream)
-}
-
-fn four_letters(address: SocketAddr, word: &str) -> io::Result<String> {
-    let mut stream = connect(address)?;
-    stream.write_all(word.as_bytes())?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    Ok(answer)
-}
-
-fn until_it_serves(keeper: &Keeper, address: SocketAddr) {
-    wait::until(&format!("{address} serves ZooKeeper's clients"), || match four_letters(address, "srvr") {
-        Ok(answer) if answer.contains("Zxid") => Ok(()),
-        other => Err(format!("{other:?}; it said:\n{}", keeper.said())),
-    });
 }
 
 /// A client of ZooKeeper, by hand.
@@ -183,7 +127,7 @@ fn an_ensembles_files_start_its_members() {
     };
     let mut keepers: Vec<Keeper> = (1..=3).map(start).collect();
     for (keeper, id) in keepers.iter().zip(1..) {
-        until_it_serves(keeper, client(id));
+        keeper.until_it_serves(client(id));
         assert_eq!(four_letters(client(id), "ruok").unwrap(), "imok");
         let conf = four_letters(client(id), "conf").unwrap();
         for line in [format!("clientPort={}\n", port(0, id)), "tickTime=1000\n".into(), format!("serverId={id}\n")] {
@@ -199,7 +143,7 @@ fn an_ensembles_files_start_its_members() {
     keepers.remove(1).stop();
     assert_eq!(first.create("/b", b"without the second").1, 0);
     let second = start(2);
-    until_it_serves(&second, client(2));
+    second.until_it_serves(client(2));
     assert_eq!(Client::until_open(client(2), 0).data("/b").unwrap(), b"without the second");
     assert!(folder.path().join("zk2/statehouse/log").is_dir(), "our data is below dataDir");
 }
@@ -246,7 +190,7 @@ fn a_servers_data_is_taken_over() {
     let data = data.to_str().unwrap();
     let args = ["--data-dir", data, "--http", &http, "--peer", &peer, "--client", &client, "--tick-time-ms", "1000"];
     let keeper = Keeper::start(&folder.path().join("log"), &args);
-    until_it_serves(&keeper, address);
+    keeper.until_it_serves(address);
 
     // A damaged dump is refused with its place, and nothing happens.
     let broken = folder.path().join("broken");
@@ -285,7 +229,7 @@ fn a_servers_data_is_taken_over() {
     import(&dump(), &[]).fails(1, &["clients have written", "statehouse group rm keeper"]);
     keeper.stop();
     let keeper = Keeper::start(&folder.path().join("log"), &args);
-    until_it_serves(&keeper, address);
+    keeper.until_it_serves(address);
     assert_eq!(Client::until_open(address, next).data("/app").unwrap(), b"root, changed");
 }
 
@@ -302,7 +246,7 @@ fn local_starts_three_of_them() {
     let file = File::create(&out).unwrap();
     let err = File::create(folder.path().join("err")).unwrap();
     let child = command.stdin(Stdio::null()).stdout(file).stderr(err).spawn().unwrap();
-    let local = Keeper { child, log: folder.path().join("err") };
+    let local = Keeper::of(child, &folder.path().join("err"));
     let said = wait::until("the nodes are announced", || {
         let text = std::fs::read_to_string(&out).unwrap();
         serde_json::from_str::<serde_json::Value>(&text).map_err(|error| format!("{error}: {text}\n{}", local.said()))

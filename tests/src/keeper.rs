@@ -1,0 +1,329 @@
+//! `statehouse keeper` in a process of its own, and a client of ZooKeeper that hides nothing: it sends the frames that it
+//! is given.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::io::BufReader;
+use std::io::Read;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::net::TcpStream;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Child;
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use znode_tree::jute::Reader;
+use znode_tree::jute::Writer;
+use znode_tree::wire::Stat;
+use znode_tree::wire::op;
+
+use crate::program;
+use crate::wait;
+
+/// How long an answer may take.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// A node; it ends with this value.
+#[derive(Debug)]
+pub struct Keeper {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Keeper {
+    /// Starts `statehouse keeper` with `args`; what it prints goes behind what `log` holds.
+    pub fn start(log: &Path, args: &[&str]) -> Self {
+        let mut command = program::command();
+        command.arg("keeper").arg("--exit-with-parent").args(args);
+        Self::spawn(log, command)
+    }
+
+    /// Any other program, started and ended in the same way.
+    pub fn spawn(log: &Path, mut command: std::process::Command) -> Self {
+        let file = OpenOptions::new().create(true).append(true).open(log).unwrap();
+        let child = command.stdin(Stdio::piped()).stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
+        Self::of(child, log)
+    }
+
+    /// What was started already.
+    pub fn of(child: Child, log: &Path) -> Self {
+        Self { child, log: log.to_owned() }
+    }
+
+    /// Everything it printed.
+    pub fn said(&self) -> String {
+        std::fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+    }
+
+    /// Asks it to stop, and waits until it did.
+    #[track_caller]
+    pub fn stop(mut self) {
+        program::signal(&self.child, Signal::TERM);
+        let ended = program::wait(&mut self.child, Duration::from_secs(30));
+        assert!(ended.is_some_and(|status| status.success()), "{}", self.said());
+    }
+
+    /// `kill -9`.
+    pub fn kill(self) {
+        drop(self);
+    }
+
+    /// Waits until it gives sessions at `address`.
+    #[track_caller]
+    pub fn until_it_serves(&self, address: SocketAddr) {
+        wait::until(&format!("{address} serves ZooKeeper's clients"), || {
+            // ZooKeeper forgets a word that it was asked while it started.
+            match word_within(address, "srvr", Duration::from_secs(2)) {
+                Ok(answer) if answer.contains("Zxid") => Ok(()),
+                other => Err(format!("{other:?}; it said:\n{}", self.said())),
+            }
+        });
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Connects, with patience for answers but not without end.
+pub fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
+    stream.set_read_timeout(Some(ANSWER_TIME_MAX))?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// The answer to a four-letter word.
+pub fn four_letters(address: SocketAddr, word: &str) -> io::Result<String> {
+    word_within(address, word, ANSWER_TIME_MAX)
+}
+
+fn word_within(address: SocketAddr, word: &str, patience: Duration) -> io::Result<String> {
+    let mut stream = connect(address)?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.write_all(word.as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+/// A record's bytes.
+pub fn record(write: impl FnOnce(&mut Writer<'_>)) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    write(&mut Writer::new(&mut bytes));
+    bytes
+}
+
+/// A frame: the record with its length before it.
+pub fn frame(write: impl FnOnce(&mut Writer<'_>)) -> Vec<u8> {
+    let record = record(write);
+    let mut bytes = u32::try_from(record.len()).unwrap().to_be_bytes().to_vec();
+    bytes.extend_from_slice(&record);
+    bytes
+}
+
+/// What a client says first.
+#[derive(Clone, Debug)]
+pub struct Hello {
+    /// The newest zxid that it has seen.
+    pub zxid: i64,
+    /// The session timeout that it wants, milliseconds.
+    pub timeout_ms: i32,
+    /// The session that it has; 0 for none.
+    pub session: i64,
+    /// That session's password.
+    pub password: Vec<u8>,
+    /// Whether it ends with the byte that clients before 3.4 do not send.
+    pub has_read_only: bool,
+}
+
+impl Hello {
+    /// For a new session.
+    pub fn new(timeout_ms: i32) -> Self {
+        Self { zxid: 0, timeout_ms, session: 0, password: vec![0; 16], has_read_only: true }
+    }
+
+    /// For this session again.
+    pub fn again(welcome: &Welcome) -> Self {
+        let (session, password) = (welcome.session, welcome.password.clone());
+        Self { session, password, ..Self::new(welcome.timeout_ms) }
+    }
+
+    /// Its frame.
+    pub fn frame(&self) -> Vec<u8> {
+        frame(|out| {
+            out.i32(0).i64(self.zxid).i32(self.timeout_ms).i64(self.session).buffer(Some(&self.password));
+            if self.has_read_only {
+                out.bool(false);
+            }
+        })
+    }
+}
+
+/// What a server says first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Welcome {
+    /// The timeout that it grants, milliseconds; 0 when there is no such session.
+    pub timeout_ms: i32,
+    /// The session; 0 when there is no such session.
+    pub session: i64,
+    /// What shows at another node that the session is this client's.
+    pub password: Vec<u8>,
+    /// The last byte, for those that sent one.
+    pub read_only: Option<u8>,
+}
+
+impl Welcome {
+    /// Reads the record.
+    pub fn read(record: &[u8]) -> Self {
+        let mut reader = Reader::new(record);
+        assert_eq!(reader.i32().unwrap(), 0, "the protocol's version");
+        let (timeout_ms, session) = (reader.i32().unwrap(), reader.i64().unwrap());
+        let password = reader.buffer().unwrap().unwrap().to_vec();
+        let read_only = reader.u8().ok();
+        assert!(reader.rest().is_empty(), "{:?}", reader.rest());
+        Self { timeout_ms, session, password, read_only }
+    }
+}
+
+/// A frame from the server: a reply, or with the xid -1 a notification.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// Of the request.
+    pub xid: i32,
+    /// Of the transaction, or the newest known.
+    pub zxid: i64,
+    /// ZooKeeper's number of an error; 0 for none.
+    pub error: i32,
+    /// What follows the header.
+    pub body: Vec<u8>,
+}
+
+impl Reply {
+    /// Whether it is a notification.
+    pub fn is_event(&self) -> bool {
+        self.xid == NOTIFICATION_XID
+    }
+
+    /// The body as a stat, behind `skip`.
+    pub fn stat(&self, skip: impl FnOnce(&mut Reader<'_>)) -> Stat {
+        let mut reader = Reader::new(&self.body);
+        skip(&mut reader);
+        Stat::read(&mut reader).unwrap()
+    }
+
+    /// The type and path of a notification.
+    pub fn event(&self) -> (i32, String) {
+        assert!(self.is_event(), "{self:?}");
+        let mut reader = Reader::new(&self.body);
+        let (kind, _state) = (reader.i32().unwrap(), reader.i32().unwrap());
+        (kind, String::from_utf8_lossy(reader.buffer().unwrap().unwrap()).into_owned())
+    }
+}
+
+/// The xid of notifications.
+pub const NOTIFICATION_XID: i32 = -1;
+/// The xid of pings.
+pub const PING_XID: i32 = -2;
+/// The xid of auth packets.
+pub const AUTH_XID: i32 = -4;
+/// In an ACL that lets everybody do everything.
+const ALL: i32 = 31;
+
+/// A connection to a server.
+#[derive(Debug)]
+pub struct Connection {
+    stream: BufReader<TcpStream>,
+    xid: i32,
+}
+
+impl Connection {
+    /// Connects and says hello. A refusal (`Welcome::timeout_ms` is 0) is an answer too.
+    pub fn open(address: SocketAddr, hello: &Hello) -> io::Result<(Self, Welcome)> {
+        let mut connection = Self { stream: BufReader::new(connect(address)?), xid: 0 };
+        connection.send(&hello.frame())?;
+        let welcome = Welcome::read(&connection.receive()?);
+        Ok((connection, welcome))
+    }
+
+    /// A new session, as soon as the server gives one.
+    #[track_caller]
+    pub fn until_open(address: SocketAddr, hello: &Hello) -> (Self, Welcome) {
+        wait::until("a session", || match Self::open(address, hello) {
+            Ok((connection, welcome)) if welcome.timeout_ms > 0 => Ok((connection, welcome)),
+            other => Err(format!("{other:?}")),
+        })
+    }
+
+    /// Sends bytes as they are.
+    pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.get_mut().write_all(bytes)
+    }
+
+    /// Tells the server that no more will come.
+    pub fn end(&mut self) -> io::Result<()> {
+        self.stream.get_mut().shutdown(std::net::Shutdown::Write)
+    }
+
+    /// The next frame's record.
+    pub fn receive(&mut self) -> io::Result<Vec<u8>> {
+        let mut length = [0; 4];
+        self.stream.read_exact(&mut length)?;
+        let mut record = vec![0; usize::try_from(i32::from_be_bytes(length)).map_err(io::Error::other)?];
+        self.stream.read_exact(&mut record)?;
+        Ok(record)
+    }
+
+    /// The next reply or notification.
+    pub fn reply(&mut self) -> io::Result<Reply> {
+        let record = self.receive()?;
+        let mut reader = Reader::new(&record);
+        let mut head = || -> Result<Reply, znode_tree::jute::Malformed> {
+            let (xid, zxid, error) = (reader.i32()?, reader.i64()?, reader.i32()?);
+            Ok(Reply { xid, zxid, error, body: reader.rest().to_vec() })
+        };
+        head().map_err(|_| io::Error::other(format!("{} bytes are no reply", record.len())))
+    }
+
+    /// Sends a request, and gives its xid.
+    pub fn post(&mut self, operation: i32, body: &[u8]) -> io::Result<i32> {
+        self.xid += 1;
+        let xid = self.xid;
+        self.send(&frame(|out| _ = out.i32(xid).i32(operation).raw(body)))?;
+        Ok(xid)
+    }
+
+    /// Sends a request and waits for the reply; the notifications before it are lost.
+    pub fn ask(&mut self, operation: i32, body: &[u8]) -> io::Result<Reply> {
+        let xid = self.post(operation, body)?;
+        loop {
+            let reply = self.reply()?;
+            if !reply.is_event() {
+                assert_eq!(reply.xid, xid, "the reply to another request");
+                return Ok(reply);
+            }
+        }
+    }
+
+    /// Creates a node that is open to all.
+    pub fn create(&mut self, path: &str, data: &[u8], flags: i32) -> io::Result<Reply> {
+        let body = record(|out| {
+            out.text(path).buffer(Some(data)).count(1).i32(ALL).text("world").text("anyone").i32(flags);
+        });
+        self.ask(op::CREATE, &body)
+    }
+
+    /// A node's stat, after all that was acknowledged anywhere; or the error.
+    pub fn stat(&mut self, path: &str) -> io::Result<Result<Stat, i32>> {
+        self.ask(op::SYNC, &record(|out| _ = out.text("/")))?;
+        let reply = self.ask(op::EXISTS, &record(|out| _ = out.text(path).bool(false)))?;
+        Ok(if reply.error == 0 { Ok(reply.stat(|_| {})) } else { Err(reply.error) })
+    }
+}

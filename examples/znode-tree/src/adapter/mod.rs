@@ -2,7 +2,7 @@
 //!
 //! * `connection`: one client: frames, handshake, session; `requests`: its requests in order;
 //! * `watching` and `watches`: who hears of what;
-//! * `long`: answers that come in pieces;
+//! * `long`: answers that come in pieces; `outlet`: how much may be sent at once;
 //! * `words`: four-letter words; `config`: `/zookeeper/config`;
 //! * `audit`: who changed what, for the log;
 //! * `auth`, `handshake`, `compression`, `settings`, `stats`, `pending`: as they are called;
@@ -23,6 +23,7 @@ mod config;
 mod connection;
 mod handshake;
 mod long;
+mod outlet;
 mod pending;
 mod requests;
 mod settings;
@@ -46,6 +47,7 @@ use self::connection::Connection;
 use self::connection::Phase;
 use self::long::Gathered;
 use self::long::LongAnswers;
+use self::outlet::Outlet;
 use self::pending::Pending;
 use self::settings::Settings;
 use self::stats::ServerStats;
@@ -88,6 +90,7 @@ struct Shared {
     watches: Watches,
     pending: Pending<Purpose>,
     long: LongAnswers,
+    outlet: Outlet,
     stats: ServerStats,
     words: words::Words,
     /// A word may have all it needs.
@@ -135,6 +138,7 @@ impl Adapter for ZooKeeper {
             watches: Watches::new(io.random_u64()),
             pending: Pending::default(),
             long: LongAnswers::default(),
+            outlet: Outlet::default(),
             stats: ServerStats::default(),
             words: words::Words::default(),
             words_ready: false,
@@ -198,6 +202,7 @@ impl Adapter for ZooKeeper {
         words::step(&mut self.connections, &mut self.shared, io);
         long::step(&mut self.shared, io);
         audit::flush(&mut self.shared.audit);
+        self.shared.outlet.clear();
         self.shared.step += 1;
         self.shared.told = self.shared.told.max(io.applied());
         if self.shared.frame.capacity() > 1 << 20 {
@@ -343,6 +348,10 @@ impl ZooKeeper {
                     if !acl::is_one_of(&identities, readers) {
                         continue;
                     }
+                }
+                if !self.shared.outlet.takes(self.shared.frame.len()) {
+                    connection.close(&mut self.shared, io);
+                    continue;
                 }
                 io.send(*hearer, &self.shared.frame);
                 connection.stats.sent += 1;

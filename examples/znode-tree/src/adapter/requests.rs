@@ -429,6 +429,9 @@ impl Connection {
         let mut writer = Writer::new(&mut shared.frame);
         head(&mut writer, self.format, request.xid, zxid, answer.error, body.len());
         writer.raw(body);
+        if !shared.outlet.takes(shared.frame.len()) {
+            return self.close(shared, io);
+        }
         send(io, self.id, self.format, &shared.frame);
         let now_ms = io.time_ms();
         let took_ms = now_ms.saturating_sub(request.received_ms);

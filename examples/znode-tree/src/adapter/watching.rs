@@ -113,6 +113,8 @@ pub fn watch(
             for (event, path) in missed {
                 shared.frame.clear();
                 notification(&mut shared.frame, format, event, path, NO_ZXID);
+                // What a request is answered with is in proportion to it: this always fits.
+                shared.outlet.takes(shared.frame.len());
                 send(io, connection, format, &shared.frame);
                 shared.stats.sent += 1;
                 shared.stats.watch_bytes += shared.frame.len() as u64;

@@ -1,3 +1,4 @@
+use statehouse_sdk::adapter::Asked;
 use znode_tree::jute::Reader;
 use znode_tree::wire::MultiHeader;
 use znode_tree::wire::op;
@@ -217,4 +218,54 @@ fn an_answer_without_end_is_an_error() {
     assert_eq!((reply.error, reply.body.len()), (0, 10 * (9 + 4 + data.len() + 68) + 9));
     assert_eq!(world.error(&mut peer, op::MULTI_READ, &reads(1_000)), -1);
     assert_eq!(world.error(&mut peer, op::GET_DATA, &path_watch("/big", false)), 0);
+}
+
+/// The host gives an adapter up that hands it more than 64 MiB in one call, with all its connections.
+#[test]
+fn one_change_that_many_are_to_hear_of_at_once_ends_some_connections_and_not_all() {
+    let mut world = World::new(1);
+    let mut writer = world.connect(0);
+    let path = format!("/{}", "long".repeat(100_000));
+    world.create(&mut writer, &path);
+    let mut watchers: Vec<_> = (0..200).map(|_| world.connect(0)).collect();
+    for watcher in &mut watchers {
+        assert_eq!(world.error(watcher, op::EXISTS, &path_watch(&path, true)), 0);
+    }
+    world.desk.keep_asked();
+    assert_eq!(world.error(&mut writer, op::SET_DATA, &set_data(&path, "new")), 0);
+    let asked = world.desk.take_asked();
+    let sent = asked.iter().map(|(_, asked)| match asked {
+        Asked::Send { bytes, .. } => bytes.len(),
+        _ => 0,
+    });
+    assert!(sent.sum::<usize>() < 64 << 20);
+    let (told, closed): (Vec<_>, Vec<_>) =
+        watchers.into_iter().partition(|watcher| !world.desk.is_closed(watcher.client));
+    assert!(told.len() > 100 && closed.len() > 50, "{} {}", told.len(), closed.len());
+    for mut watcher in told {
+        assert_eq!(world.events(&mut watcher), [(3, path.clone())]);
+    }
+    // Who was disconnected comes back, and is told.
+    let mut back = world.reattach(0, &closed[0], 1);
+    let missed = body(|out| {
+        out.i64(1).count(1).text(&path).count(0).count(0);
+    });
+    assert_eq!(world.error(&mut back, op::SET_WATCHES, &missed), 0);
+    assert_eq!(world.events(&mut back), [(3, path)]);
+}
+
+/// A client with very many watches restores them in several requests.
+#[test]
+fn watches_are_restored_however_many_they_are() {
+    let mut world = World::new(1);
+    let mut peer = world.connect(0);
+    for part in 0..20 {
+        let paths: Vec<String> =
+            (0..500).map(|at| format!("/none/of/a/client/with/many/watches/{part}/{at}")).collect();
+        let lists = body(|out| {
+            out.i64(0).count(0).texts(paths.iter()).count(0).count(0).texts(paths.iter());
+        });
+        assert_eq!(world.error(&mut peer, op::SET_WATCHES2, &lists), 0);
+    }
+    assert_eq!(world.word(0, "wchs"), "1 connections watching 10000 paths\nTotal watches:10000\n");
 }

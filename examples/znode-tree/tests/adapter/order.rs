@@ -74,6 +74,17 @@ fn sync_waits_until_this_server_has_what_others_acknowledged() {
 }
 
 #[test]
+fn xids_are_the_clients_own_affair() {
+    let mut world = World::new(1);
+    let mut peer = world.connect(0);
+    let xids = [i32::MAX, 1, 1, 0, i32::MIN, -7, 12];
+    for xid in xids {
+        world.send(&peer, &request(xid, op::EXISTS, &path_watch("/", false)));
+    }
+    assert!(world.all(&mut peer).iter().map(|reply| (reply.xid, reply.error)).eq(xids.map(|xid| (xid, 0))));
+}
+
+#[test]
 fn quorum_reads_see_what_others_acknowledged() {
     for (settings, sees_it) in [("{}", false), (r#"{"listen":{"quorum_reads":true}}"#, true)] {
         let mut world = World::with(2, "{}", settings);

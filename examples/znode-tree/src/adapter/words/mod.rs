@@ -30,6 +30,9 @@ const WORDS: &[&[u8; 4]] = &[
     b"ftfl", b"ydld", b"rcvr", b"lgrq", b"pfev", b"jmst", b"jmfp", b"jmep", b"jmdp",
 ];
 
+/// Instead of a text that is more than what can be handed to the host at once.
+const TOO_LONG: &str = "The answer is too long to be sent.\n";
+
 /// Whether a connection's first four bytes are a word. As the length of a frame each would be absurd.
 pub fn is_known(first: [u8; 4]) -> bool {
     WORDS.contains(&&first)
@@ -205,6 +208,7 @@ pub fn step(connections: &mut BTreeMap<ConnectionId, Connection>, shared: &mut S
             b"srst" if allows(shared, word) => shared.stats = Default::default(),
             _ => {}
         }
+        let text = if shared.outlet.takes(text.len()) { text } else { TOO_LONG.to_owned() };
         if !text.is_empty() {
             io.send(id, text.as_bytes());
             shared.stats.sent += 1;

@@ -9,6 +9,7 @@ use std::net::Shutdown;
 use std::os::fd::AsFd;
 
 use bytes::Bytes;
+use tokio::io::Interest;
 use tokio::net::TcpListener;
 use tokio::net::TcpStream;
 
@@ -93,8 +94,20 @@ impl Connection for TcpStream {
 
     fn read(&self) -> io::Result<Bytes> {
         BUFFER.with_borrow_mut(|buffer| {
-            let count = self.try_read(buffer)?;
-            Ok(Bytes::copy_from_slice(buffer.get(..count).unwrap_or(&[])))
+            let mut read = None;
+            let tried = self.try_io(Interest::READABLE, || {
+                let count = self.try_read(buffer)?;
+                read = Some(count);
+                // There was no more. Said so, the runtime waits for the next bytes at once; else it would ask the system,
+                // once for each request of each client.
+                let drained = 0 < count && count < buffer.len();
+                if drained { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+            });
+            match (read, tried) {
+                (Some(count), _) => Ok(Bytes::copy_from_slice(buffer.get(..count).unwrap_or(&[]))),
+                (None, Err(error)) => Err(error),
+                (None, Ok(())) => Err(io::ErrorKind::WouldBlock.into()),
+            }
         })
     }
 

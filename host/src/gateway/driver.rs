@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -139,9 +140,11 @@ struct Driver<P: Platform, T: Transport> {
     /// What the next step brings.
     inputs: Inputs,
     told: u64,
+    /// Queries were held up until there is room for their answers.
+    queries_wait: bool,
 }
 
-type Stepped = (Option<AdapterInstance>, Result<Vec<u8>, AdapterError>, Vec<(LogLevel, String)>);
+type DriverOf<P, T> = Arc<Mutex<Driver<P, T>>>;
 
 impl<P: Platform, T: Transport> Driver<P, T> {
     /// The life of one instance: why it ended, or nothing when the gateway stops.
@@ -151,7 +154,7 @@ impl<P: Platform, T: Transport> Driver<P, T> {
         let Some(told) = group.listen(inbox.clone()).await else {
             return Some("the group's state cannot be reached".to_owned());
         };
-        let mut driver = Self {
+        let driver = Self {
             shared: shared.clone(),
             inbox: inbox.clone(),
             clients: BTreeMap::new(),
@@ -167,57 +170,90 @@ impl<P: Platform, T: Transport> Driver<P, T> {
             timers: BTreeMap::new(),
             inputs: Inputs::default(),
             told,
+            queries_wait: false,
         };
-        let ended = driver.drive().await;
-        driver.clients.values().for_each(|client| client.cut());
-        driver.sessions.attempts().for_each(|(_, number)| group.forget(number));
-        driver.numbers.values().for_each(|number| group.forget(*number));
+        let driver = Arc::new(Mutex::new(driver));
+        let ended = Self::drive(shared, &driver).await;
+        {
+            let driver = lock(&driver);
+            driver.clients.values().for_each(|client| client.cut());
+            driver.sessions.attempts().for_each(|(_, number)| group.forget(number));
+            driver.numbers.values().for_each(|number| group.forget(*number));
+        }
         group.unlisten(inbox).await;
         ended.err()
     }
 
-    async fn drive(&mut self) -> Result<(), String> {
-        let options = &self.shared.options;
-        let (module, limits, settings) = (options.module.clone(), options.limits.clone(), options.settings.clone());
-        let call = self.call();
-        let opened = options.platform.run_guest(move || -> Stepped {
-            let mut logs = Vec::new();
-            match AdapterInstance::open(&module, &limits, &call, &settings, &mut logs) {
-                Ok((instance, asked)) => (Some(instance), Ok(asked), logs),
-                Err(error) => (None, Err(error), logs),
-            }
-        });
-        let mut instance = self.finish(opened.await)?;
-        *lock(&self.shared.failure) = None;
-        self.shared.phase.send_if_modified(|phase| {
+    /// The driver is behind a lock so that what it holds can be given back when a guest job is lost.
+    async fn drive(shared: &Arc<Shared<P, T>>, driver: &DriverOf<P, T>) -> Result<(), String> {
+        let lost = || Fault { what: "a call of the adapter was lost".to_owned() }.to_string();
+        let platform = &shared.options.platform;
+        let own = driver.clone();
+        let opened = platform.run_guest(move || lock(&own).open());
+        let mut instance = opened.await.ok_or_else(lost)??;
+        *lock(&shared.failure) = None;
+        shared.phase.send_if_modified(|phase| {
             let was_down = *phase == Phase::Down;
             if was_down {
                 *phase = Phase::Up;
             }
             was_down
         });
-        loop {
-            if self.shared.is_stopped() {
-                return Ok(());
-            }
-            // What would be read from a replica that gets no more entries is old without saying so.
-            if let Some(why) = self.shared.options.group.failure() {
-                return Err(format!("the group has stopped on this node: {why}"));
-            }
-            self.gather()?;
-            if self.inputs.is_empty() {
-                self.wait().await;
+        while !shared.is_stopped() {
+            let pause = {
+                let mut driver = lock(driver);
+                driver.gather()?;
+                if driver.has_work() { None } else { Some(driver.pause()) }
+            };
+            if let Some(pause) = pause {
+                let woken = shared.mailbox.wake.notified();
+                tokio::select! {
+                    biased;
+                    () = woken => {}
+                    () = P::Runtime::sleep(pause) => {}
+                }
                 continue;
             }
-            let call = self.call();
-            let records = std::mem::take(&mut self.inputs).into_bytes();
-            let stepped = self.shared.options.platform.run_guest(move || -> Stepped {
-                let mut logs = Vec::new();
-                let asked = instance.step(&call, &records, &mut logs);
-                (Some(instance), asked, logs)
-            });
-            instance = self.finish(stepped.await)?;
+            let own = driver.clone();
+            let ran = platform.run_guest(move || lock(&own).run(&mut instance).map(|()| instance));
+            instance = ran.await.ok_or_else(lost)??;
         }
+        Ok(())
+    }
+
+    fn open(&mut self) -> Result<AdapterInstance, String> {
+        let options = &self.shared.options;
+        let mut logs = Vec::new();
+        let opened =
+            AdapterInstance::open(&options.module, &options.limits, &self.call(), &options.settings, &mut logs);
+        let (instance, asked) = match opened {
+            Ok((instance, asked)) => (Some(instance), Ok(asked)),
+            Err(error) => (None, Err(error)),
+        };
+        self.finish(asked, logs)?;
+        instance.ok_or_else(|| "the adapter was lost".to_owned())
+    }
+
+    /// Steps the adapter until there is nothing to tell it, on a thread for guest code: what it asks of this replica's state is
+    /// answered here as well, as handing each step and each query to another thread takes longer than they do.
+    fn run(&mut self, instance: &mut AdapterInstance) -> Result<(), String> {
+        while self.has_work() && !self.shared.is_stopped() {
+            if std::mem::take(&mut self.queries_wait) {
+                self.shared.options.group.query_here(&self.inbox, Vec::new());
+            }
+            let records = std::mem::take(&mut self.inputs);
+            if !records.is_empty() {
+                let mut logs = Vec::new();
+                let asked = instance.step(&self.call(), &records.into_bytes(), &mut logs);
+                self.finish(asked, logs)?;
+            }
+            self.gather()?;
+        }
+        Ok(())
+    }
+
+    fn has_work(&self) -> bool {
+        self.queries_wait || !self.inputs.is_empty()
     }
 
     fn call(&self) -> AdapterCall {
@@ -232,10 +268,8 @@ impl<P: Platform, T: Transport> Driver<P, T> {
     }
 
     /// Takes a call's results in.
-    fn finish(&mut self, stepped: Option<Stepped>) -> Result<AdapterInstance, String> {
+    fn finish(&mut self, asked: Result<Vec<u8>, AdapterError>, logs: Vec<(LogLevel, String)>) -> Result<(), String> {
         add(&self.shared.counts.steps, 1);
-        let (instance, asked, logs) =
-            stepped.ok_or_else(|| Fault { what: "a call of the adapter was lost".to_owned() }.to_string())?;
         for (level, text) in logs {
             let group = self.shared.name();
             match level {
@@ -249,34 +283,30 @@ impl<P: Platform, T: Transport> Driver<P, T> {
         let asked = read_asked(Bytes::from(asked))
             .map_err(|place| format!("the adapter asked for something malformed, at byte {place} of its answer"))?;
         self.carry_out(asked);
-        instance.ok_or_else(|| "the adapter was lost".to_owned())
+        Ok(())
     }
 
-    /// Sleeps until there may be something to do.
-    async fn wait(&self) {
+    /// How long there is nothing to do, unless something comes.
+    fn pause(&self) -> Duration {
         let now = InstantOf::<P>::now();
         let wall_ms = self.shared.options.platform.wall_ms();
         let timer = self.due.first().map(|(at_ms, _)| Duration::from_millis(at_ms.saturating_sub(wall_ms)));
         let until = |at: &InstantOf<P>| if *at > now { *at - now } else { Duration::ZERO };
         let resend = self.resend_at.as_ref().map(until);
         let deadline = self.deadlines.first().map(|(at, _)| until(at));
-        let woken = self.shared.mailbox.wake.notified();
-        let pause = [timer, resend, deadline].into_iter().flatten().fold(LOOK_PAUSE, Duration::min);
-        tokio::select! {
-            biased;
-            () = woken => {}
-            () = P::Runtime::sleep(pause) => {}
-        }
+        [timer, resend, deadline].into_iter().flatten().fold(LOOK_PAUSE, Duration::min)
     }
 
     /// Puts what happened into the next step's input.
     fn gather(&mut self) -> Result<(), String> {
+        // What would be read from a replica that gets no more entries is old without saying so.
+        if let Some(why) = self.shared.options.group.failure() {
+            return Err(format!("the group has stopped on this node: {why}"));
+        }
         self.expire();
         self.resend();
         let (notes, applied) = self.inbox.take(STEP_BYTES.saturating_sub(self.inputs.len()));
-        if self.inbox.has_room_again() {
-            self.query(Consistency::Local, Vec::new());
-        }
+        self.queries_wait |= self.inbox.has_room_again();
         for note in notes {
             self.note(note)?;
         }
@@ -545,7 +575,7 @@ impl<P: Platform, T: Transport> Driver<P, T> {
         }
     }
 
-    /// Does what the adapter asks, in its order.
+    /// Does what the adapter asks, in its order. On a thread for guest code.
     fn carry_out(&mut self, asked: Vec<Asked>) {
         let mut written: BTreeSet<ConnectionId> = BTreeSet::new();
         let mut queries: BTreeMap<Consistency, Vec<(Ticket, u64, Bytes)>> = BTreeMap::new();
@@ -615,6 +645,9 @@ impl<P: Platform, T: Transport> Driver<P, T> {
     }
 
     fn query(&self, consistency: Consistency, asked: Vec<(Ticket, u64, Bytes)>) {
+        if consistency == Consistency::Local {
+            return self.shared.options.group.query_here(&self.inbox, asked);
+        }
         let (shared, inbox) = (self.shared.clone(), self.inbox.clone());
         drop(P::Runtime::spawn(async move {
             let limit = shared.options.clients.request_timeout;

@@ -115,7 +115,7 @@ struct Shared<P: Platform, T: Transport> {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // No code that can panic runs under these locks.
+    // No code that can panic runs under these locks, but for the driver's, which then only gives back what it holds.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -61,6 +61,11 @@ impl<P: Platform, T: Transport> Group<P, T> {
         inbox.wake();
     }
 
+    /// Answers queries of this replica's state as it is now, by notes, on this thread, which must be one for guest code.
+    pub fn query_here(&self, inbox: &Arc<Inbox>, asked: Vec<(Ticket, u64, Bytes)>) {
+        self.shared.query_here(inbox, asked);
+    }
+
     /// Waits until this replica is as fresh as `consistency` asks.
     async fn be_fresh(self: &Arc<Self>, consistency: Consistency) -> ServiceResult<()> {
         match consistency {

@@ -267,41 +267,46 @@ impl Shared {
         inbox: &Arc<Inbox>,
         asked: impl IntoIterator<Item = (Ticket, u64, Bytes)>,
     ) {
-        let start = {
-            let mut queries = lock(&self.queries);
-            let to = |ticket| AnswerTo::Inbox(inbox.clone(), ticket);
-            let parked = std::mem::take(&mut queries.parked);
-            queries.waiting.extend(parked);
-            queries.waiting.extend(asked.into_iter().map(|(ticket, session, query)| Query {
-                session,
-                query,
-                to: to(ticket),
-            }));
-            !queries.waiting.is_empty() && !std::mem::replace(&mut queries.running, true)
-        };
-        if start {
+        if self.enqueue(inbox, asked) {
             self.start_queries(platform).await;
         }
     }
 
+    /// As [`Self::query_to`], on this thread, which is one for guest code.
+    pub fn query_here(&self, inbox: &Arc<Inbox>, asked: impl IntoIterator<Item = (Ticket, u64, Bytes)>) {
+        if self.enqueue(inbox, asked) {
+            self.run_queries();
+        }
+    }
+
+    /// Adds queries, and those that were held up. Whether the caller has to run them.
+    fn enqueue(&self, inbox: &Arc<Inbox>, asked: impl IntoIterator<Item = (Ticket, u64, Bytes)>) -> bool {
+        let mut queries = lock(&self.queries);
+        let to = |ticket| AnswerTo::Inbox(inbox.clone(), ticket);
+        let parked = std::mem::take(&mut queries.parked);
+        queries.waiting.extend(parked);
+        let asked = asked.into_iter().map(|(ticket, session, query)| Query { session, query, to: to(ticket) });
+        queries.waiting.extend(asked);
+        !queries.waiting.is_empty() && !std::mem::replace(&mut queries.running, true)
+    }
+
     async fn start_queries<P: Platform>(self: &Arc<Self>, platform: &P) {
         let shared = self.clone();
-        if platform.run_guest(move || shared.run_queries()).await.is_some() {
-            return;
+        // One that is lost gives up for itself; one that was never begun belongs to a node that stops.
+        let _lost = platform.run_guest(move || shared.run_queries()).await;
+    }
+
+    /// A job that ran queries ended before its time.
+    fn give_up_queries(&self) {
+        let core = self.core();
+        let mut queries = lock(&self.queries);
+        queries.running = false;
+        queries.waiting.clear();
+        // Whose queries went with the job is not known: all readers begin anew.
+        for inbox in &core.inboxes {
+            inbox.jump(self.applied());
+            inbox.wake();
         }
-        let shared = self.clone();
-        let given_up = move || {
-            let core = shared.core();
-            let mut queries = lock(&shared.queries);
-            queries.running = false;
-            queries.waiting.clear();
-            // Whose queries went with the job is not known: all readers begin anew.
-            for inbox in &core.inboxes {
-                inbox.jump(shared.applied());
-                inbox.wake();
-            }
-        };
-        let _stopping = platform.run_guest(given_up).await;
     }
 
     /// Why the replica stopped, once it did.
@@ -326,6 +331,15 @@ impl Shared {
     }
 
     fn run_queries(&self) {
+        struct Running<'a>(&'a Shared);
+        impl Drop for Running<'_> {
+            fn drop(&mut self) {
+                if std::thread::panicking() {
+                    self.0.give_up_queries();
+                }
+            }
+        }
+        let _running = Running(self);
         loop {
             let batch = {
                 let mut queries = lock(&self.queries);

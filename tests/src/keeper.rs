@@ -6,6 +6,7 @@ use std::io;
 use std::io::BufReader;
 use std::io::Read;
 use std::io::Write;
+use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::net::TcpStream;
 use std::path::Path;
@@ -20,11 +21,14 @@ use znode_tree::jute::Writer;
 use znode_tree::wire::Stat;
 use znode_tree::wire::op;
 
+use crate::cluster::own_address;
 use crate::program;
 use crate::wait;
 
 /// How long an answer may take.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(60);
+/// How long an answer to a word may take that is asked again.
+const WORD_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// A node; it ends with this value.
 #[derive(Debug)]
@@ -76,7 +80,7 @@ impl Keeper {
     pub fn until_it_serves(&self, address: SocketAddr) {
         wait::until(&format!("{address} serves ZooKeeper's clients"), || {
             // ZooKeeper forgets a word that it was asked while it started.
-            match word_within(address, "srvr", Duration::from_secs(2)) {
+            match word_within(address, "srvr", WORD_TIME_MAX) {
                 Ok(answer) if answer.contains("Zxid") => Ok(()),
                 other => Err(format!("{other:?}; it said:\n{}", self.said())),
             }
@@ -267,6 +271,18 @@ impl Connection {
         self.stream.get_mut().write_all(bytes)
     }
 
+    /// How long answers may take from now on.
+    pub fn be_patient(&mut self, patience: Duration) -> io::Result<()> {
+        self.stream.get_mut().set_read_timeout(Some(patience))
+    }
+
+    /// Sends a ping and waits for the answer; the notifications before it are lost.
+    pub fn ping(&mut self) -> io::Result<()> {
+        self.send(&frame(|out| _ = out.i32(PING_XID).i32(op::PING)))?;
+        while self.reply()?.xid != PING_XID {}
+        Ok(())
+    }
+
     /// Tells the server that no more will come.
     pub fn end(&mut self) -> io::Result<()> {
         self.stream.get_mut().shutdown(std::net::Shutdown::Write)
@@ -325,5 +341,97 @@ impl Connection {
         self.ask(op::SYNC, &record(|out| _ = out.text("/")))?;
         let reply = self.ask(op::EXISTS, &record(|out| _ = out.text(path).bool(false)))?;
         Ok(if reply.error == 0 { Ok(reply.stat(|_| {})) } else { Err(reply.error) })
+    }
+}
+
+/// Keepers that are one cluster, at an address of their own.
+#[derive(Debug)]
+pub struct Ensemble {
+    nodes: Vec<Option<Keeper>>,
+    address: IpAddr,
+    flags: Vec<String>,
+    folder: tempfile::TempDir,
+}
+
+impl Ensemble {
+    /// So many nodes that serve.
+    #[track_caller]
+    pub fn start(count: usize, flags: &[&str]) -> Self {
+        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        let folder = tempfile::tempdir().unwrap();
+        let mut ensemble = Self { nodes: Vec::new(), address: own_address(), flags, folder };
+        ensemble.nodes.resize_with(count, || None);
+        for number in 0..count {
+            ensemble.spawn(number);
+        }
+        for number in 0..count {
+            ensemble.until_serving(number);
+        }
+        ensemble
+    }
+
+    /// Where the clients of node `number`, from 0, connect.
+    pub fn client(&self, number: usize) -> SocketAddr {
+        self.port(2181, number)
+    }
+
+    /// The same of all.
+    pub fn clients(&self) -> Vec<SocketAddr> {
+        (0..self.nodes.len()).map(|number| self.client(number)).collect()
+    }
+
+    fn port(&self, base: u16, number: usize) -> SocketAddr {
+        SocketAddr::new(self.address, base + u16::try_from(number).unwrap())
+    }
+
+    fn spawn(&mut self, number: usize) {
+        let peers: Vec<_> =
+            (0..self.nodes.len()).map(|number| format!("{}={}", number + 1, self.port(7170, number))).collect();
+        let id = (number + 1).to_string();
+        let data = self.folder.path().join(format!("node-{id}"));
+        let (client, http) = (self.client(number).to_string(), self.port(7070, number).to_string());
+        let (peer, peers) = (self.port(7170, number).to_string(), peers.join(","));
+        let mut args = vec!["--node-id", &id, "--data-dir", data.to_str().unwrap(), "--log-segment-bytes", "8MiB"];
+        args.extend(["--client", &client, "--http", &http, "--peer", &peer, "--four-letter-words", "*"]);
+        if self.nodes.len() > 1 {
+            args.extend(["--initial-cluster", &peers]);
+        }
+        args.extend(self.flags.iter().map(String::as_str));
+        let log = self.folder.path().join(format!("node-{id}.log"));
+        self.nodes[number] = Some(Keeper::start(&log, &args));
+    }
+
+    fn node(&self, number: usize) -> &Keeper {
+        self.nodes[number].as_ref().expect("the node runs")
+    }
+
+    #[track_caller]
+    fn until_serving(&self, number: usize) {
+        self.node(number).until_it_serves(self.client(number));
+    }
+
+    /// The node that leads, when there is one.
+    #[track_caller]
+    pub fn leader(&self) -> usize {
+        wait::until("a keeper that leads", || {
+            let running = (0..self.nodes.len()).filter(|number| self.nodes[*number].is_some());
+            let answers: Vec<_> =
+                running.map(|number| (number, word_within(self.client(number), "srvr", WORD_TIME_MAX))).collect();
+            let leads = |answer: &io::Result<String>| answer.as_ref().is_ok_and(|said| said.contains("Mode: leader"));
+            answers.iter().find(|(_, answer)| leads(answer)).map(|(number, _)| *number).ok_or(answers)
+        })
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self, number: usize) {
+        self.nodes[number].take().expect("the node runs").kill();
+    }
+
+    /// Stops a node in order, starts it again, and waits until it serves.
+    #[track_caller]
+    pub fn restart(&mut self, number: usize) {
+        self.nodes[number].take().expect("the node runs").stop();
+        self.spawn(number);
+        self.until_serving(number);
     }
 }

@@ -35,6 +35,7 @@
 use crate::jute::Malformed;
 use crate::jute::Reader;
 use crate::jute::Writer;
+use crate::tree::index;
 use crate::wire::ErrorCode;
 use crate::wire::EventType;
 use crate::wire::op;
@@ -114,32 +115,44 @@ impl<'a> LongAnswer<'a> {
     }
 }
 
-/// Part of an answer: the whole one's length u64, and the bytes from where it was asked, [`PIECE_BYTES`] at most.
+/// Part of an answer: the whole one's length u64 and digest u64, and the bytes from where it was asked, [`PIECE_BYTES`] at
+/// most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece<'a> {
-    /// Bytes of the whole answer.
-    pub length: u64,
+    /// Which answer it is a piece of: pieces of equal answers fit together, whenever they were asked for.
+    pub of: Whole,
     /// Those of this piece; none when it begins behind the end.
     pub bytes: &'a [u8],
 }
 
+/// What an answer is known by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Whole {
+    /// Bytes.
+    pub length: u64,
+    /// Of all of them, with a seed that no client knows.
+    pub digest: u64,
+}
+
 impl<'a> Piece<'a> {
     /// The piece of `answer` that begins at `from`.
-    pub fn of(answer: &'a [u8], from: u64) -> Self {
+    pub fn of(answer: &'a [u8], seed: u64, from: u64) -> Self {
         let rest = usize::try_from(from).ok().and_then(|from| answer.get(from..)).unwrap_or_default();
-        Self { length: answer.len() as u64, bytes: rest.get(..PIECE_BYTES).unwrap_or(rest) }
+        let of = Whole { length: answer.len() as u64, digest: index::digest(seed, answer) };
+        Self { of, bytes: rest.get(..PIECE_BYTES).unwrap_or(rest) }
     }
 
     /// Reads one.
     pub fn decode(bytes: &'a [u8]) -> Result<Self, Malformed> {
         let mut reader = Reader::new(bytes);
-        Ok(Self { length: reader.i64()? as u64, bytes: reader.rest() })
+        let of = Whole { length: reader.i64()? as u64, digest: reader.i64()? as u64 };
+        Ok(Self { of, bytes: reader.rest() })
     }
 
     /// Its bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(8 + self.bytes.len());
-        Writer::new(&mut bytes).i64(self.length as i64).raw(self.bytes);
+        let mut bytes = Vec::with_capacity(16 + self.bytes.len());
+        Writer::new(&mut bytes).i64(self.of.length as i64).i64(self.of.digest as i64).raw(self.bytes);
         bytes
     }
 }

@@ -125,7 +125,7 @@ impl StateMachine for ZnodeTree {
             let mut reader = Reader::new(call.body);
             let from = reader.i64().map_err(malformed)?;
             let whole = self.answer(ctx, &Call::decode(reader.rest()).map_err(malformed)?);
-            return Ok(Piece::of(&whole, from as u64).encode());
+            return Ok(Piece::of(&whole, self.tree.seed(), from as u64).encode());
         }
         let answer = self.answer(ctx, &call);
         if answer.len() > ANSWER_BYTES_MAX {

@@ -2,8 +2,9 @@
 //!
 //! ZooKeeper sends a list of a million children, and so must we. A query's answer has a limit
 //! ([`ANSWER_BYTES_MAX`](crate::call::ANSWER_BYTES_MAX)); the tree says how long the one that was asked for would be, and
-//! gives any part of it ([`own::PIECE`]). The host answers queries that are asked together from one state unless it is
-//! pressed, and says of which entry: pieces of different states are asked for again.
+//! gives any part of it ([`own::PIECE`]), with a digest of the whole by which pieces of another state are known. Pieces are
+//! asked for one after the other, so that entries are applied between them. An answer that changes all the time is asked
+//! for at once: the host answers from one state what is asked together, unless it is pressed, but applies nothing until then.
 //!
 //! Invariants:
 //! * one answer is gathered at a time, the first in `line`: so that no call of this adapter gives the host more than
@@ -22,6 +23,7 @@ use crate::call::LONG_ANSWER_BYTES_MAX;
 use crate::call::LongAnswer;
 use crate::call::PIECE_BYTES;
 use crate::call::Piece;
+use crate::call::Whole;
 use crate::call::call_head;
 use crate::call::own;
 use crate::jute::Writer;
@@ -29,8 +31,9 @@ use crate::wire::ErrorCode;
 
 /// Bytes of requests in line.
 const LINE_BYTES_MAX: usize = 16 << 20;
-/// How often pieces are asked for of an answer that changes meanwhile.
-const ATTEMPTS: u32 = 100;
+/// How often an answer that changes meanwhile is begun anew, with its pieces one after the other; and all at once.
+const PATIENT_ATTEMPTS: u32 = 2;
+const ATTEMPTS: u32 = 10;
 
 /// An answer to come.
 #[derive(Debug)]
@@ -47,10 +50,13 @@ struct Long {
 /// The pieces of the first in line.
 #[derive(Debug)]
 struct Gathering {
-    /// Of the pieces that came: the entry they were answered at, and the answer's whole length.
-    state: Option<(u64, u64)>,
+    /// The answer that all pieces so far are of, and the entry that the last of them saw.
+    of: Option<Whole>,
+    index: u64,
     pieces: Vec<Option<Box<[u8]>>>,
-    missing: usize,
+    /// How many were asked for, and how many came.
+    asked: usize,
+    came: usize,
     is_spoiled: bool,
     failed: Option<ErrorCode>,
 }
@@ -110,58 +116,64 @@ impl LongAnswers {
     /// A piece of a round came.
     pub fn take(&mut self, round: u64, place: usize, index: u64, outcome: &Outcome<'_>) -> Gathered {
         let Some(gathering) = self.gathering.as_mut().filter(|_| round == self.round) else { return Gathered::NotYet };
-        gathering.missing = gathering.missing.saturating_sub(1);
+        gathering.came += 1;
         let piece = match *outcome {
             Outcome::Ok(bytes) => Piece::decode(bytes).map_err(|_| ErrorCode::SystemError),
             Outcome::Failed { code: "overloaded", .. } => Err(ErrorCode::ThrottledOp),
             _ => Err(ErrorCode::SystemError),
         };
         match piece {
-            Ok(Piece { length, bytes }) => {
-                gathering.is_spoiled |=
-                    gathering.state.replace((index, length)).is_some_and(|is| is != (index, length));
+            Ok(Piece { of, bytes }) => {
+                gathering.is_spoiled |= gathering.of.replace(of).is_some_and(|before| before != of);
+                gathering.index = gathering.index.max(index);
                 if let Some(place) = gathering.pieces.get_mut(place) {
                     *place = Some(bytes.into());
                 }
             }
             Err(code) => gathering.failed = Some(code),
         }
-        if gathering.missing > 0 { Gathered::NotYet } else { self.conclude() }
+        let is_over = gathering.is_spoiled || gathering.failed.is_some() || gathering.came == gathering.pieces.len();
+        if is_over && gathering.came == gathering.asked { self.conclude() } else { Gathered::NotYet }
     }
 
-    /// All pieces are here.
+    /// All pieces are here, or nothing comes of them.
     fn conclude(&mut self) -> Gathered {
         let (Some(gathering), Some(first)) = (self.gathering.take(), self.line.front_mut()) else {
             return Gathered::NotYet;
         };
-        let (index, length) = gathering.state.unwrap_or_default();
+        let length = gathering.of.unwrap_or_default().length;
         let covered = gathering.pieces.len() as u64 * PIECE_BYTES as u64;
         first.length = length;
+        let is_another = gathering.is_spoiled || length > covered;
         let reply = match gathering.failed {
             Some(code) => Err(code),
             None if length > LONG_ANSWER_BYTES_MAX as u64 => Err(ErrorCode::SystemError),
-            None if (gathering.is_spoiled || length > covered) && first.attempts < ATTEMPTS => return Gathered::NotYet,
-            None if gathering.is_spoiled || length > covered => Err(ErrorCode::ThrottledOp),
+            None if is_another && first.attempts < ATTEMPTS => return Gathered::NotYet,
+            None if is_another => Err(ErrorCode::ThrottledOp),
             None => Ok(gathering.pieces.into_iter().flatten().flatten().collect()),
         };
         let (connection, slot) = (first.connection, first.slot);
         self.line_bytes = self.line_bytes.saturating_sub(first.call.len());
         self.line.pop_front();
-        Gathered::Whole { connection, slot, index, reply }
+        Gathered::Whole { connection, slot, index: gathering.index, reply }
     }
 }
 
-/// Asks for the pieces of the first in line, if nothing is being gathered.
+/// Asks for pieces of the first in line that are to be asked for now.
 pub fn step(shared: &mut Shared, io: &mut Io<'_>) {
     let answers = &mut shared.long;
-    let Some(first) = answers.line.front_mut().filter(|_| answers.gathering.is_none()) else { return };
-    let count = first.length.max(1).div_ceil(PIECE_BYTES as u64) as usize;
-    first.attempts += 1;
-    answers.round += 1;
-    answers.gathering =
-        Some(Gathering { state: None, pieces: vec![None; count], missing: count, is_spoiled: false, failed: None });
+    let Some(first) = answers.line.front_mut() else { return };
+    let gathering = answers.gathering.get_or_insert_with(|| {
+        first.attempts += 1;
+        answers.round += 1;
+        let count = first.length.max(1).div_ceil(PIECE_BYTES as u64) as usize;
+        let pieces = vec![None; count];
+        Gathering { of: None, index: 0, pieces, asked: 0, came: 0, is_spoiled: false, failed: None }
+    });
+    let until = if first.attempts > PATIENT_ATTEMPTS { gathering.pieces.len() } else { gathering.came + 1 };
     let consistency = shared.settings.consistency();
-    for place in 0..count {
+    for place in gathering.asked..until.min(gathering.pieces.len()) {
+        gathering.asked += 1;
         let token = shared.pending.keep(Purpose::Piece { round: answers.round, place });
         shared.frame.clear();
         call_head(own::PIECE, std::iter::empty(), &mut shared.frame);

@@ -67,8 +67,9 @@ enum Turn {
 enum State {
     /// Not asked yet.
     Waiting(Box<[u8]>),
-    /// Under way; what is to be watched when the answer comes.
-    Asked(Wanted),
+    /// Under way; what is to be watched when the answer comes. Of a read behind others also its body, since it is asked
+    /// again should one of those take longer.
+    Asked(Wanted, Option<Box<[u8]>>),
     Answered(Answer<Vec<u8>>),
 }
 
@@ -109,6 +110,9 @@ pub struct Requests {
     writes: u32,
     lonely: u32,
     waiting_bytes: usize,
+    /// The number of the one whose answer is long and comes in pieces: of a later state than the answers that came
+    /// behind it, which would turn back the client's time. So those are asked again.
+    long: Option<u64>,
     /// No more requests are taken: the connection ends with the last one in the queue.
     is_over: bool,
 }
@@ -276,7 +280,7 @@ impl Connection {
         self.requests.reads_step = shared.step;
         if operation == op::CLOSE_SESSION {
             io.close_session(token, session.unwrap_or_default());
-            return State::Asked(Wanted::Nothing);
+            return State::Asked(Wanted::Nothing, None);
         }
         shared.frame.clear();
         if is_sync {
@@ -289,7 +293,7 @@ impl Connection {
         if turn == Turn::Write {
             io.propose(token, session, &shared.frame);
             let deeds = if shared.settings.audit { audit::deeds(operation, body) } else { Vec::new() };
-            return State::Asked(if deeds.is_empty() { Wanted::Nothing } else { Wanted::Audited(deeds) });
+            return State::Asked(if deeds.is_empty() { Wanted::Nothing } else { Wanted::Audited(deeds) }, None);
         }
         let consistency = match self.read_only {
             _ if is_sync => Consistency::Linearizable,
@@ -297,7 +301,8 @@ impl Connection {
             None => shared.settings.consistency(),
         };
         io.query(token, consistency, session, &shared.frame);
-        State::Asked(Wanted::by(operation, body, &shared.settings))
+        let again = (turn == Turn::Read && place > 0).then(|| body.into());
+        State::Asked(Wanted::by(operation, body, &shared.settings), again)
     }
 
     /// An answer came for the request with this number.
@@ -312,16 +317,30 @@ impl Connection {
         let place = slot.wrapping_sub(self.requests.first) as usize;
         let Some(request) = self.requests.queue.get_mut(place) else { return };
         let (operation, turn) = (request.operation, request.turn);
+        if self.requests.long.is_some_and(|long| long < slot)
+            && let State::Asked(_, Some(again)) = &mut request.state
+        {
+            let body = std::mem::take(again);
+            self.requests.waiting_bytes += body.len();
+            request.state = State::Waiting(body);
+            self.requests.reads = self.requests.reads.saturating_sub(1);
+            self.requests.asked = self.requests.asked.min(place);
+            return;
+        }
         let mut outcome = *outcome;
         let refused;
         if let Outcome::Ok(bytes) = outcome
             && let Some(long) = LongAnswer::decode(bytes)
         {
-            let Err(code) = shared.long.enter((self.id, slot, self.session.map(|held| held.id)), &long) else { return };
+            let Err(code) = shared.long.enter((self.id, slot, self.session.map(|held| held.id)), &long) else {
+                self.requests.long = Some(slot);
+                return;
+            };
             refused = call::error_reply(code);
             outcome = Outcome::Ok(&refused);
         }
-        let State::Asked(wanted) = std::mem::replace(&mut request.state, State::Waiting(Box::default())) else {
+        self.requests.long = self.requests.long.filter(|long| *long != slot);
+        let State::Asked(wanted, _) = std::mem::replace(&mut request.state, State::Waiting(Box::default())) else {
             return;
         };
         let count = self.requests.count(turn);
@@ -392,7 +411,7 @@ impl Connection {
             if let Some(Request { state: State::Answered(_), .. }) = self.requests.queue.front() {
                 if let Some(mut request) = self.requests.queue.pop_front() {
                     self.left(shared);
-                    let state = std::mem::replace(&mut request.state, State::Asked(Wanted::Nothing));
+                    let state = std::mem::replace(&mut request.state, State::Asked(Wanted::Nothing, None));
                     if let State::Answered(answer) = state {
                         self.reply(shared, io, &request, &answer);
                     }

@@ -131,13 +131,18 @@ impl Index {
 /// A path's hash. `seed` is the group's own (drawn when it was made), so that nobody who has not
 /// read its log can make paths that fall into one chain.
 pub fn hash(seed: u64, path: &[u8]) -> u32 {
+    (digest(seed, path) >> 32) as u32
+}
+
+/// 64 bits of any bytes, by which two texts that differ are told apart by whoever does not know the seed.
+pub fn digest(seed: u64, bytes: &[u8]) -> u64 {
     const ODD: u64 = 0x9E37_79B9_7F4A_7C15;
-    let mut state = seed ^ (path.len() as u64).wrapping_mul(ODD);
+    let mut state = seed ^ (bytes.len() as u64).wrapping_mul(ODD);
     let mut mix = |word: u64| {
         state = (state ^ word).wrapping_mul(ODD);
         state ^= state >> 29;
     };
-    let (words, rest) = path.as_chunks::<8>();
+    let (words, rest) = bytes.as_chunks::<8>();
     for word in words {
         mix(u64::from_le_bytes(*word));
     }
@@ -147,7 +152,7 @@ pub fn hash(seed: u64, path: &[u8]) -> u32 {
     }
     mix(u64::from_le_bytes(last));
     mix(seed.rotate_left(32));
-    (state >> 32) as u32
+    state
 }
 
 #[cfg(test)]

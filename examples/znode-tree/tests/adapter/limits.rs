@@ -1,6 +1,7 @@
 use statehouse_sdk::adapter::Asked;
 use znode_tree::jute::Reader;
 use znode_tree::wire::MultiHeader;
+use znode_tree::wire::Stat;
 use znode_tree::wire::op;
 
 use crate::world::Hello;
@@ -268,4 +269,48 @@ fn watches_are_restored_however_many_they_are() {
         assert_eq!(world.error(&mut peer, op::SET_WATCHES2, &lists), 0);
     }
     assert_eq!(world.word(0, "wchs"), "1 connections watching 10000 paths\nTotal watches:10000\n");
+}
+
+/// The pieces are of one state, though entries are applied meanwhile; and what was asked behind the list is answered from
+/// no earlier one.
+#[test]
+fn a_long_list_is_of_one_state_and_no_answer_behind_it_of_an_earlier_one() {
+    let mut world = World::new(1);
+    let (mut reader, mut writer) = (world.connect(0), world.connect(0));
+    let name = |at: usize| format!("/many/{at:0>400}");
+    world.create(&mut writer, "/many");
+    for first in (0..22_000).step_by(1_000) {
+        let batch = body(|out| {
+            for at in first..first + 1_000 {
+                MultiHeader { op: op::CREATE, done: false, err: -1 }.write(out);
+                out.raw(&create(&name(at), "", 0));
+            }
+            MultiHeader::END.write(out);
+        });
+        assert_eq!(world.error(&mut writer, op::MULTI, &batch), 0);
+    }
+    for other in [false, true] {
+        let before = world.ask(&mut writer, op::GET_CHILDREN2, &path_watch("/many", false)).body.len();
+        for xid in 0..4 {
+            world.send(&reader, &request(10 * xid + 1, op::GET_CHILDREN2, &path_watch("/many", false)));
+            world.send(&reader, &request(10 * xid + 2, op::EXISTS, &path_watch("/many", false)));
+        }
+        for at in 0..60 {
+            // First beside the list, then in it.
+            let path = if other { name(100_000 + at) } else { format!("/beside{at}") };
+            world.send(&writer, &request(at as i32 + 1, op::CREATE, &create(&path, "", 0)));
+        }
+        let replies = world.all(&mut reader);
+        assert_eq!(replies.iter().map(|reply| reply.xid).collect::<Vec<_>>(), [1, 2, 11, 12, 21, 22, 31, 32]);
+        assert!(replies.is_sorted_by_key(|reply| reply.zxid), "a client's time never goes back");
+        let mut grown = 0;
+        for reply in replies.iter().filter(|reply| reply.xid % 10 == 1) {
+            let mut list = Reader::new(&reply.body);
+            let names = list.texts().unwrap().len();
+            assert_eq!((reply.error, Stat::read(&mut list).unwrap().num_children as usize), (0, names));
+            grown = reply.body.len() - before;
+        }
+        assert_eq!(grown > 0, other, "there were changes meanwhile");
+        assert_eq!(world.all(&mut writer).len(), 60);
+    }
 }

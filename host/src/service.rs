@@ -248,6 +248,10 @@ pub struct GroupView {
     pub digest: String,
     /// The params it was created with.
     pub params: serde_json::Value,
+    /// The addresses it was created with: where its adapter listens on every node that does not say otherwise.
+    pub listen: Vec<String>,
+    /// What its adapter is told of its listener, as it was created.
+    pub listen_params: serde_json::Value,
     /// The node that answers.
     pub node: NodeId,
     /// Its current term.

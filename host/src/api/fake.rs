@@ -67,6 +67,8 @@ struct State {
 struct Group {
     module: String,
     params: serde_json::Value,
+    listen: Vec<String>,
+    listen_params: serde_json::Value,
     applied: u64,
     sum: i64,
     sessions: BTreeMap<u64, BTreeMap<u64, Applied>>,
@@ -136,6 +138,8 @@ impl Fake {
             module: group.module.clone(),
             digest: "00".repeat(32),
             params: group.params.clone(),
+            listen: group.listen.clone(),
+            listen_params: group.listen_params.clone(),
             node: self.node,
             term: 3,
             leader: Some(self.node),
@@ -275,7 +279,7 @@ impl Service for Fake {
         })
     }
     fn group_create(&self, request: GroupRequest) -> BoxFuture<'_, ServiceResult<GroupView>> {
-        let GroupRequest { name, module, params, .. } = request;
+        let GroupRequest { name, module, params, listen, listen_params } = request;
         let mut state = self.state();
         if !state.modules.contains_key(&module) {
             return now(Err(error(ErrorCode::ModuleNotFound, format!("no module {module:?}"))));
@@ -283,7 +287,8 @@ impl Service for Fake {
         if state.groups.contains_key(&name) {
             return now(Err(error(ErrorCode::AlreadyExists, format!("there is a group {name:?}"))));
         }
-        let group = Group { module, params, applied: 1, sum: 0, sessions: BTreeMap::new(), events: Vec::new() };
+        let (sessions, events) = (BTreeMap::new(), Vec::new());
+        let group = Group { module, params, listen, listen_params, applied: 1, sum: 0, sessions, events };
         let view = self.group_view(&name, &group);
         state.groups.insert(name, group);
         now(Ok(view))

@@ -85,6 +85,13 @@ pub struct Group {
     /// The params it was created with.
     #[schema(value_type = Object)]
     pub params: serde_json::Value,
+    /// The addresses it was created with: where its adapter listens on every node that does not say otherwise.
+    #[serde(default)]
+    pub listen: Vec<String>,
+    /// What its adapter is told of its listener, as it was created.
+    #[serde(default = "no_params")]
+    #[schema(value_type = Object)]
+    pub listen_params: serde_json::Value,
     /// The node that answers.
     pub node: u64,
     /// Its current term.
@@ -139,6 +146,8 @@ impl From<GroupView> for Group {
             module,
             digest,
             params,
+            listen,
+            listen_params,
             node,
             term,
             leader,
@@ -162,6 +171,8 @@ impl From<GroupView> for Group {
             module,
             digest,
             params,
+            listen,
+            listen_params,
             node,
             term,
             leader,

@@ -50,7 +50,7 @@ Examples:
 Clients of the old servers may connect at once: they find their data, are told that their sessions are over, and begin
 new ones. Transactions are counted on from the last one, so that no client has seen anything newer.
 
-A group that exists and was never written to is made anew, with the same params. If the import ends halfway, clients
+A group that exists and was never written to is made anew, with the same params and listeners. If the import ends halfway, clients
 are kept out of the group: run it again.")]
 pub(super) struct KeeperImport {
     /// The server's dataDir (or its version-2)
@@ -64,6 +64,9 @@ pub(super) struct KeeperImport {
     /// Read and check the directory, and load nothing
     #[arg(long)]
     dry_run: bool,
+    /// Load what is there even if something speaks for transactions that are missing
+    #[arg(long)]
+    accept_doubts: bool,
     #[command(flatten)]
     client: ClientArgs,
 }
@@ -112,6 +115,16 @@ fn read(import: &KeeperImport) -> Result<Dump, Failure> {
     if dump.ephemerals > 0 {
         output::note(format!("{} ephemeral nodes are left out: their sessions are over", dump.ephemerals));
     }
+    if !dump.doubts.is_empty() && !import.accept_doubts {
+        return Err(Failure::here(
+            dump.doubts.join("; "),
+            "name the dataLogDir with --log-dir if the logs are there; else take the directory of another member, or \
+             load what is here with --accept-doubts",
+        ));
+    }
+    for doubt in &dump.doubts {
+        output::note(format!("doubt: {doubt}"));
+    }
     Ok(dump)
 }
 
@@ -124,6 +137,7 @@ async fn make_group(client: &Client, name: &str, dump: &Dump) -> Result<Value, F
         Err(failure) => return Err(failure),
     };
     let params = load::params(before.as_ref().map_or(&Value::Null, |group| &group.params), dump);
+    let mut again = None;
     if let Some(group) = &before {
         if group.module != MODULE {
             return Err(Failure::here(
@@ -133,23 +147,62 @@ async fn make_group(client: &Client, name: &str, dump: &Dump) -> Result<Value, F
         }
         // From here on no client writes to it: it may go.
         begin(client, name).await?;
+        // What it was made with is nowhere else while it is gone.
+        let command = create_command(group);
+        output::note(format!("group {name} is made anew; should this end halfway, it was made by\n  {command}"));
         client.send(Call::delete(&path)).await?;
+        again = Some(command);
     }
-    ensure_module(client).await?;
     let new = NewGroup {
         name: name.to_owned(),
         module: MODULE.to_owned(),
         params: params.clone(),
-        listen: Vec::new(),
-        listen_params: Value::Object(serde_json::Map::new()),
+        listen: before.as_ref().map(|group| group.listen.clone()).unwrap_or_default(),
+        listen_params: before.map_or_else(|| Value::Object(serde_json::Map::new()), |group| group.listen_params),
     };
-    let body = serde_json::to_vec(&new).unwrap_or_default();
+    match (create(client, &new).await, again) {
+        (Err(failure), Some(command)) => Err(removed(failure, name, &command)),
+        (made, _) => made.map(|()| params),
+    }
+}
+
+async fn create(client: &Client, new: &NewGroup) -> Result<(), Failure> {
+    ensure_module(client).await?;
+    let body = serde_json::to_vec(new).unwrap_or_default();
     match client.send(Call::post("/v1/groups", body, Repeat::Never)).await {
         // It is there and has no leader yet.
-        Err(failure) if is(&failure, ErrorCode::Unavailable) => {}
-        made => drop(made?),
+        Err(failure) if is(&failure, ErrorCode::Unavailable) => Ok(()),
+        made => made.map(drop),
     }
-    Ok(params)
+}
+
+/// The command line that makes a group like this one.
+fn create_command(group: &Group) -> String {
+    let mut words = vec![format!("statehouse group create {} --module {}", group.name, group.module)];
+    let settings = |flag: &str, settings: &Value| {
+        let settings = settings.as_object().into_iter().flatten();
+        settings.map(|(key, value)| format!("{flag} {}", quoted(&format!("{key}={value}")))).collect::<Vec<_>>()
+    };
+    words.extend(settings("--param", &group.params));
+    words.extend(group.listen.iter().map(|address| format!("--listen {address}")));
+    words.extend(settings("--listen-param", &group.listen_params));
+    words.join(" ")
+}
+
+/// One word of a shell's command line.
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+/// A failure after the group was removed, and before it was made again.
+fn removed(failure: Failure, name: &str, command: &str) -> Failure {
+    let told = |what| format!("group {name} was removed to be made anew, and is not made yet: {what}");
+    let remedy = format!("if `statehouse group ls` has no {name}: `{command}`; then run this again");
+    match failure {
+        Failure::OutcomeUnknown { what, .. } => Failure::OutcomeUnknown { what: told(what), remedy },
+        Failure::Refused { what, code, .. } => Failure::Refused { what: told(what), code, remedy },
+        Failure::Usage { what, .. } | Failure::Unreachable { what } => Failure::here(told(what), remedy),
+    }
 }
 
 fn is(failure: &Failure, code: ErrorCode) -> bool {
@@ -236,6 +289,7 @@ fn report(import: &KeeperImport, dump: &Dump, loaded: Option<u64>) -> Result<(),
             "group": loaded.map(|_| &import.group), "nodes": loaded.unwrap_or(dump.tree.len() as u64),
             "ephemerals_left_out": dump.ephemerals, "snapshot": dump.snapshot, "transactions": dump.transactions,
             "zxid": Zxid(dump.zxid).to_string(), "notes": dump.notes,
+            "doubts": dump.doubts, "verified": dump.verified,
         }));
     }
     let nodes = match loaded {
@@ -246,9 +300,94 @@ fn report(import: &KeeperImport, dump: &Dump, loaded: Option<u64>) -> Result<(),
         ("nodes", nodes),
         ("snapshot", snapshot),
         ("transactions", format!("{} on top of it, up to {}", dump.transactions, Zxid(dump.zxid))),
+        ("digest", if dump.verified { "the servers' own" } else { "none to compare with" }.to_owned()),
     ];
     if loaded.is_some() {
         rows.insert(0, ("group", import.group.clone()));
     }
     output::pairs(&rows)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+    use std::path::Path;
+
+    use serde_json::json;
+    use tokio::io::AsyncReadExt;
+    use tokio::io::AsyncWriteExt;
+    use tokio::task::JoinHandle;
+
+    use super::*;
+    use crate::api::problem;
+    use crate::api::problem::Problem;
+
+    fn group() -> Group {
+        serde_json::from_value(json!({
+            "name": "keeper", "id": 1, "module": MODULE, "digest": "00", "node": 1, "term": 1, "leader": 1,
+            "params": {"super_digest": "super:it's", "skip_acl": true},
+            "listen": ["127.0.0.1:2181", "[::1]:2181"], "listen_params": {"tick_time_ms": 500},
+            "commit": 1, "applied": 1, "snapshot": 0, "last": 1, "purged": 0, "state": "leader", "sessions": 0,
+            "timers": 0, "members": [], "listeners": [], "connections": 0,
+        }))
+        .unwrap()
+    }
+
+    /// A server that gives these answers in order, a connection each; the first lines of what it was asked.
+    async fn server(answers: Vec<(u16, Vec<u8>)>) -> (String, JoinHandle<Vec<String>>) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let asked = tokio::spawn(async move {
+            let mut asked = Vec::new();
+            for (status, body) in answers {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = [0; 4096];
+                let read = stream.read(&mut request).await.unwrap();
+                let text = String::from_utf8_lossy(&request[..read]).into_owned();
+                asked.push(text.lines().next().unwrap().trim_end_matches(" HTTP/1.1").to_owned());
+                let (kind, length) = (problem::CONTENT_TYPE, body.len());
+                let head = format!(
+                    "HTTP/1.1 {status} X\r\ncontent-type: {kind}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n"
+                );
+                stream.write_all(&[head.as_bytes(), &body].concat()).await.unwrap();
+                // Until the client has read it: what it still sends must not reset the connection.
+                while stream.read(&mut request).await.is_ok_and(|read| read > 0) {}
+            }
+            asked
+        });
+        (address, asked)
+    }
+
+    fn dump() -> Dump {
+        let plain = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/keeper/plain"));
+        dump::read(plain, plain, &|_| {}).unwrap()
+    }
+
+    /// The group is removed, and then the servers can do no more: how to have it again is said.
+    #[tokio::test]
+    async fn what_a_group_was_made_with_survives_its_removal() {
+        let view = serde_json::to_vec(&group()).unwrap();
+        for (code, exit) in [(ErrorCode::DiskFull, 1), (ErrorCode::OutcomeUnknown, 4)] {
+            let refusal = serde_json::to_vec(&Problem::new(code, "what went wrong")).unwrap();
+            let done = (200, b"{}".to_vec());
+            let answers = vec![(200, view.clone()), (200, vec![0; 12]), done.clone(), done, (503, refusal)];
+            let (address, asked) = server(answers).await;
+            let client = Client::new(&[address]).unwrap();
+            let failure = make_group(&client, "keeper", &dump()).await.unwrap_err();
+            let said = failure.to_string();
+            assert!(said.contains("was removed to be made anew, and is not made yet: what went wrong"), "{said}");
+            assert!(said.contains(&create_command(&group())), "{said}");
+            assert_eq!(failure.code(), exit);
+            let asked = asked.await.unwrap();
+            assert_eq!(asked[2..], ["DELETE /v1/groups/keeper", "GET /v1/modules/znode-tree", "POST /v1/groups"]);
+        }
+    }
+
+    #[test]
+    fn the_command_that_makes_a_group_makes_the_same_group() {
+        assert_eq!(
+            create_command(&group()),
+            r#"statehouse group create keeper --module znode-tree --param 'skip_acl=true' --param 'super_digest="super:it'\''s"' --listen 127.0.0.1:2181 --listen [::1]:2181 --listen-param 'tick_time_ms=500'"#
+        );
+    }
 }

@@ -92,14 +92,19 @@ pub fn params(before: &Value, dump: &Dump) -> Value {
 impl<'a> Load<'a> {
     /// What a group of these params is to be given of `dump`.
     pub fn new(dump: &'a Dump, params: &Value) -> Self {
+        Self::of(&dump.tree, params)
+    }
+
+    /// The same of a tree.
+    pub fn of(tree: &'a Tree, params: &Value) -> Self {
         let mut children: BTreeMap<&str, u32> = BTreeMap::new();
-        for (path, _) in dump.tree.nodes() {
+        for (path, _) in tree.nodes() {
             if let Some((parent, _)) = path.rsplit_once('/') {
                 *children.entry(parent).or_default() += 1;
             }
         }
         let is_clickhouse = params.get("compatibility").is_some_and(|whose| whose == "clickhouse");
-        Self { tree: &dump.tree, children, is_clickhouse }
+        Self { tree, children, is_clickhouse }
     }
 
     /// Whether the group takes this node. `/zookeeper/config` is each server's own; ClickHouse Keeper has no

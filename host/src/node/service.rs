@@ -217,13 +217,15 @@ impl<P: Platform, T: Transport> Node<P, T> {
     }
 
     async fn group_view(&self, name: &str, entry: &GroupEntry) -> GroupView {
-        let params = serde_json::from_slice(&entry.params).unwrap_or(serde_json::Value::Null);
+        let json = |bytes: &[u8]| serde_json::from_slice(bytes).unwrap_or(serde_json::Value::Null);
         let mut view = GroupView {
             name: name.to_string(),
             id: entry.id,
             module: entry.module.clone(),
             digest: hex::encode(entry.digest),
-            params,
+            params: json(&entry.params),
+            listen: entry.listen.clone(),
+            listen_params: json(&entry.listen_params),
             node: self.id(),
             term: 0,
             leader: None,

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 
 use statehouse_tests::cluster::free_ports;
+use statehouse_tests::http::Http;
 use statehouse_tests::keeper::Keeper;
 use statehouse_tests::keeper::connect;
 use statehouse_tests::keeper::four_letters;
@@ -173,6 +174,7 @@ fn a_servers_data_is_taken_over() {
     let folder = tempfile::tempdir().unwrap();
     let base = free_ports();
     let (http, peer, address) = (base, base + 1, SocketAddr::from(([127, 0, 0, 1], base + 2)));
+    let http_address = SocketAddr::from(([127, 0, 0, 1], http));
     let server = format!("http://127.0.0.1:{http}");
     let import = |dir: &Path, more: &[&str]| {
         let mut command = program::command();
@@ -224,6 +226,36 @@ fn a_servers_data_is_taken_over() {
     let (next, error) = stayed.create("/after", b"");
     assert_eq!(error, 0);
     assert!(next > zxid, "transactions count on: {next:x} after {zxid:x}");
+
+    // A group that was made by hand is made anew as it was made.
+    let by_hand = SocketAddr::from(([127, 0, 0, 1], base + 3)).to_string();
+    let mut create = program::command();
+    create.args([
+        "group",
+        "create",
+        "by-hand",
+        "--module",
+        "znode-tree",
+        "--param",
+        "skip_acl=true",
+        "--server",
+        &server,
+    ]);
+    run(create.args(["--listen", &by_hand, "--listen-param", "tick_time_ms=700"]), b"").ok();
+    let said = {
+        let mut command = program::command();
+        command.arg("keeper-import").arg(dump()).args(["--server", &server, "--group", "by-hand"]);
+        run(&mut command, b"")
+    };
+    assert!(
+        said.err.contains("statehouse group create by-hand --module znode-tree --param 'skip_acl=true'"),
+        "{said:?}"
+    );
+    said.ok();
+    let view = Http::new(http_address).get("/v1/groups/by-hand").expect(200).json();
+    assert_eq!((&view["listen"][0], &view["params"]["skip_acl"]), (&by_hand.clone().into(), &true.into()));
+    assert_eq!(view["listen_params"], serde_json::json!({"tick_time_ms": 700}));
+    assert_eq!(Client::until_open(by_hand.parse().unwrap(), zxid).data("/app").unwrap(), b"root, changed");
 
     // Now that clients write, a second import would destroy what they wrote.
     import(&dump(), &[]).fails(1, &["clients have written", "statehouse group rm keeper"]);

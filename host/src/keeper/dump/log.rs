@@ -16,6 +16,8 @@ use super::tree::Tree;
 
 const HEAD_BYTES: usize = 16;
 const VERSION: i32 = 2;
+/// How servers since 3.6 count a tree's digest: see [`Tree::digest`].
+const DIGEST_VERSION: i32 = 2;
 /// What closes a record.
 const END: u8 = b'B';
 
@@ -184,8 +186,8 @@ impl<'a> Transaction<'a> {
     }
 }
 
-/// Does to the tree what a transaction did.
-pub fn apply(transaction: &Transaction<'_>, tree: &mut Tree) -> std::io::Result<()> {
+/// Does to the tree what a transaction did. Answers the digest that the tree has then, if the server wrote it.
+pub fn apply(transaction: &Transaction<'_>, tree: &mut Tree) -> std::io::Result<Option<u64>> {
     let Transaction { session, zxid, time_ms, kind, body } = *transaction;
     let mut input = Input::new(body);
     let mut create = |path: &str, data, acl, owner, parent_cversion| {
@@ -217,7 +219,15 @@ pub fn apply(transaction: &Transaction<'_>, tree: &mut Tree) -> std::io::Result<
             let (path, acl, version) = (input.text()?, input.acl()?, input.i32()?);
             tree.set_acl(&path, acl, version);
         }
-        kind::CLOSE_SESSION => tree.close_session(session, zxid),
+        kind::CLOSE_SESSION => {
+            // Its nodes, which servers since 3.6 name.
+            if !body.is_empty() {
+                for _ in 0..input.count()? {
+                    input.text()?;
+                }
+            }
+            tree.close_session(session, zxid);
+        }
         kind::MULTI => {
             let mut parts = Vec::new();
             for _ in 0..input.count()? {
@@ -233,8 +243,17 @@ pub fn apply(transaction: &Transaction<'_>, tree: &mut Tree) -> std::io::Result<
                 }
             }
         }
-        kind::CREATE_SESSION | kind::ERROR | kind::CHECK => {}
+        // A timeout, an error's number.
+        kind::CREATE_SESSION | kind::ERROR => drop(input.i32()?),
+        kind::CHECK => {}
         _ => return Err(super::jute::wrong("a transaction of a kind that ZooKeeper 3.4 to 3.9 do not write")),
     }
-    Ok(())
+    Ok(digest(input))
+}
+
+/// What servers since 3.6 write behind a transaction: the way in which they count, and the tree's digest.
+fn digest(mut input: Input<&[u8]>) -> Option<u64> {
+    let (version, digest) = (input.i32().ok()?, input.i64().ok()?);
+    let is_known = version == DIGEST_VERSION && input.rest(1).is_ok_and(|rest| rest.is_empty());
+    is_known.then_some(digest as u64)
 }

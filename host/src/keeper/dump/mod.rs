@@ -2,18 +2,27 @@
 //! transactions since.
 //!
 //! What holds:
-//! - What may have been acknowledged and is not there is refused, with file and offset: a damaged record, a missing log.
+//! - What was acknowledged and provably is not there is refused, with file and offset: a damaged record; a transaction
+//!   between two others of an epoch, whose numbers have no gaps; one that the name of a snapshot tells of.
 //!   Only a record that was being written when the server died, at the very end, is passed over, as ZooKeeper does.
+//! - The end of an epoch cannot be seen in the numbers: the next leader counts from 1 again whatever came before, and
+//!   leaders that wrote nothing leave no trace. Servers since 3.6 write a digest of the tree into each transaction: if
+//!   the tree that was read has another one, or if the logs begin late and there is no snapshot, that is a [doubt].
 //! - Nothing in the directory is changed.
 //!
-//! * [`jute`]: the encoding; [`snapshot`] and [`log`]: the two kinds of files; [`tree`]: what they add up to.
+//! [doubt]: Dump::doubts
+//!
+//! * `fuzz`: what fuzzers do with it; [`jute`]: the encoding; [`snapshot`] and [`log`]: the two kinds of files; [`tree`]: what they add up to.
 
+pub mod fuzz;
 pub mod jute;
 pub mod log;
 pub mod snapshot;
 pub mod tree;
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Bound;
 use std::path::Path;
 use std::path::PathBuf;
 
@@ -42,13 +51,13 @@ pub enum DumpError {
     #[error("no snapshot is whole: {}", list(.0))]
     NoSnapshot(Vec<Damage>),
     /// Transactions are missing.
-    #[error("the transactions from {} to {} are missing: {} begins after them", Zxid(*.from), Zxid(*.to), file.display())]
+    #[error("the transactions from {} to {} are missing, and {} comes after them", Zxid(*.from), Zxid(*.to), file.display())]
     Gap {
         /// The first that is missing.
         from: i64,
         /// The last.
         to: i64,
-        /// Where the log goes on, or begins.
+        /// Where the log goes on, or begins; or the snapshot that had them.
         file: PathBuf,
     },
 }
@@ -108,6 +117,10 @@ pub struct Dump {
     pub ephemerals: u64,
     /// What the operator should know, one sentence each.
     pub notes: Vec<String>,
+    /// What speaks, without proof, for transactions that are missing; one sentence each.
+    pub doubts: Vec<String>,
+    /// Whether the tree is, by its digest, the one that the servers had after `zxid`.
+    pub verified: bool,
 }
 
 /// A file by the transaction in its name.
@@ -160,6 +173,7 @@ pub fn read(data_dir: &Path, log_dir: &Path, progress: &dyn Fn(u64)) -> Result<D
     }
     let mut notes = Vec::new();
     let mut damages = Vec::new();
+    let mut damaged = BTreeMap::new();
     let mut begun = None;
     for snapshot in snapshots.iter().rev() {
         match snapshot::read(&snapshot.path, progress) {
@@ -167,7 +181,10 @@ pub fn read(data_dir: &Path, log_dir: &Path, progress: &dyn Fn(u64)) -> Result<D
                 begun = Some((snapshot, tree));
                 break;
             }
-            Err(DumpError::Damaged(damage)) => damages.push(damage),
+            Err(DumpError::Damaged(damage)) => {
+                damages.push(damage);
+                damaged.insert(snapshot.zxid, snapshot.path.clone());
+            }
             Err(error) => return Err(error),
         }
     }
@@ -180,13 +197,25 @@ pub fn read(data_dir: &Path, log_dir: &Path, progress: &dyn Fn(u64)) -> Result<D
     }
     let snapshot = begun.as_ref().map(|(snapshot, _)| snapshot.path.clone());
     let (last, tree) = begun.map_or((0, Tree::new()), |(snapshot, tree)| (snapshot.zxid, tree));
-    let mut replay = Replay { tree, last, transactions: 0, notes };
-    for log in logs_since(logs, last) {
+    let logs = logs_since(logs, last);
+    let late = logs.first().filter(|log| snapshot.is_none() && epoch(log.zxid) > 1);
+    let late = late.map(|log| {
+        format!(
+            "there is no snapshot, and {} is of epoch {}: what came before it may be missing",
+            log.path.display(),
+            epoch(log.zxid)
+        )
+    });
+    let mut replay =
+        Replay { tree, last, transactions: 0, notes, doubts: Vec::from_iter(late), covered: damaged, digest: None };
+    for log in &logs {
         replay.take(&log.path, progress)?;
     }
-    let Replay { mut tree, last, transactions, notes } = replay;
+    replay.reaches(i64::MAX)?;
+    let verified = replay.compare();
+    let Replay { mut tree, last, transactions, notes, doubts, .. } = replay;
     let ephemerals = tree.drop_ephemerals();
-    Ok(Dump { tree, zxid: last, snapshot, transactions, ephemerals, notes })
+    Ok(Dump { tree, zxid: last, snapshot, transactions, ephemerals, notes, doubts, verified })
 }
 
 struct Replay {
@@ -195,12 +224,24 @@ struct Replay {
     last: i64,
     transactions: u64,
     notes: Vec<String>,
+    doubts: Vec<String>,
+    /// The snapshots that could not be used, by the transaction up to which each reached.
+    covered: BTreeMap<i64, PathBuf>,
+    /// The digest of the tree after the newest transaction, if the server wrote one.
+    digest: Option<u64>,
 }
 
 impl Replay {
     fn take(&mut self, path: &Path, progress: &dyn Fn(u64)) -> Result<(), DumpError> {
         let bytes = std::fs::read(path).map_err(|source| DumpError::Unreadable { path: path.to_owned(), source })?;
-        let mut records = log::Records::new(path, &bytes)?;
+        self.take_bytes(path, &bytes)?;
+        progress(bytes.len() as u64);
+        Ok(())
+    }
+
+    /// Takes what a log of this path holds.
+    fn take_bytes(&mut self, path: &Path, bytes: &[u8]) -> Result<(), DumpError> {
+        let mut records = log::Records::new(path, bytes)?;
         while let Some(transaction) = records.next()? {
             let zxid = transaction.zxid;
             if zxid <= self.last {
@@ -210,7 +251,8 @@ impl Replay {
                 let (from, to) = (self.last.saturating_add(1), zxid.saturating_sub(1));
                 return Err(DumpError::Gap { from, to, file: path.to_owned() });
             }
-            log::apply(&transaction, &mut self.tree)
+            self.reaches(zxid)?;
+            self.digest = log::apply(&transaction, &mut self.tree)
                 .map_err(|_| records.damage("a transaction that cannot be read, although its checksum is right"))?;
             self.last = zxid;
             self.transactions += 1;
@@ -221,15 +263,48 @@ impl Replay {
                 path.display()
             ));
         }
-        progress(bytes.len() as u64);
         Ok(())
+    }
+
+    /// Checks that no snapshot tells of a transaction after the newest one and before `next`.
+    fn reaches(&self, next: i64) -> Result<(), DumpError> {
+        let behind = (Bound::Excluded(self.last), Bound::Excluded(next));
+        // A leader's first snapshot may be called after the beginning of its epoch, which is no transaction.
+        let told = self.covered.range(behind).find(|(zxid, _)| counter(**zxid) > 0);
+        told.map_or(Ok(()), |(zxid, path)| {
+            Err(DumpError::Gap { from: self.last.saturating_add(1), to: *zxid, file: path.clone() })
+        })
+    }
+
+    /// Whether the tree is by its digest what the servers had; if it is not, that is a doubt.
+    fn compare(&mut self) -> bool {
+        // A server that has just begun has not counted the nodes that it began with.
+        let Some(digest) = self.digest.filter(|digest| *digest != 0) else { return false };
+        let is = self.tree.digest();
+        if is != digest {
+            self.doubts.push(format!(
+                "after {} the servers had another tree: its digest was {digest:x}, and what was read has {is:x}. \
+                 Transactions may be missing at the end of an epoch",
+                Zxid(self.last)
+            ));
+        }
+        is == digest
     }
 }
 
-/// Whether `next` is the transaction after `last`: the next number of the same epoch, or the first of a later one.
+/// Which leader a transaction is of.
+fn epoch(zxid: i64) -> i64 {
+    zxid >> 32
+}
+
+/// Which of its leader's transactions it is, from 1.
+fn counter(zxid: i64) -> i64 {
+    zxid & 0xffff_ffff
+}
+
+/// Whether `next` can be the transaction after `last`: the next number of the same epoch, or the first of a later one.
 fn follows(last: i64, next: i64) -> bool {
-    let epoch = |zxid: i64| zxid >> 32;
-    next == last.saturating_add(1) || (epoch(next) > epoch(last) && next & 0xffff_ffff == 1)
+    next == last.saturating_add(1) || (epoch(next) > epoch(last) && counter(next) == 1)
 }
 
 #[cfg(test)]

@@ -58,20 +58,13 @@ impl<R: Read> Read for Counted<'_, R> {
     }
 }
 
-/// Reads a snapshot and checks that it is whole.
+/// Reads the snapshot at a path.
 pub fn read(path: &Path, progress: &dyn Fn(u64)) -> Result<Tree, DumpError> {
     let unreadable = |source| DumpError::Unreadable { path: path.to_owned(), source };
     let file = File::open(path).map_err(unreadable)?;
     let file = BufReader::with_capacity(256 << 10, Counted { from: file, untold: Cell::new(0), progress });
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let from: Box<dyn Read> = if name.ends_with(".gz") {
-        Box::new(BufReader::new(flate2::read::GzDecoder::new(file)))
-    } else if name.ends_with(".snappy") {
-        Box::new(BufReader::new(Snappy::new(file)))
-    } else {
-        Box::new(file)
-    };
-    let mut input = Input::new(from);
+    let mut input = Input::new(unpacked(&name, file));
     parse(&mut input).map_err(|error| {
         // Anything that is not the file's content is the disk's or the system's.
         if error.raw_os_error().is_some() {
@@ -81,7 +74,19 @@ pub fn read(path: &Path, progress: &dyn Fn(u64)) -> Result<Tree, DumpError> {
     })
 }
 
-fn parse<R: Read>(input: &mut Input<R>) -> io::Result<Tree> {
+/// What a file of this name holds.
+pub(super) fn unpacked<'a>(name: &str, file: impl Read + 'a) -> Box<dyn Read + 'a> {
+    if name.ends_with(".gz") {
+        Box::new(BufReader::new(flate2::read::GzDecoder::new(file)))
+    } else if name.ends_with(".snappy") {
+        Box::new(BufReader::new(Snappy::new(file)))
+    } else {
+        Box::new(file)
+    }
+}
+
+/// Reads what a snapshot holds, and checks that it is whole.
+pub(super) fn parse<R: Read>(input: &mut Input<R>) -> io::Result<Tree> {
     if input.i32()? != MAGIC {
         return Err(wrong("it does not begin as a snapshot"));
     }

@@ -231,10 +231,98 @@ fn a_directory_without_data_is_said_to_be_one() {
     assert!(matches!(read_all(Path::new("/nowhere")), Err(DumpError::Unreadable { .. })));
 }
 
+/// A log of these transactions: number, kind, body.
+fn log_of(transactions: &[(i64, i32, Vec<u8>)]) -> Vec<u8> {
+    let mut bytes = b"ZKLG\0\0\0\x02\0\0\0\0\0\0\0\0".to_vec();
+    for (zxid, kind, body) in transactions {
+        let head = [&7_i64.to_be_bytes()[..], &1_i32.to_be_bytes(), &zxid.to_be_bytes(), &5_i64.to_be_bytes()];
+        let whole = [head.concat(), kind.to_be_bytes().to_vec(), body.clone()].concat();
+        bytes.extend(i64::from(adler2::adler32_slice(&whole)).to_be_bytes());
+        bytes.extend(i32::try_from(whole.len()).unwrap().to_be_bytes());
+        bytes.extend(whole);
+        bytes.push(b'B');
+    }
+    bytes.extend([0; 64]);
+    bytes
+}
+
+fn digest(digest: u64) -> Vec<u8> {
+    [&2_i32.to_be_bytes()[..], &digest.to_be_bytes()].concat()
+}
+
+/// A node `/path` is made, open to all.
+fn creation(path: &str, parent_cversion: i32) -> Vec<u8> {
+    let text = |text: &str| [&i32::try_from(text.len()).unwrap().to_be_bytes()[..], text.as_bytes()].concat();
+    let acl = [&1_i32.to_be_bytes()[..], &31_i32.to_be_bytes(), &text("world"), &text("anyone")].concat();
+    [text(path), text("data"), acl, vec![0], parent_cversion.to_be_bytes().to_vec()].concat()
+}
+
+const EPOCH: i64 = 1 << 32;
+
+/// The digests that ZooKeeper 3.8 wrote are those of the tree that is read, ephemeral nodes and all.
+#[test]
+fn the_tree_is_the_one_whose_digest_the_server_wrote() {
+    let dump = read_all(&fixture("plain")).unwrap();
+    assert!(dump.verified && dump.doubts.is_empty(), "{:?}", dump.doubts);
+    let files = [("snapshot.0", bytes_of("plain/snapshot.0")), ("log.1", bytes_of("plain/log.1"))];
+    let files: Vec<_> = files.iter().map(|(name, bytes)| (*name, bytes.as_slice())).collect();
+    assert!(read_files(&files).unwrap().verified);
+}
+
+/// The last log of an epoch is gone, and the next leader counts from 1: no number is missing, but the tree is
+/// not what the servers say it was.
+#[test]
+fn a_log_that_is_missing_at_the_end_of_an_epoch_is_a_doubt() {
+    let first = || (EPOCH + 1, 1, creation("/a", 1));
+    let last = || (EPOCH + 2, 1, creation("/b", 2));
+    let next = |digest: Vec<u8>| (2 * EPOCH + 1, 1, [creation("/c", 3), digest].concat());
+    let read = |transactions: &[(i64, i32, Vec<u8>)]| {
+        read_files(&[("snapshot.0", &bytes_of("plain/snapshot.0")), ("log.100000001", &log_of(transactions))]).unwrap()
+    };
+    let whole = read(&[first(), last(), next(Vec::new())]);
+    assert!(!whole.verified && whole.doubts.is_empty(), "servers before 3.6 write no digest");
+    let wanted = whole.tree.digest();
+    let whole = read(&[first(), last(), next(digest(wanted))]);
+    assert!(whole.verified && whole.doubts.is_empty(), "{:?}", whole.doubts);
+    let short = read(&[first(), next(digest(wanted))]);
+    assert!(!short.verified);
+    assert!(short.doubts[0].contains("after 0x200000001 the servers had another tree"), "{:?}", short.doubts);
+    assert!(short.doubts[0].contains("end of an epoch"), "{:?}", short.doubts);
+}
+
+/// A snapshot that cannot be read still tells by its name how far the servers were.
+#[test]
+fn the_name_of_a_damaged_snapshot_tells_what_is_missing() {
+    let (snapshot, log) = (bytes_of("plain/snapshot.0"), log_of(&[(1, 1, creation("/a", 1))]));
+    let next = log_of(&[(EPOCH + 1, 1, creation("/b", 2))]);
+    let read = |damaged: &str, logs: &[(&str, &[u8])]| {
+        let files = [&[("snapshot.0", &snapshot[..]), (damaged, b"ZKSN")], logs].concat();
+        read_files(&files)
+    };
+    let error = read("snapshot.3", &[("log.1", &log)]).unwrap_err();
+    assert!(error.to_string().starts_with("the transactions from 0x2 to 0x3 are missing"), "{error}");
+    let error = read("snapshot.3", &[("log.1", &log), ("log.100000001", &next)]).unwrap_err();
+    assert!(error.to_string().contains("snapshot.3 comes after them"), "{error}");
+    // Of what is there, and of the beginning of an epoch.
+    for name in ["snapshot.1", "snapshot.100000000", "snapshot.100000001"] {
+        let dump = read(name, &[("log.1", &log), ("log.100000001", &next)]).unwrap();
+        assert_eq!((dump.transactions, dump.notes.len()), (2, 1), "{name}");
+    }
+}
+
+/// Logs without any snapshot are a whole history only if they begin where servers begin.
+#[test]
+fn logs_that_begin_late_are_a_doubt() {
+    for (from, doubts) in [(1, 0), (EPOCH + 1, 0), (2 * EPOCH + 1, 1)] {
+        let dump = read_files(&[(&format!("log.{from:x}"), &log_of(&[(from, 1, creation("/a", 1))]))]).unwrap();
+        assert_eq!((dump.transactions, dump.doubts.len()), (1, doubts), "{:?}", dump.doubts);
+    }
+}
+
 /// A new leader counts from 1 in the next epoch; nothing else may be left out.
 #[test]
 fn what_follows_a_transaction() {
-    let epoch = 1 << 32;
+    let epoch = EPOCH;
     assert!(follows(0, 1) && follows(5, 6) && follows(5, epoch + 1) && follows(epoch, epoch + 1));
     assert!(!follows(5, 7) && !follows(5, epoch + 2) && !follows(epoch + 9, 3));
 }

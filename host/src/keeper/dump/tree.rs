@@ -7,6 +7,8 @@
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 
+use flate2::Crc;
+
 use super::jute::Acl;
 
 /// The owner of a container.
@@ -59,6 +61,23 @@ pub struct Node {
     pub stored: Stored,
 }
 
+impl Node {
+    fn digest(&self, path: &str) -> u64 {
+        let Stored { czxid, mzxid, ctime, mtime, version, cversion, aversion, owner, pzxid } = self.stored;
+        let mut sum = Crc::new();
+        sum.update(path.as_bytes());
+        sum.update(self.data.as_deref().unwrap_or_default());
+        for number in [czxid, mzxid, pzxid, ctime, mtime] {
+            sum.update(&number.to_be_bytes());
+        }
+        for number in [version, cversion, aversion] {
+            sum.update(&number.to_be_bytes());
+        }
+        sum.update(&owner.to_be_bytes());
+        sum.sum().into()
+    }
+}
+
 /// All nodes by path; the root's is empty, as in the files. In the order of paths a node comes before its children.
 #[derive(Debug, Default)]
 pub struct Tree {
@@ -107,6 +126,12 @@ impl Tree {
             tree.nodes.insert(path.into(), node);
         }
         tree
+    }
+
+    /// The digest that servers since 3.6 keep of all nodes but those below `/zookeeper`: the sum of a CRC-32 each.
+    pub fn digest(&self) -> u64 {
+        let counted = self.nodes.iter().filter(|(path, _)| !path.starts_with("/zookeeper/"));
+        counted.fold(0, |sum: u64, (path, node)| sum.wrapping_add(node.digest(path)))
     }
 
     /// All nodes, each before its children.

@@ -202,8 +202,13 @@ impl Session {
         loop {
             let now = Instant::now();
             let over = now >= window.end || self.stopped();
-            if over && (self.under_way.is_empty() || now >= window.end + LAST_ANSWERS_MAX) {
+            if over && self.under_way.is_empty() {
                 return self.close().await;
+            }
+            if over && now >= window.end + LAST_ANSWERS_MAX {
+                // Not left out in silence: what waits longest would be missing from what is told.
+                let (server, seconds) = (self.connection.server().clone(), LAST_ANSWERS_MAX.as_secs());
+                return Err(ClientError::Silent { server, what: "a request", seconds });
             }
             while !over && self.under_way.len() < self.thread.load.pipeline as usize {
                 let xid = self.next_xid();

@@ -285,7 +285,9 @@ impl Dice {
                 let absurd = self.pick(&[-1, -2, i32::MIN, i32::MAX, 1 << 24, 1_048_575]);
                 // The length of the path; or of what comes behind it.
                 let behind = body.first_chunk().map_or(0, |length| 4 + i32::from_be_bytes(*length));
-                let at = if self.one_in(2) { 0 } else { usize::try_from(behind).unwrap_or(0) };
+                // (In a multi that is somewhere in a path. See the list: text that is none.)
+                let is_one = !matches!(operation, op::MULTI | op::MULTI_READ);
+                let at = if is_one && self.one_in(2) { usize::try_from(behind).unwrap_or(0) } else { 0 };
                 if let Some(place) = body.get_mut(at..at + 4) {
                     place.copy_from_slice(&absurd.to_be_bytes());
                 }

@@ -32,6 +32,8 @@
 //!   goes by the flags, 3.9 and we by the operation. createTTL with flags that are no TTL's: 3.8 fails over it.
 //! * A wrong password for a session whose client is connected: 3.8 closes that client's connection first.
 //! * Characters beyond the basic plane, which no name may have: ZooKeeper repeats them as two of three bytes each.
+//! * Text that is not UTF-8: ZooKeeper reads U+FFFD for what it cannot read, which no path may have in it, and goes on; here such a
+//!   path is no node's, whatever its parent.
 //! * createSession as a request of a client: ZooKeeper takes it for one of its own.
 //! * Protocol versions 10 and 11 in a handshake: ClickHouse's, which ZooKeeper does not know.
 //! * `/zookeeper/config`: what a server says of its cluster.

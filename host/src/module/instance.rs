@@ -318,6 +318,7 @@ impl Instance {
                 marks::push(&mut ranges, number * page..(number + 1) * page);
             }
             self.forget(&ranges)?;
+            image.unmap_pages().map_err(io_fault("cannot give back pages of a memory file"))?;
         }
         Ok(changed.iter().map(|range| range.len() / page).sum())
     }

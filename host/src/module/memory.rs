@@ -97,6 +97,14 @@ impl Image {
         }
     }
 
+    /// Takes what checkpoints have touched out of this process's page table, where each of its pages counts as
+    /// resident once more for every mapping that shows it. The bytes stay in the file.
+    pub(super) fn unmap_pages(&self) -> io::Result<()> {
+        // SAFETY: the range is the mapping's own, and of a shared mapping of a file this call changes no byte.
+        unsafe { rustix::mm::madvise(self.shared.as_ptr().cast(), self.capacity.max(1), Advice::LinuxDontNeed)? };
+        Ok(())
+    }
+
     /// Fills `bytes` from `offset`.
     pub(super) fn read_at(&self, offset: usize, bytes: &mut [u8]) -> io::Result<()> {
         self.file.read_exact_at(bytes, offset as u64)

@@ -338,6 +338,40 @@ fn every_way(address: &str) {
     });
 }
 
+/// A guest whose entry fills 20 MiB with its command's first byte, and then traps if the second is 1.
+const FILLS: &str = r#"(module
+  (memory (export "memory") 400)
+  (func (export "statehouse_abi_1"))
+  (func (export "alloc") (param i32) (result i32) (i32.const 1024))
+  (func (export "init") (param i32 i32) (result i64) (i64.const 0))
+  (func (export "apply") (param $ptr i32) (param $len i32) (result i64)
+    (memory.fill (i32.const 65536) (i32.load8_u offset=48 (local.get $ptr)) (i32.const 20971520))
+    (if (i32.load8_u offset=49 (local.get $ptr)) (then (unreachable)))
+    (i64.const 0))
+  (func (export "query") (param i32 i32) (result i64)
+    (i64.store (i32.const 8) (i64.add (i64.load (i32.const 65536)) (i64.load (i32.const 21037048))))
+    (i64.const 0x800000008))
+  (func (export "snapshot") (result i64) (i64.const 0))
+  (func (export "restore") (result i64) (i64.const 0)))"#;
+
+/// So many pages are given back after a checkpoint, in the instance and in the image's own mapping.
+#[test]
+fn a_state_whose_pages_were_given_back_is_the_same_state() {
+    story(|| {
+        let module = crate::module::Engine::new().unwrap().load(&wat::parse_str(FILLS).unwrap(), None).unwrap();
+        let limits = Limits { memory_bytes_max: 64 << 20, ..Limits::default() };
+        let mut machine = Machine::init(&module, &limits, &Context::default(), b"{}", &mut Effects::default()).unwrap();
+        let ask = |machine: &mut Machine, index| number(&machine.query(&at(index), &[]).unwrap());
+        let word = |byte: u8| u64::from_le_bytes([byte; 8]).wrapping_mul(2);
+        for index in 1..5 {
+            apply(&mut machine, index, &[index as u8, 0]);
+            assert_eq!(ask(&mut machine, index), word(index as u8));
+            assert!(matches!(apply(&mut machine, index, &[77, 1]), Outcome::Trapped(_)));
+            assert_eq!(ask(&mut machine, index), word(index as u8), "after a trap");
+        }
+    });
+}
+
 #[test]
 fn after_init_is_rejected_there_is_no_machine() {
     let result = Machine::init(&MODULE, &limits(), &Context::default(), b"X", &mut Effects::default());

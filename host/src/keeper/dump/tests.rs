@@ -269,6 +269,32 @@ fn the_tree_is_the_one_whose_digest_the_server_wrote() {
     assert!(read_files(&files).unwrap().verified);
 }
 
+/// Four epochs of three servers of ZooKeeper 3.8, whose leaders were killed (`tests/keeper/ensemble.py`): from the empty
+/// tree to the digest that the last leader wrote. Without the end of any epoch it is another tree, or a number is missing.
+#[test]
+fn no_epoch_of_an_ensemble_may_lack_its_end() {
+    let mut names: Vec<String> = Vec::new();
+    for entry in std::fs::read_dir(fixture("ensemble")).unwrap() {
+        names.push(entry.unwrap().file_name().into_string().unwrap());
+    }
+    let files: Vec<_> = names.iter().map(|name| (name.as_str(), bytes_of(&format!("ensemble/{name}")))).collect();
+    let read_without = |left_out: &str| {
+        let files = files.iter().filter(|(name, _)| *name != left_out);
+        read_files(&files.map(|(name, bytes)| (*name, bytes.as_slice())).collect::<Vec<_>>())
+    };
+    let whole = read_without("").unwrap();
+    assert!(whole.verified && whole.doubts.is_empty(), "{:?}", whole.doubts);
+    assert_eq!((whole.zxid, whole.transactions, whole.tree.len()), (0x4_0000_005c, 371, 118));
+    for end in ["log.10000003a", "log.30000005b"] {
+        let short = read_without(end).unwrap();
+        assert!(short.transactions < whole.transactions && !short.verified, "{end}");
+        assert!(short.doubts[0].contains("the servers had another tree"), "{end}: {:?}", short.doubts);
+    }
+    // This one holds the first transaction of the next epoch too.
+    let error = read_without("log.200000035").unwrap_err();
+    assert!(error.to_string().contains("to 0x300000001 are missing"), "{error}");
+}
+
 /// The last log of an epoch is gone, and the next leader counts from 1: no number is missing, but the tree is
 /// not what the servers say it was.
 #[test]

@@ -254,7 +254,7 @@ impl Dice {
     }
 
     fn request(&mut self) -> Request {
-        let request = match self.roll(40) {
+        match self.roll(40) {
             0..=14 => self.write(),
             15..=18 => self.multi(),
             19 | 20 => self.quota(),
@@ -265,8 +265,7 @@ impl Dice {
             26 if self.one_in(4) => (op::PING, Vec::new()),
             27 => self.odd(),
             _ => self.read(),
-        };
-        request
+        }
     }
 
     /// Whose path a request is about does not hold: bytes are missing, too many, or an absurd length.

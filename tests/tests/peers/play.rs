@@ -353,11 +353,10 @@ impl Players<'_> {
         }
         let sessions = both(|side| ends[side].welcome.session);
         drop(ends);
-        for side in 0..2 {
-            let end = &mut self.clients[SUPER][side];
+        for (end, session) in self.clients[SUPER].iter_mut().zip(sessions) {
             wait::until("the end of a session that nobody keeps", || {
                 let dump = statehouse_tests::keeper::four_letters(end.address, "dump").unwrap();
-                let is_there = dump.contains(&format!("{:#x}", sessions[side]));
+                let is_there = dump.contains(&format!("{session:#x}"));
                 // The others want to live.
                 end.connection.send(&frame(|out| _ = out.i32(PING_XID).i32(op::PING))).unwrap();
                 assert_eq!(end.reply().map(|reply| reply.xid), Some(PING_XID));

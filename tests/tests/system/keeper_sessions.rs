@@ -130,11 +130,12 @@ impl Flock {
     /// Waits until each session was seen alive, after now.
     #[track_caller]
     fn until_all_live(&self) {
+        let rounds = || self.shared.rounds.iter().map(|rounds| rounds.load(Ordering::Relaxed));
         // The round that is under way has begun before.
-        let wanted = self.shared.rounds.each_ref().map(|rounds| rounds.load(Ordering::Relaxed) + 2);
+        let wanted: Vec<u64> = rounds().map(|rounds| rounds + 2).collect();
         wait::until("all sessions have a server", || {
-            let rounds = self.shared.rounds.each_ref().map(|rounds| rounds.load(Ordering::Relaxed));
-            if rounds.iter().zip(&wanted).all(|(now, wanted)| now >= wanted) { Ok(()) } else { Err((rounds, wanted)) }
+            let is_seen = rounds().zip(&wanted).all(|(now, wanted)| now >= *wanted);
+            if is_seen { Ok(()) } else { Err(rounds().collect::<Vec<u64>>()) }
         });
         assert_eq!(*self.shared.lost.lock().unwrap(), Vec::<String>::new());
     }
@@ -209,10 +210,10 @@ fn a_rolling_restart_takes_no_session_and_no_ephemeral_node() {
     let flock = Flock::open(&servers, 100);
     flock.until_all_live();
     let before = flock.assert_whole(servers[0]);
-    for number in 0..3 {
+    for (number, server) in servers.iter().enumerate() {
         keepers.restart(number);
         flock.until_all_live();
-        assert!(flock.assert_whole(servers[number]) == before, "each node is the one that it was");
+        assert!(flock.assert_whole(*server) == before, "each node is the one that it was");
     }
     assert!(flock.shared.moves.load(Ordering::Relaxed) >= 100, "each session has moved");
 }

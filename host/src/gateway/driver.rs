@@ -715,8 +715,12 @@ impl<P: Platform, T: Transport> Shared<P, T> {
                 group.take_lead().await?;
                 serde_json::json!({ "leads": group.leads() })
             }
+            "yield" => {
+                group.hand_over().await;
+                serde_json::json!({ "leads": group.leads() })
+            }
             other => {
-                let detail = format!("there is no {other:?} to ask for: status, snapshot, lead");
+                let detail = format!("there is no {other:?} to ask for: status, snapshot, lead, yield");
                 return Err(ServiceError::new(ErrorCode::BadRequest, detail));
             }
         };
@@ -753,6 +757,9 @@ impl<P: Platform, T: Transport> Shared<P, T> {
             "last": standing.last,
             "snapshot": standing.snapshot,
             "purged": standing.purged,
+            "snapshot_bytes": group.snapshot_bytes(),
+            "log_bytes": self.options.log.stats().live_bytes,
+            "data_dir": self.options.data_dir.display().to_string(),
             "members": members,
             "sessions": sessions,
             "timers": timers,

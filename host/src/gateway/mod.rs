@@ -12,6 +12,7 @@ mod records;
 mod sessions;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
@@ -30,6 +31,7 @@ use self::client::Counts;
 use self::client::Mailbox;
 use self::client::add;
 use crate::group::Group;
+use crate::log::NodeLog;
 use crate::module::Limits;
 use crate::module::Module;
 use crate::net::Listener;
@@ -77,6 +79,10 @@ pub struct GatewayOptions<P: Platform, T: Transport> {
     pub clients: ClientLimits,
     /// The machine underneath.
     pub platform: P,
+    /// The node's log, for what an adapter asks of it.
+    pub log: NodeLog,
+    /// Where the node's data is.
+    pub data_dir: PathBuf,
 }
 
 /// How one listener stands.

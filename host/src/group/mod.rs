@@ -533,6 +533,11 @@ impl<P: Platform, T: Transport> Group<P, T> {
         failed.or_else(|| self.shared.fault())
     }
 
+    /// Bytes of the newest snapshot's file on this node, 0 when there is none.
+    pub fn snapshot_bytes(&self) -> u64 {
+        self.shared.snapshot_bytes()
+    }
+
     /// Hands leadership over to the member that is furthest ahead, if this node leads and there is one.
     pub async fn hand_over(&self) {
         if !self.leads() {

@@ -212,6 +212,11 @@ impl Shared {
         lock(&self.current).as_ref().map_or(0, |(head, _)| head.last_log_id.index)
     }
 
+    /// Bytes of the newest snapshot's file, 0 when there is none.
+    pub fn snapshot_bytes(&self) -> u64 {
+        lock(&self.current).as_ref().map_or(0, |(_, file)| file.size())
+    }
+
     /// Ready once entry `index` is applied; an error when the replica goes away first.
     pub fn wait_applied(&self, index: u64) -> oneshot::Receiver<()> {
         let (sender, receiver) = oneshot::channel();

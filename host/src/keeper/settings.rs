@@ -83,6 +83,24 @@ pub struct KeeperConfig {
           action = clap::ArgAction::Set, hide_possible_values = true)]
     pub digest_auth: bool,
 
+    /// Without a leader, let clients in that would read what this node has, however old (`canBeReadOnly`)
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
+          default_missing_value = "true", value_parser = BoolishValueParser::new(),
+          action = clap::ArgAction::Set, hide_possible_values = true, hide_default_value = true)]
+    pub read_only_mode: bool,
+
+    /// Log who asked for each change at this node, and how it ended
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
+          default_missing_value = "true", value_parser = BoolishValueParser::new(),
+          action = clap::ArgAction::Set, hide_possible_values = true, hide_default_value = true)]
+    pub audit: bool,
+
+    /// Every read sees all that was acknowledged anywhere before, for a round of the network
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
+          default_missing_value = "true", value_parser = BoolishValueParser::new(),
+          action = clap::ArgAction::Set, hide_possible_values = true, hide_default_value = true)]
+    pub quorum_reads: bool,
+
     /// * Ask for no permission
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
           default_missing_value = "true", value_parser = BoolishValueParser::new(),
@@ -169,6 +187,9 @@ impl KeeperConfig {
             ("jute_maxbuffer", Some(self.jute_max_buffer.into())),
             ("super_digest", self.super_digest.clone().map(Value::from)),
             ("digest_auth", Some(self.digest_auth.into())),
+            ("read_only_mode", Some(self.read_only_mode.into())),
+            ("audit", Some(self.audit.into())),
+            ("quorum_reads", Some(self.quorum_reads.into())),
             ("client_port", port.map(Value::from)),
         ];
         all.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()

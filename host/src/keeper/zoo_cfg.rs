@@ -536,6 +536,8 @@ impl Reading {
                 }
             }
             "enforceQuota" | "enforce.quota" => self.set("enforce-quota", key, line.flag()?),
+            "readonlymode.enabled" => self.set("read-only-mode", key, line.flag()?),
+            "audit.enable" => self.set("audit", key, line.flag()?),
             "skipACL" => self.set("skip-acl", key, line.flag()?),
             "reconfigEnabled" => self.set("reconfig-enabled", key, line.flag()?),
             "syncLimit" => {
@@ -640,7 +642,6 @@ fn not_honoured(key: &str) -> Option<(&'static str, bool)> {
         | "sslQuorumReloadCertFiles"
         | "client.portUnification"
         | "client.certReload" => (NO_TLS, true),
-        "readonlymode.enabled" => ("without a majority clients are disconnected, and find a member that has one", true),
         "localSessionsEnabled" | "localSessionsUpgradingEnabled" => ("every session is the cluster's", true),
         "leaderServes" => ("every member serves clients", false),
         "syncEnabled" => ("there are no observers; every member writes its log", false),

@@ -156,6 +156,8 @@ impl<P: Platform, T: Transport> Node<P, T> {
                     command_bytes_max: settings.command_bytes_max,
                 },
                 platform: setup.platform.clone(),
+                log: setup.log.clone(),
+                data_dir: setup.data_dir.clone(),
             }));
         }
         for refused in &refused {

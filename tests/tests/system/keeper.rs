@@ -103,29 +103,74 @@ impl Client {
 const NO_NODE: i32 = -101;
 
 /// Three machines of an ensemble, each with its own file, on one: each starts from nothing but that file.
-#[test]
-fn an_ensembles_files_start_its_members() {
-    let folder = tempfile::tempdir().unwrap();
-    let base = free_ports();
-    let port = |what: u16, id: u16| base + what * 4 + id;
-    let client = |id: u16| SocketAddr::from(([127, 0, 0, 1], port(0, id)));
-    let servers: String = (1..=3)
-        .map(|id| format!("server.{id}=127.0.0.1:{}:{};127.0.0.1:{}\n", port(1, id), port(2, id), port(0, id)))
-        .collect();
-    let start = |id: u16| {
-        let data = folder.path().join(format!("zk{id}"));
+/// Three members' files of an ensemble, by ZooKeeper's names.
+struct Ensemble {
+    folder: tempfile::TempDir,
+    base: u16,
+}
+
+impl Ensemble {
+    fn new() -> Self {
+        Self { folder: tempfile::tempdir().unwrap(), base: free_ports() }
+    }
+
+    fn port(&self, what: u16, id: u16) -> u16 {
+        self.base + what * 4 + id
+    }
+
+    fn client(&self, id: u16) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.port(0, id)))
+    }
+
+    fn start(&self, id: u16, words: &str, more: &[&str]) -> Keeper {
+        let port = |what: u16, id: u16| self.port(what, id);
+        let servers: String = (1..=3)
+            .map(|id| format!("server.{id}=127.0.0.1:{}:{};127.0.0.1:{}\n", port(1, id), port(2, id), port(0, id)))
+            .collect();
+        let data = self.folder.path().join(format!("zk{id}"));
         std::fs::create_dir_all(&data).unwrap();
         std::fs::write(data.join("myid"), format!("{id}\n")).unwrap();
         let cfg = data.join("zoo.cfg");
         let text = format!(
             "tickTime=1000\ninitLimit=10\nsyncLimit=5\ndataDir={}\nadmin.serverPort={}\n\
-             4lw.commands.whitelist=ruok,srvr,conf\nfoo.bar=1\n{servers}",
+             4lw.commands.whitelist={words}\nfoo.bar=1\n{servers}",
             data.display(),
             port(3, id)
         );
         std::fs::write(&cfg, text).unwrap();
-        Keeper::start(&data.join("log"), &["--zoo-cfg", cfg.to_str().unwrap()])
+        let mut args = vec!["--zoo-cfg", cfg.to_str().unwrap()];
+        args.extend(more);
+        Keeper::start(&data.join("log"), &args)
+    }
+}
+
+/// ClickHouse's words at real members: who leads gives it up when told to, and the sizes on disk are the node's.
+#[test]
+fn a_leader_that_is_told_to_yield_goes_back_among_the_others() {
+    let ensemble = Ensemble::new();
+    let start = |id| ensemble.start(id, "srvr,dirs,ydld", &["--compatibility", "clickhouse"]);
+    let _keepers: Vec<Keeper> = (1..=3).map(start).collect();
+    let leader = || {
+        let leads =
+            |id: &u16| four_letters(ensemble.client(*id), "srvr").is_ok_and(|said| said.contains("Mode: leader"));
+        (1..=3).find(leads).ok_or("nobody leads")
     };
+    let before = wait::until("somebody leads", leader);
+    assert_eq!(Client::until_open(ensemble.client(before), 0).create("/a", b"").1, 0);
+    let dirs = four_letters(ensemble.client(before), "dirs").unwrap();
+    let log = dirs.lines().find_map(|line| line.strip_prefix("log_dir_size: "));
+    assert!(log.unwrap().parse::<u64>().unwrap() > 0, "{dirs}");
+    let said = four_letters(ensemble.client(before), "ydld").unwrap();
+    assert_eq!(said.trim_end(), "Sent yield leadership request to leader.");
+    wait::until("another leads", || leader().and_then(|now| if now == before { Err("the same") } else { Ok(now) }));
+}
+
+#[test]
+fn an_ensembles_files_start_its_members() {
+    let ensemble = Ensemble::new();
+    let (folder, port) = (&ensemble.folder, |what, id| ensemble.port(what, id));
+    let client = |id| ensemble.client(id);
+    let start = |id| ensemble.start(id, "ruok,srvr,conf", &[]);
     let mut keepers: Vec<Keeper> = (1..=3).map(start).collect();
     for (keeper, id) in keepers.iter().zip(1..) {
         keeper.until_it_serves(client(id));

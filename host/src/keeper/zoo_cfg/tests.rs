@@ -140,7 +140,7 @@ fn both_spellings_of_a_property_are_one_setting() {
          zookeeper.DigestAuthenticationProvider.superDigest=super:xQJmxLMiHGwaqBvst5y6rkB6HQs=\n\
          jute.maxbuffer=0x3fffff\nenforceQuota=true\nzookeeper.znode.container.checkIntervalMs=5000\nmaxClientCnxns=0\n\
          minSessionTimeout=-1\nmaxSessionTimeout=120000\nadmin.serverPort=8081\nforceSync=no\nsecureClientPort=2281\n\
-         readonlymode.enabled=true\nsslQuorum=false\nwhat.is.this=1\n",
+         readonlymode.enabled=true\nsslQuorum=false\naudit.enable=false\nwhat.is.this=1\n",
     );
     assert_eq!(value(&cfg, "client"), Some("127.0.0.1:2181"));
     assert_eq!(value(&cfg, "super-digest"), Some("super:xQJmxLMiHGwaqBvst5y6rkB6HQs="));
@@ -151,9 +151,10 @@ fn both_spellings_of_a_property_are_one_setting() {
     assert_eq!((value(&cfg, "session-timeout-min-ms"), value(&cfg, "session-timeout-max-ms")), (None, Some("120000")));
     assert_eq!(value(&cfg, "http"), Some("127.0.0.1:8081"));
     let keys: Vec<_> = ignored(&cfg).into_iter().map(|(_, key)| key).collect();
-    assert_eq!(keys, ["forceSync", "secureClientPort", "readonlymode.enabled", "what.is.this"]);
+    assert_eq!(keys, ["forceSync", "secureClientPort", "what.is.this"]);
+    assert_eq!((value(&cfg, "read-only-mode"), value(&cfg, "audit")), (Some("true"), Some("false")));
     let said = cfg.ignored.last().unwrap().to_string();
-    assert!(said.ends_with("zoo.cfg:17: what.is.this is not honoured: it is not known here"), "{said}");
+    assert!(said.ends_with("zoo.cfg:18: what.is.this is not honoured: it is not known here"), "{said}");
 }
 
 #[test]

@@ -21,6 +21,7 @@ mod nemesis;
 mod register;
 mod scenario;
 mod world;
+mod znodes;
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;

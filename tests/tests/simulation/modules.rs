@@ -60,6 +60,7 @@ pub struct Modules {
     pub counter: Bytes,
     pub brittle: Bytes,
     pub lines: Bytes,
+    pub znode_tree: Bytes,
 }
 
 /// The modules, made at the first call.
@@ -71,6 +72,7 @@ pub fn modules() -> &'static Modules {
         counter: bundled("counter"),
         brittle: Bytes::from(wat::parse_str(BRITTLE).expect("brittle is valid")),
         lines: Bytes::from_static(statehouse_tests::modules::lines()),
+        znode_tree: bundled("znode-tree"),
     })
 }
 

@@ -34,6 +34,8 @@ pub enum Seen {
     Deleted(Option<u64>),
     Swapped(u64),
     NotSwapped(Option<Item>),
+    /// A swap was refused because the key had another value; which one was not told.
+    Refused,
 }
 
 /// One operation of the history of a key.
@@ -98,6 +100,9 @@ impl State {
             }
             (Action::Swap { expected, .. }, Seen::NotSwapped(found)) => {
                 if self.item.map(|(value, _)| value) == *expected { None } else { self.matches(found) }
+            }
+            (Action::Swap { expected, .. }, Seen::Refused) => {
+                (self.item.map(|(value, _)| value) != *expected).then(|| self.clone())
             }
             (Action::Swap { expected, value }, Seen::Unknown) => {
                 if self.item.map(|(value, _)| value) == *expected {

@@ -313,7 +313,7 @@ async fn joined<T>(world: &Shared, task: impl Future<Output = Result<T, impl std
 }
 
 /// Every node must say that it is ready, and hold all that is committed.
-async fn become_ready(world: &Shared, healed_ms: u64) {
+pub async fn become_ready(world: &Shared, healed_ms: u64) {
     loop {
         let mut reasons = Vec::new();
         for id in world.cluster.ids() {
@@ -395,7 +395,7 @@ async fn all_keys_are_gone(world: &Shared, random: &mut SimRandom, keys: impl It
 }
 
 /// Compares the replicas' states as they go, so that a difference is found near its cause.
-async fn watch_replicas(world: Shared) {
+pub async fn watch_replicas(world: Shared) {
     let mut known: BTreeMap<(u64, u64), ([u8; 32], u64)> = BTreeMap::new();
     while !world.stopped() {
         sleep_ms(700).await;
@@ -499,7 +499,7 @@ async fn replicas_are_equal(world: &Shared) {
 }
 
 /// What was acknowledged before another thing began stands before it in the log.
-fn order_is_real_time(world: &Shared, group: &str, placed: &[Placed]) {
+pub fn order_is_real_time(world: &Shared, group: &str, placed: &[Placed]) {
     let mut by_return: Vec<&Placed> = placed.iter().filter(|placed| placed.is_write).collect();
     by_return.sort_by_key(|placed| placed.returned);
     let mut by_call: Vec<&Placed> = placed.iter().collect();

@@ -16,7 +16,7 @@ use crate::wire::AclEntry;
 use crate::wire::ErrorCode;
 use crate::wire::perms;
 
-/// What one list may take, bytes as [`entry_bytes`] counts them. An event names the readers of a list beside a path
+/// What one list may take, bytes as a snapshot counts its entries. An event names the readers of a list beside a path
 /// (see [`ChangeWriter`](crate::call::ChangeWriter)), and `auth` stands for as many entries as the caller has identities.
 pub const LIST_BYTES_MAX: usize = 512 << 10;
 

@@ -23,6 +23,7 @@ use crate::node::Setup;
 use crate::node::identity;
 use crate::node::identity::Identity;
 use crate::node::settle;
+use crate::peer::Handler;
 use crate::peer::Transport;
 use crate::platform::Platform;
 use crate::types::NodeId;
@@ -35,6 +36,7 @@ use super::network::SimNetwork;
 use super::network::SimTransport;
 use super::network::address_of;
 use super::platform::SimPlatform;
+use super::platform::WeakPlatform;
 use super::random::SimRandom;
 use super::runtime::LifeRuntime;
 
@@ -85,6 +87,8 @@ struct Slot {
     ahead_ms: u64,
     life: Option<Arc<Life>>,
     node: Option<SimNode>,
+    /// The node as the network knows it.
+    handler: Option<Arc<dyn Handler>>,
     net: Option<SimNet>,
     log: Option<NodeLog>,
 }
@@ -97,6 +101,20 @@ struct Inner {
     random: Mutex<SimRandom>,
     slots: Mutex<BTreeMap<NodeId, Slot>>,
     lives: Mutex<Vec<Arc<Life>>>,
+    platforms: Remains,
+}
+
+/// What must be gone once a cluster and its runtime are: thousands of runs in one process would fill the memory
+/// with the guests of ended ones.
+#[derive(Clone, Debug, Default)]
+pub struct Remains(Arc<Mutex<Vec<WeakPlatform>>>);
+
+impl Remains {
+    /// A sentence for each life of which something is still held.
+    pub fn held(&self) -> Vec<String> {
+        let lives = lock(&self.0).iter().filter_map(WeakPlatform::life).collect::<Vec<_>>();
+        lives.iter().map(|life| format!("{life:?} is still held after its run")).collect()
+    }
 }
 
 /// The cluster; clones are the same one. To be used inside [`LifeRuntime`]'s `block_on`.
@@ -120,7 +138,7 @@ impl SimCluster {
         let members: BTreeMap<NodeId, String> = (1..=options.nodes).map(|id| (id, address_of(id))).collect();
         let slots = members.keys().map(|id| {
             let ahead_ms = random.between(0, options.skew_max_ms);
-            (*id, Slot { disk: SimDisk::new(), ahead_ms, life: None, node: None, net: None, log: None })
+            (*id, Slot { disk: SimDisk::new(), ahead_ms, life: None, node: None, handler: None, net: None, log: None })
         });
         let slots = slots.collect();
         let network = SimNetwork::new(random.fork(1));
@@ -132,6 +150,7 @@ impl SimCluster {
             random: Mutex::new(random.fork(2)),
             slots: Mutex::new(slots),
             lives: Mutex::default(),
+            platforms: Remains::default(),
         };
         Self(Arc::new(inner))
     }
@@ -192,6 +211,11 @@ impl SimCluster {
         found
     }
 
+    /// What is left of the lives that there were so far; to be asked when cluster and runtime were dropped.
+    pub fn remains(&self) -> Remains {
+        self.0.platforms.clone()
+    }
+
     /// Starts a node that is down, on what its disk holds. `Ok` too when it was crashed meanwhile.
     pub async fn start(&self, id: NodeId) -> io::Result<()> {
         let (life, disk, platform) = {
@@ -209,9 +233,11 @@ impl SimCluster {
             let seed = random.draw();
             let random = SimRandom::new(seed);
             let platform = SimPlatform::new(life.clone(), random, slot.ahead_ms, self.0.options.slow_jobs_per_mille);
+            lock(&self.0.platforms.0).push(platform.downgrade());
             slot.life = Some(life.clone());
             slot.net = Some(platform.net());
             slot.node = None;
+            slot.handler = None;
             (life, slot.disk.clone(), platform)
         };
         self.0.network.unlisten(id);
@@ -236,9 +262,11 @@ impl SimCluster {
             Some(Ok(node)) => node,
         };
         if life.is_alive() {
-            self.0.network.listen(life, Arc::new(node.clone()));
+            let handler: Arc<dyn Handler> = Arc::new(node.clone());
+            self.0.network.listen(life, &handler);
             if let Some(slot) = lock(&self.0.slots).get_mut(&id) {
                 slot.node = Some(node);
+                slot.handler = Some(handler);
             }
         }
         Ok(())
@@ -284,6 +312,7 @@ impl SimCluster {
             let mut slots = lock(&self.0.slots);
             let Some(slot) = slots.get_mut(&id) else { return };
             slot.node = None;
+            slot.handler = None;
             (slot.life.take(), slot.disk.clone())
         };
         self.0.network.unlisten(id);

@@ -19,6 +19,7 @@ pub use clients::SimClient;
 pub use clients::SimNet;
 pub use cluster::CallError;
 pub use cluster::Crash;
+pub use cluster::Remains;
 pub use cluster::SimCluster;
 pub use cluster::SimNode;
 pub use cluster::SimOptions;

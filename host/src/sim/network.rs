@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::Weak;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -64,7 +65,8 @@ struct Connection {
 
 struct Endpoint {
     life: Arc<Life>,
-    handler: Arc<dyn Handler>,
+    /// The node holds the network through its transport: were it held from here too, neither would ever go.
+    handler: Weak<dyn Handler>,
 }
 
 struct Inner {
@@ -155,8 +157,9 @@ impl SimNetwork {
         SimTransport { network: self.clone(), life }
     }
 
-    /// From now on requests to the node are handled by `handler`.
-    pub fn listen(&self, life: Arc<Life>, handler: Arc<dyn Handler>) {
+    /// From now on requests to the node are handled by `handler`, as long as somebody else holds it.
+    pub fn listen(&self, life: Arc<Life>, handler: &Arc<dyn Handler>) {
+        let handler = Arc::downgrade(handler);
         lock(&self.inner).endpoints.insert(life.node, Endpoint { life, handler });
     }
 
@@ -245,7 +248,7 @@ impl SimNetwork {
         }
         let endpoint =
             inner.endpoints.get(&to).filter(|endpoint| endpoint.life.number == life && endpoint.life.is_alive())?;
-        let found = (endpoint.life.clone(), endpoint.handler.clone());
+        let found = (endpoint.life.clone(), endpoint.handler.upgrade()?);
         inner.note(&[from, to, lane as u64, 0], bytes);
         if lane == Lane::Bulk && matches!(codec::decode(bytes), Ok(PeerRequest::<LifeRuntime>::SnapshotEnd { .. })) {
             inner.snapshots += 1;

@@ -3,6 +3,7 @@
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::Weak;
 use std::time::Duration;
 
 use openraft::Instant;
@@ -22,6 +23,17 @@ const WALL_START_MS: u64 = 1_767_225_600_000;
 /// The machine under one life of one node.
 #[derive(Clone, Debug)]
 pub struct SimPlatform(Arc<Inner>);
+
+/// Tells whether anything of a life is still held: every part of a node holds its platform.
+#[derive(Clone, Debug)]
+pub(super) struct WeakPlatform(Weak<Inner>);
+
+impl WeakPlatform {
+    /// The life, if something holds its platform.
+    pub fn life(&self) -> Option<Arc<Life>> {
+        self.0.upgrade().map(|platform| platform.life.clone())
+    }
+}
 
 #[derive(Debug)]
 struct Inner {
@@ -44,6 +56,10 @@ impl SimPlatform {
     pub fn new(life: Arc<Life>, random: SimRandom, ahead_ms: u64, slow_jobs_per_mille: u64) -> Self {
         let net = SimNet::new(life.clone());
         Self(Arc::new(Inner { life, net, random: Mutex::new(random), ahead_ms, slow_jobs_per_mille }))
+    }
+
+    pub(super) fn downgrade(&self) -> WeakPlatform {
+        WeakPlatform(Arc::downgrade(&self.0))
     }
 }
 

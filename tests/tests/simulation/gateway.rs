@@ -297,7 +297,7 @@ async fn story(world: &Shared, random: &mut SimRandom) {
 
 fn run(seed: u64, verbose: bool) -> (Vec<String>, BTreeMap<&'static str, u64>, u64) {
     statehouse::module::mark_guest_thread();
-    LifeRuntime::with_seed(seed).block_on(async move {
+    let ((mut problems, counts, trace), remains) = LifeRuntime::with_seed(seed).block_on(async move {
         let mut random = SimRandom::new(seed ^ 0x6a7e);
         let mut plan = Plan::draw(&mut random);
         plan.nodes = 3;
@@ -310,8 +310,11 @@ fn run(seed: u64, verbose: bool) -> (Vec<String>, BTreeMap<&'static str, u64>, u
             world.problem("the run did not end");
         }
         world.cluster.complaints().into_iter().for_each(|complaint| world.problem(complaint));
-        (world.problems(), world.counts(), world.trace().0 ^ world.cluster.network().trace().0)
-    })
+        let told = (world.problems(), world.counts(), world.trace().0 ^ world.cluster.network().trace().0);
+        (told, world.cluster.remains())
+    });
+    problems.extend(remains.held());
+    (problems, counts, trace)
 }
 
 #[test]

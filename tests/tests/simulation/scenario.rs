@@ -14,6 +14,7 @@ use statehouse::service::ErrorCode;
 use statehouse::service::GroupRequest;
 use statehouse::service::Service;
 use statehouse::sim::LifeRuntime;
+use statehouse::sim::Remains;
 use statehouse::sim::SimCluster;
 use statehouse::sim::SimOptions;
 use statehouse::sim::SimRandom;
@@ -122,12 +123,14 @@ pub fn run(seed: u64, verbose: bool, executor_trace: bool, sabotage: Sabotage) -
     statehouse::module::mark_guest_thread();
     let mut runtime = LifeRuntime::with_seed(seed);
     runtime.record_trace(executor_trace);
-    let mut report = runtime.block_on(whole_run(seed, verbose, sabotage));
+    let (mut report, remains) = runtime.block_on(whole_run(seed, verbose, sabotage));
     report.executor = runtime.take_trace();
+    drop(runtime);
+    report.problems.extend(remains.held());
     report
 }
 
-async fn whole_run(seed: u64, verbose: bool, sabotage: Sabotage) -> Report {
+async fn whole_run(seed: u64, verbose: bool, sabotage: Sabotage) -> (Report, Remains) {
     let mut random = SimRandom::new(seed ^ 0x5eed);
     let plan = Plan::draw(&mut random);
     let mut options = options(seed, &mut random, &plan);
@@ -150,13 +153,14 @@ async fn whole_run(seed: u64, verbose: bool, sabotage: Sabotage) -> Report {
         world.count("snapshots sent to a node");
     }
     let (trace, _) = world.trace();
-    Report {
+    let report = Report {
         problems: world.problems(),
         counts: world.counts(),
         fingerprint: trace ^ messages_hash,
         executor: Vec::new(),
         virtual_ms: now_ms(),
-    }
+    };
+    (report, cluster.remains())
 }
 
 /// How every group stands on every node, for messages.

@@ -301,7 +301,7 @@ async fn replicas_are_equal(world: &Shared) {
 
 fn run(seed: u64, verbose: bool) -> (Vec<String>, BTreeMap<&'static str, u64>, u64) {
     statehouse::module::mark_guest_thread();
-    LifeRuntime::with_seed(seed).block_on(async move {
+    let ((mut problems, counts, trace), remains) = LifeRuntime::with_seed(seed).block_on(async move {
         let mut random = SimRandom::new(seed ^ 0x2181);
         let plan = Plan::draw(&mut random);
         let mut options = options(seed, &mut random, &plan);
@@ -314,8 +314,11 @@ fn run(seed: u64, verbose: bool) -> (Vec<String>, BTreeMap<&'static str, u64>, u
             world.problem("the run did not end");
         }
         world.cluster.complaints().into_iter().for_each(|complaint| world.problem(complaint));
-        (world.problems(), world.counts(), world.trace().0 ^ world.cluster.network().trace().0)
-    })
+        let told = (world.problems(), world.counts(), world.trace().0 ^ world.cluster.network().trace().0);
+        (told, world.cluster.remains())
+    });
+    problems.extend(remains.held());
+    (problems, counts, trace)
 }
 
 fn tell(seed: u64, problems: &[String]) -> String {

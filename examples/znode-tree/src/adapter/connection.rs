@@ -24,6 +24,8 @@ use super::handshake::Format;
 use super::handshake::REFUSED_VERSION;
 use super::requests::Requests;
 use super::stats::ConnectionStats;
+use super::trace;
+use super::trace::Trailer;
 use super::words;
 use crate::jute::Malformed;
 
@@ -248,13 +250,19 @@ impl Connection {
             Phase::New => ConnectRequest::length(length, rest),
             _ => length,
         };
-        let Some(frame) = rest.get(..length) else { return Taken::Nothing };
+        let Some((frame, behind)) = rest.split_at_checked(length) else { return Taken::Nothing };
+        let trailer = match self.format.is_traced.then(|| trace::read(behind)) {
+            None => 0,
+            Some(Trailer::Bytes(count)) => count,
+            Some(Trailer::More) => return Taken::Nothing,
+            Some(Trailer::Garbage) => return Taken::Garbage,
+        };
         self.count_received(shared);
         let is_ours = match self.phase {
             Phase::New => self.greet(shared, io, frame),
             _ => self.request(shared, io, frame),
         };
-        if is_ours { Taken::Bytes(4 + length) } else { Taken::Garbage }
+        if is_ours { Taken::Bytes(4 + length + trailer) } else { Taken::Garbage }
     }
 
     fn count_received(&mut self, shared: &mut Shared) {

@@ -9,6 +9,9 @@ const COMPRESSED_VERSION: i32 = 10;
 /// ClickHouse's protocol with xids of 64 bits. Its handshake says whether frames are compressed in a byte that the
 /// frame's length does not count.
 const WIDE_XID_VERSION: i32 = 11;
+/// ClickHouse's protocol whose requests may each carry a [trace context](super::trace). Its handshake says in two bytes that
+/// the length does not count whether xids have 64 bits, and whether frames are compressed.
+const TRACED_VERSION: i32 = 12;
 /// ClickHouse's answer to a handshake when there is no leader: a protocol version that says no.
 pub const REFUSED_VERSION: i32 = 42;
 
@@ -19,12 +22,15 @@ pub struct Format {
     pub has_wide_xids: bool,
     /// See [`compression`](super::compression).
     pub is_compressed: bool,
+    /// Behind each request of the client there is what [`trace`](super::trace) reads.
+    pub is_traced: bool,
 }
 
 impl Format {
     /// The protocol version that says so.
     pub fn version(self) -> i32 {
         match self {
+            Self { is_traced: true, .. } => TRACED_VERSION,
             Self { has_wide_xids: true, .. } => WIDE_XID_VERSION,
             Self { is_compressed: true, .. } => COMPRESSED_VERSION,
             _ => 0,
@@ -54,17 +60,23 @@ pub struct ConnectRequest {
 impl ConnectRequest {
     /// How long the frame is whose length the client says is `length`, if what it is can be told from its front.
     pub fn length(length: usize, front: &[u8]) -> usize {
-        let is_wide = front.first_chunk().is_some_and(|version| i32::from_be_bytes(*version) == WIDE_XID_VERSION);
-        length + usize::from(is_wide)
+        let uncounted = match front.first_chunk().map(|version| i32::from_be_bytes(*version)) {
+            Some(TRACED_VERSION) => 2,
+            Some(WIDE_XID_VERSION) => 1,
+            _ => 0,
+        };
+        length + uncounted
     }
 
     /// Reads the frame. What follows the record is not looked at, as ZooKeeper does.
     pub fn read(frame: &[u8]) -> Result<Self, Malformed> {
         let mut reader = Reader::new(frame);
         let version = reader.i32()?;
-        let has_wide_xids = version == WIDE_XID_VERSION;
-        let is_compressed = if has_wide_xids { reader.bool()? } else { version == COMPRESSED_VERSION };
-        let format = Format { has_wide_xids, is_compressed };
+        let format = match version {
+            TRACED_VERSION => Format { is_traced: true, has_wide_xids: reader.bool()?, is_compressed: reader.bool()? },
+            WIDE_XID_VERSION => Format { has_wide_xids: true, is_compressed: reader.bool()?, is_traced: false },
+            version => Format { is_compressed: version == COMPRESSED_VERSION, ..Format::default() },
+        };
         let last_zxid_seen = reader.i64()?;
         let timeout_ms = reader.i32()?;
         let session = reader.i64()? as u64;

@@ -28,6 +28,7 @@ mod pending;
 mod requests;
 mod settings;
 mod stats;
+mod trace;
 mod watches;
 mod watching;
 mod words;

@@ -205,6 +205,50 @@ fn clickhouses_wide_xids_are_wide_in_every_frame() {
     );
 }
 
+/// ClickHouse's protocol 12: what each request carries behind it is no part of the next one, whatever the xids are.
+#[test]
+fn clickhouses_trace_contexts_are_passed_over() {
+    for wide in [false, true] {
+        let mut world = World::new(1);
+        let mut peer = world.dial(0);
+        let hello = body(|out| {
+            out.i32(44).i32(12).bool(wide).bool(false).i64(0).i32(30_000).i64(0).buffer(Some(&[0; 16]));
+        });
+        let traced = |xid: i64, operation: i32, rest: &[u8], context: &[u8]| {
+            let request = body(|out| {
+                if wide {
+                    out.i64(xid)
+                } else {
+                    out.i32(xid as i32)
+                };
+                out.i32(operation).raw(rest);
+            });
+            [&frame(&request)[..], context].concat()
+        };
+        let context = b"\x0161f0c404-5cb3-11e7-907b-a6006ad3dba0\n17\ncongo=t61rcWkgMzE\n1\n";
+        let requests = [
+            traced(1, op::SET_DATA, &set_data("/", "traced"), context),
+            traced(-2, op::PING, &[], &[0]),
+            traced(2, op::GET_DATA, &path_watch("/", false), context),
+        ];
+        for piece in [&hello[..], &requests.concat()].concat().chunks(9) {
+            world.send(&peer, piece);
+            world.desk.run();
+        }
+        let welcome = world.frame(&mut peer).unwrap();
+        assert_eq!((welcome.len(), &welcome[..4]), (36, &[0, 0, 0, 12][..]));
+        let frames: Vec<_> = std::iter::from_fn(|| world.frame(&mut peer)).collect();
+        let xid = |frame: &Vec<u8>| match wide {
+            true => i64::from_be_bytes(*frame.first_chunk().unwrap()),
+            false => i64::from(i32::from_be_bytes(*frame.first_chunk().unwrap())),
+        };
+        assert_eq!(frames.iter().map(xid).collect::<Vec<_>>(), [1, -2, 2]);
+        assert!(frames[2][if wide { 20 } else { 16 }..].starts_with(b"\0\0\0\x06traced"));
+        world.send(&peer, &traced(3, op::PING, &[], &[7]));
+        assert!(world.is_closed(&peer), "what is behind the request is neither");
+    }
+}
+
 /// What a client of ClickHouse with `use_compression` sends and gets: the handshake plain, all else in blocks.
 #[test]
 fn clickhouses_compressed_streams_carry_the_same_frames() {

@@ -62,6 +62,15 @@ pub struct ServeConfig {
           hide_default_value = true, help_heading = "Cluster")]
     pub initial_cluster: BTreeMap<u64, String>,
 
+    /// Join a cluster that is there, instead of --initial-cluster: the peer addresses of some of its nodes. Read
+    /// until the node has joined
+    #[arg(long, value_name = "ADDR,…", value_delimiter = ',', value_parser = parse_address, help_heading = "Cluster")]
+    pub join: Vec<String>,
+
+    /// The address that other nodes reach --peer at, when it is another: what --join tells them
+    #[arg(long, value_name = "ADDR", value_parser = parse_address, help_heading = "Cluster")]
+    pub advertise_peer: Option<String>,
+
     /// The cluster's name; nodes of another name are refused
     #[arg(long, value_name = "NAME", default_value = "statehouse", help_heading = "Cluster")]
     pub cluster_name: String,
@@ -230,6 +239,21 @@ impl ServeConfig {
                 "give all nodes the same --initial-cluster, with every node in it",
             );
         }
+        if !self.join.is_empty() && !self.initial_cluster.is_empty() {
+            return refuse(
+                "--join and --initial-cluster are both given".into(),
+                "--initial-cluster begins a cluster, --join comes to one: give one of them",
+            );
+        }
+        if !self.join.is_empty() && self.advertise_peer.is_none() && self.peer.ip().is_unspecified() {
+            return refuse(
+                format!(
+                    "--join tells the others to reach this node at --peer {}, which is no address of it",
+                    self.peer
+                ),
+                "give the address they reach it at with --advertise-peer",
+            );
+        }
         if self.cluster_name.is_empty() {
             return refuse("--cluster-name is empty".into(), "leave it out, or give the same name to all nodes");
         }
@@ -273,6 +297,11 @@ impl ServeConfig {
         all
     }
 
+    /// The address that other nodes reach this one at.
+    pub fn peer_address(&self) -> String {
+        self.advertise_peer.clone().unwrap_or_else(|| self.peer.to_string())
+    }
+
     /// The URL that clients reach this node's HTTP API at.
     pub fn http_url(&self) -> String {
         self.advertise_http.clone().unwrap_or_else(|| format!("http://{}", self.http))
@@ -281,6 +310,16 @@ impl ServeConfig {
 
 fn list<T: fmt::Display>(items: impl IntoIterator<Item = T>) -> String {
     items.into_iter().map(|item| item.to_string()).collect::<Vec<_>>().join(", ")
+}
+
+/// Reads `HOST:PORT`.
+fn parse_address(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    let port = text.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
+    match port {
+        Some(Ok(_)) => Ok(text.to_owned()),
+        _ => Err(format!("`{text}` is not HOST:PORT")),
+    }
 }
 
 /// Reads `1=HOST:PORT,2=HOST:PORT`.
@@ -294,18 +333,11 @@ fn parse_cluster(text: &str) -> Result<BTreeMap<u64, String>, String> {
             .ok()
             .filter(|id| *id > 0)
             .ok_or_else(|| format!("`{id}` in `{part}` is not a node id from 1"))?;
-        let address = address.trim();
-        let port = address
-            .rsplit_once(':')
-            .filter(|(host, _)| !host.is_empty())
-            .and_then(|(_, port)| port.parse::<u16>().ok());
-        if port.is_none() {
-            return Err(format!("`{address}` in `{part}` is not HOST:PORT"));
-        }
-        if nodes.values().any(|other| other == address) {
+        let address = parse_address(address).map_err(|error| format!("in `{part}`, {error}"))?;
+        if nodes.values().any(|other| *other == address) {
             return Err(format!("the address {address} is given to two nodes"));
         }
-        if nodes.insert(id, address.to_owned()).is_some() {
+        if nodes.insert(id, address).is_some() {
             return Err(format!("node {id} is named twice"));
         }
     }
@@ -319,11 +351,7 @@ fn parse_listen(text: &str) -> Result<(String, Option<String>), String> {
     if address == "off" {
         return Ok((group.to_owned(), None));
     }
-    let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
-    match port {
-        Some(Ok(_)) => Ok((group.to_owned(), Some(address.to_owned()))),
-        _ => Err(format!("`{address}` is not HOST:PORT")),
-    }
+    Ok((group.to_owned(), Some(parse_address(address)?)))
 }
 
 /// Reads a size: bytes, or with a suffix `KiB`, `MiB`, `GiB` (or `K`, `M`, `G`: the same powers of two).

@@ -16,6 +16,7 @@ pub mod gateway;
 pub mod group;
 pub mod keeper;
 pub mod log;
+pub mod membership;
 pub mod module;
 pub mod net;
 pub mod node;

@@ -10,6 +10,8 @@ use futures_util::stream::BoxStream;
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::membership::Change;
+use crate::membership::ChangeKind;
 use crate::types::NodeId;
 
 /// How fresh a query's answer must be.
@@ -73,6 +75,20 @@ pub enum ErrorCode {
     Unavailable,
     /// A fault of the host itself.
     Internal,
+    /// No such node in the cluster.
+    NodeNotFound,
+    /// The node holds no replica of the group.
+    MemberNotFound,
+    /// No such change, or it is too long ago.
+    ChangeNotFound,
+    /// A change of the same members is running.
+    ChangeInProgress,
+    /// The group's last voter cannot go.
+    LastVoter,
+    /// The learner lags too far behind to vote.
+    NotCaughtUp,
+    /// The change was cancelled.
+    Cancelled,
 }
 
 impl ErrorCode {
@@ -101,6 +117,13 @@ impl ErrorCode {
             Self::GroupStopped => "group_stopped",
             Self::Unavailable => "unavailable",
             Self::Internal => "internal",
+            Self::NodeNotFound => "node_not_found",
+            Self::MemberNotFound => "member_not_found",
+            Self::ChangeNotFound => "change_not_found",
+            Self::ChangeInProgress => "change_in_progress",
+            Self::LastVoter => "last_voter",
+            Self::NotCaughtUp => "not_caught_up",
+            Self::Cancelled => "cancelled",
         }
     }
 
@@ -109,8 +132,20 @@ impl ErrorCode {
         match self {
             Self::BadRequest | Self::BadSequence => 400,
             Self::WrongSecret => 403,
-            Self::ModuleNotFound | Self::GroupNotFound | Self::SessionNotFound => 404,
-            Self::AlreadyExists | Self::ModuleInUse | Self::SequenceTooOld | Self::SessionMoved => 409,
+            Self::ModuleNotFound
+            | Self::GroupNotFound
+            | Self::SessionNotFound
+            | Self::NodeNotFound
+            | Self::MemberNotFound
+            | Self::ChangeNotFound => 404,
+            Self::AlreadyExists
+            | Self::ModuleInUse
+            | Self::SequenceTooOld
+            | Self::SessionMoved
+            | Self::ChangeInProgress
+            | Self::LastVoter
+            | Self::NotCaughtUp
+            | Self::Cancelled => 409,
             Self::TooLarge => 413,
             Self::Rejected | Self::Trapped | Self::ModuleRefused => 422,
             Self::Internal | Self::GroupStopped => 500,
@@ -147,6 +182,15 @@ impl ErrorCode {
             Self::GroupStopped => "see the node's log for the reason",
             Self::Unavailable => "try again, or another node",
             Self::Internal => "see the node's log; this is a fault of the host",
+            Self::NodeNotFound => "`statehouse node ls` lists the nodes; a new one starts with `serve --join`",
+            Self::MemberNotFound => "`statehouse member ls GROUP` lists the members",
+            Self::ChangeNotFound => "`statehouse change ls` lists the changes that are still known",
+            Self::ChangeInProgress => {
+                "wait for it (`statehouse change ls`), or cancel it (`statehouse change cancel ID`)"
+            }
+            Self::LastVoter => "add another voter first, or remove the group",
+            Self::NotCaughtUp => "wait until it has caught up: `statehouse member ls GROUP` shows how far it is",
+            Self::Cancelled => "what it had done by then stays; ask for what you want instead",
         }
     }
 }
@@ -220,6 +264,8 @@ pub struct GroupRequest {
     pub module: String,
     /// The params of `init`: an object, or null for an empty one.
     pub params: serde_json::Value,
+    /// How many replicas it is to have; `None`: one on every full node.
+    pub replicas: Option<u64>,
     /// The addresses its adapter listens on, on every node.
     pub listen: Vec<String>,
     /// What the adapter is told as `listen`: an object, or null for an empty one.
@@ -252,6 +298,8 @@ pub struct GroupView {
     pub listen: Vec<String>,
     /// What its adapter is told of its listener, as it was created.
     pub listen_params: serde_json::Value,
+    /// How many replicas it is to have; `None`: one on every full node.
+    pub replicas: Option<u64>,
     /// The node that answers.
     pub node: NodeId,
     /// Its current term.
@@ -309,7 +357,7 @@ pub struct ApplyRequest {
 }
 
 /// What `apply` answered.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Applied {
     /// The entry's index.
     pub index: u64,
@@ -352,6 +400,27 @@ pub enum EventItem {
         /// The index the stream goes on from.
         next: u64,
     },
+}
+
+/// A node of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterNodeView {
+    /// Its id.
+    pub id: NodeId,
+    /// Its peer address.
+    pub address: String,
+    /// Its part in the catalog: `voter` or `learner`.
+    pub role: String,
+    /// Whether it leads the catalog.
+    pub leader: bool,
+    /// `ready`, `not ready: why`, or `unreachable: why`.
+    pub state: String,
+    /// How many entries of the catalog it lacks, as the leader sees it.
+    pub lag: Option<u64>,
+    /// Replicas it holds.
+    pub groups: Option<u64>,
+    /// Of these, how many lead.
+    pub leads: Option<u64>,
 }
 
 /// The node's own condition.
@@ -416,6 +485,22 @@ pub trait Service: Send + Sync + 'static {
 
     /// The group's events from index `from` (the next one when `None`), in log order, as this node applies them.
     fn events(&self, group: String, from: Option<u64>) -> BoxFuture<'_, ServiceResult<BoxStream<'static, EventItem>>>;
+
+    /// Begins a change of membership and answers its record; it goes on by itself, whichever node fails. What makes no
+    /// sense is refused at once.
+    fn change_begin(&self, kind: ChangeKind) -> BoxFuture<'_, ServiceResult<Change>>;
+    /// The changes that run, and those that ended last, by number.
+    fn change_list(&self) -> BoxFuture<'_, ServiceResult<Vec<Change>>>;
+    /// One change; waits up to `wait_ms` for its end.
+    fn change_get(&self, id: u64, wait_ms: u64) -> BoxFuture<'_, ServiceResult<Change>>;
+    /// Gives up a running change; what it has done by then stays.
+    fn change_cancel(&self, id: u64) -> BoxFuture<'_, ServiceResult<Change>>;
+    /// The cluster's nodes, by id.
+    fn node_list(&self) -> BoxFuture<'_, ServiceResult<Vec<ClusterNodeView>>>;
+    /// A group's members, as its leader sees them. The group `catalog` is the cluster's own.
+    fn member_list(&self, group: String) -> BoxFuture<'_, ServiceResult<Vec<MemberView>>>;
+    /// Hands a group's leadership to a node, or to whoever is furthest ahead; who leads then.
+    fn leader_transfer(&self, group: String, to: Option<NodeId>) -> BoxFuture<'_, ServiceResult<NodeId>>;
 
     /// Readiness.
     fn node(&self) -> BoxFuture<'_, NodeView>;

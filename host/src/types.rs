@@ -20,6 +20,9 @@ pub type GroupId = u64;
 /// The catalog's own group: every node belongs to it.
 pub const CATALOG: GroupId = 0;
 
+/// What it is called; no other group is called so.
+pub const CATALOG_NAME: &str = "catalog";
+
 /// Who proposed an entry, so that this node, when it applies the entry, finds who waits for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Origin {

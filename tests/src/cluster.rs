@@ -84,6 +84,37 @@ impl Node {
         self.flags.extend(flags.iter().map(|flag| (*flag).to_owned()));
     }
 
+    /// From its next start on it joins through these nodes, whatever it was told before.
+    pub fn join_through(&mut self, peers: &[SocketAddr]) {
+        for flag in ["--initial-cluster", "--join"] {
+            if let Some(place) = self.flags.iter().position(|given| given == flag) {
+                self.flags.drain(place..place + 2);
+            }
+        }
+        let peers: Vec<String> = peers.iter().map(SocketAddr::to_string).collect();
+        self.flags.extend(["--join".to_owned(), peers.join(",")]);
+    }
+
+    /// Waits until the process has ended because the node was removed.
+    #[track_caller]
+    pub fn wait_removed(&mut self) {
+        let mut child = self.child.take().expect("the node runs");
+        match program::wait(&mut child, wait::PATIENCE) {
+            Some(status) => assert_eq!(status.code(), Some(5), "node {} ended, {status}:\n{}", self.id, self.said()),
+            None => {
+                drop(child.kill());
+                drop(child.wait());
+                panic!("node {} was removed and does not end:\n{}", self.id, self.said());
+            }
+        }
+        assert!(self.said().contains(&format!("node {} was removed from the cluster", self.id)), "{}", self.said());
+    }
+
+    /// Removes its data directory.
+    pub fn empty(&self) {
+        std::fs::remove_dir_all(&self.data_dir).unwrap();
+    }
+
     /// Starts it; it may take a while until it answers.
     #[track_caller]
     pub fn start(&mut self) {
@@ -204,12 +235,31 @@ impl Drop for Node {
     }
 }
 
+fn at(ip: IpAddr, base: u16, id: u64) -> SocketAddr {
+    SocketAddr::new(ip, base + u16::try_from(id).unwrap())
+}
+
+fn node(folder: &tempfile::TempDir, ip: IpAddr, id: u64, flags: Vec<String>) -> Node {
+    Node {
+        id,
+        data_dir: folder.path().join(format!("node-{id}")),
+        http: at(ip, 7070, id),
+        peer: at(ip, 7170, id),
+        log: folder.path().join(format!("node-{id}.log")),
+        flags,
+        child: None,
+    }
+}
+
 /// Nodes that know each other, and the folder they live in. Indexed by node id.
 #[derive(Debug)]
 pub struct Cluster {
     /// The nodes, in the order of their ids.
     pub nodes: Vec<Node>,
     folder: tempfile::TempDir,
+    ip: IpAddr,
+    /// What a node that joins is started with, but for how it joins.
+    flags: Vec<String>,
 }
 
 impl Cluster {
@@ -221,7 +271,6 @@ impl Cluster {
     /// The same in a folder of one's own.
     pub fn prepare_in(folder: tempfile::TempDir, count: u64, flags: &[&str]) -> Self {
         let ip = own_address();
-        let port = |base: u16, id: u64| SocketAddr::new(ip, base + u16::try_from(id).unwrap());
         let mut flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
         // Small segments, so that a test's many nodes do not write gigabytes of zeros; patience, because three nodes
         // that compile a module at the same time on a busy machine take seconds for it.
@@ -230,20 +279,67 @@ impl Cluster {
                 flags.extend([flag.to_owned(), value.to_owned()]);
             }
         }
+        let joining = flags.clone();
         if count > 1 {
-            let members: Vec<String> = (1..=count).map(|id| format!("{id}={}", port(7170, id))).collect();
+            let members: Vec<String> = (1..=count).map(|id| format!("{id}={}", at(ip, 7170, id))).collect();
             flags.extend(["--initial-cluster".to_owned(), members.join(",")]);
         }
-        let node = |id| Node {
-            id,
-            data_dir: folder.path().join(format!("node-{id}")),
-            http: port(7070, id),
-            peer: port(7170, id),
-            log: folder.path().join(format!("node-{id}.log")),
-            flags: flags.clone(),
-            child: None,
-        };
-        Self { nodes: (1..=count).map(node).collect(), folder }
+        let nodes = (1..=count).map(|id| node(&folder, ip, id, flags.clone())).collect();
+        Self { nodes, folder, ip, flags: joining }
+    }
+
+    /// `count` more nodes, which join through the nodes that are there; not started yet.
+    pub fn prepare_joining(&mut self, count: u64) {
+        let peers: Vec<SocketAddr> = self.nodes.iter().map(|node| node.peer).collect();
+        for _ in 0..count {
+            let id = self.nodes.len() as u64 + 1;
+            let mut node = node(&self.folder, self.ip, id, self.flags.clone());
+            node.join_through(&peers);
+            self.nodes.push(node);
+        }
+    }
+
+    /// The ids of the nodes that run.
+    pub fn running(&mut self) -> Vec<u64> {
+        self.nodes.iter_mut().filter_map(|node| node.is_running().then_some(node.id)).collect()
+    }
+
+    /// Begins a change of membership through a node and waits for its end, at whichever node answers; its record.
+    #[track_caller]
+    pub fn change(&mut self, through: u64, method: &str, path: &str, body: &str) -> Value {
+        let begun = self.node(through).client().send(&Request::new(method, path).body(body.as_bytes()));
+        let begun = begun.unwrap_or_else(|trouble| panic!("{method} {path}: {trouble:?}")).expect(202).json();
+        let record = format!("/v1/changes/{}?wait_ms=500", begun["id"]);
+        wait::until(&format!("{}", begun["change"]), || {
+            let servers: Vec<SocketAddr> = self.running().iter().map(|id| self.node(*id).http).collect();
+            let change = ask_any(&servers, &Request::new("GET", &record)).expect(200).json();
+            assert_ne!(change["state"], "failed", "{change}");
+            if change["state"] == "done" { Ok(change) } else { Err(change.to_string()) }
+        })
+    }
+
+    /// Starts a node that joins, and makes it a full one.
+    #[track_caller]
+    pub fn add(&mut self, through: u64, id: u64) {
+        self.node_mut(id).start();
+        self.node_mut(id).wait_ready();
+        self.change(through, "POST", "/v1/nodes", &json!({ "node": id }).to_string());
+        self.node_mut(id).wait_ready();
+    }
+
+    /// Removes a node, whose process ends then.
+    #[track_caller]
+    pub fn remove(&mut self, through: u64, id: u64) {
+        self.change(through, "DELETE", &format!("/v1/nodes/{id}"), "");
+        self.node_mut(id).wait_removed();
+    }
+
+    /// The voters of a group, as its leader sees them.
+    #[track_caller]
+    pub fn voters(&self, through: u64, group: &str) -> Vec<u64> {
+        let view = self.node(through).client().get(&format!("/v1/groups/{group}/members")).expect(200).json();
+        let members = view["members"].as_array().unwrap().iter();
+        members.filter(|member| member["role"] == "voter").map(|member| member["id"].as_u64().unwrap()).collect()
     }
 
     /// A new cluster, started and ready.
@@ -304,13 +400,16 @@ impl Cluster {
         let path = format!("/v1/groups/{group}");
         wait::until(&format!("a leader of {group}"), || {
             let mut seen = Vec::new();
-            let running: Vec<u64> =
-                self.nodes.iter_mut().filter_map(|node| node.is_running().then_some(node.id)).collect();
+            let running = self.running();
             for &id in &running {
                 let answer = match self.node(id).client().send(&Request::new("GET", &path)) {
                     Ok(answer) if answer.status == 200 => answer.json(),
                     other => return Err(format!("node {id}: {other:?}")),
                 };
+                // It has no replica, and knows no term.
+                if answer["state"] == "elsewhere" {
+                    continue;
+                }
                 seen.push((answer["term"].as_u64(), answer["leader"].as_u64()));
             }
             let first = seen.first().copied().and_then(|(_, leader)| leader);
@@ -348,13 +447,13 @@ impl Cluster {
         self.create(1, name, name).expect(201);
     }
 
-    /// Waits until all nodes have applied the same entries of the group, and checks that their state is the
+    /// Waits until all nodes that run have applied the same entries of the group, and checks that their state is the
     /// same; the index and the digest.
     #[track_caller]
     pub fn assert_equal_state(&self, group: &str) -> (u64, String) {
         let digests = wait::until(&format!("equal indexes of {group}"), || {
             let mut digests = Vec::new();
-            for node in &self.nodes {
+            for node in self.nodes.iter().filter(|node| node.child.is_some()) {
                 match node.client().send(&Request::new("GET", format!("/v1/groups/{group}/digest"))) {
                     Ok(answer) if answer.status == 200 => {
                         let view = answer.json();

@@ -12,8 +12,12 @@ use futures_util::future::BoxFuture;
 use futures_util::stream;
 use futures_util::stream::BoxStream;
 
+use crate::membership::Change;
+use crate::membership::ChangeKind;
+use crate::membership::ChangeState;
 use crate::service::Applied;
 use crate::service::ApplyRequest;
+use crate::service::ClusterNodeView;
 use crate::service::Consistency;
 use crate::service::DigestView;
 use crate::service::ErrorCode;
@@ -30,7 +34,7 @@ use crate::service::ServiceResult;
 use crate::service::SessionView;
 
 /// Every code, so that tests can go through them.
-pub const CODES: [ErrorCode; 22] = [
+pub const CODES: [ErrorCode; 29] = [
     ErrorCode::BadRequest,
     ErrorCode::Rejected,
     ErrorCode::Trapped,
@@ -53,6 +57,13 @@ pub const CODES: [ErrorCode; 22] = [
     ErrorCode::GroupStopped,
     ErrorCode::Unavailable,
     ErrorCode::Internal,
+    ErrorCode::NodeNotFound,
+    ErrorCode::MemberNotFound,
+    ErrorCode::ChangeNotFound,
+    ErrorCode::ChangeInProgress,
+    ErrorCode::LastVoter,
+    ErrorCode::NotCaughtUp,
+    ErrorCode::Cancelled,
 ];
 
 const SECRET: [u8; 16] = [0xab; 16];
@@ -62,6 +73,7 @@ struct State {
     modules: BTreeMap<String, Bytes>,
     groups: BTreeMap<String, Group>,
     ready: bool,
+    changes: BTreeMap<u64, Change>,
 }
 
 struct Group {
@@ -140,6 +152,7 @@ impl Fake {
             params: group.params.clone(),
             listen: group.listen.clone(),
             listen_params: group.listen_params.clone(),
+            replicas: None,
             node: self.node,
             term: 3,
             leader: Some(self.node),
@@ -279,7 +292,7 @@ impl Service for Fake {
         })
     }
     fn group_create(&self, request: GroupRequest) -> BoxFuture<'_, ServiceResult<GroupView>> {
-        let GroupRequest { name, module, params, listen, listen_params } = request;
+        let GroupRequest { name, module, params, replicas: _, listen, listen_params } = request;
         let mut state = self.state();
         if !state.modules.contains_key(&module) {
             return now(Err(error(ErrorCode::ModuleNotFound, format!("no module {module:?}"))));
@@ -361,6 +374,57 @@ impl Service for Fake {
             let items: Vec<EventItem> = group.events.iter().filter(|item| wanted(item)).cloned().collect();
             Ok(stream::iter(items).chain(stream::pending()).boxed())
         }))
+    }
+    fn change_begin(&self, kind: ChangeKind) -> BoxFuture<'_, ServiceResult<Change>> {
+        let mut state = self.state();
+        let id = state.changes.len() as u64 + 1;
+        if let ChangeKind::NodeRemove { node: 1 } = kind {
+            return now(Err(error(ErrorCode::LastVoter, "node 1 is the last voter")));
+        }
+        let running = ChangeState::Running("it begins".into());
+        let change = Change { id, kind, state: running, began_ms: 10, changed_ms: 11 };
+        state.changes.insert(id, change.clone());
+        now(Ok(change))
+    }
+    fn change_list(&self) -> BoxFuture<'_, ServiceResult<Vec<Change>>> {
+        now(Ok(self.state().changes.values().cloned().collect()))
+    }
+    fn change_get(&self, id: u64, wait_ms: u64) -> BoxFuture<'_, ServiceResult<Change>> {
+        let mut state = self.state();
+        let found = state.changes.get_mut(&id).ok_or_else(|| error(ErrorCode::ChangeNotFound, "no such change"));
+        now(found.map(|change| {
+            if wait_ms > 0 && change.is_running() {
+                change.state = ChangeState::Done;
+            }
+            change.clone()
+        }))
+    }
+    fn change_cancel(&self, id: u64) -> BoxFuture<'_, ServiceResult<Change>> {
+        let mut state = self.state();
+        let found = state.changes.get_mut(&id).filter(|change| change.is_running());
+        now(found.ok_or_else(|| error(ErrorCode::ChangeNotFound, "no such change runs")).map(|change| {
+            change.state = ChangeState::Failed(error(ErrorCode::Cancelled, "it was cancelled"));
+            change.clone()
+        }))
+    }
+    fn node_list(&self) -> BoxFuture<'_, ServiceResult<Vec<ClusterNodeView>>> {
+        let node = |id: u64, role: &str| ClusterNodeView {
+            id,
+            address: format!("127.0.0.1:{}", 7169 + id),
+            role: role.into(),
+            leader: id == 1,
+            state: "ready".into(),
+            lag: Some(0),
+            groups: Some(1),
+            leads: Some(0),
+        };
+        now(Ok(vec![node(1, "voter"), node(2, "learner")]))
+    }
+    fn member_list(&self, group: String) -> BoxFuture<'_, ServiceResult<Vec<MemberView>>> {
+        now(self.with_group(&group.clone(), |found| Ok(self.group_view(&group, found).members)))
+    }
+    fn leader_transfer(&self, group: String, to: Option<u64>) -> BoxFuture<'_, ServiceResult<u64>> {
+        now(self.with_group(&group, |_| Ok(to.unwrap_or(self.node))))
     }
     fn node(&self) -> BoxFuture<'_, NodeView> {
         let ready = self.state().ready;

@@ -39,7 +39,7 @@ pub(super) async fn create(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Box<Problem>> {
-    let NewGroup { name, module, params, listen, listen_params } = read_json(&headers, body).await?;
+    let NewGroup { name, module, params, replicas, listen, listen_params } = read_json(&headers, body).await?;
     check_name("group", &name)?;
     check_name("module", &module)?;
     for (key, value) in [("params", &params), ("listen_params", &listen_params)] {
@@ -47,7 +47,7 @@ pub(super) async fn create(
             return Err(Problem::bad_request(format!("`{key}` is not an object, such as {{\"start\": 1}}")));
         }
     }
-    let request = GroupRequest { name, module, params, listen, listen_params };
+    let request = GroupRequest { name, module, params, replicas, listen, listen_params };
     let group = context.service.group_create(request).await?;
     Ok(json(StatusCode::CREATED, &Group::from(group)))
 }

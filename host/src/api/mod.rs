@@ -2,7 +2,7 @@
 //!
 //! - `server.rs` accepts connections, counts requests, and lets replies out on the way down.
 //! - `request.rs` and `problem.rs` are the edges of every handler: what it takes, how it fails.
-//! - `modules.rs`, `groups.rs`, `commands.rs`, `sessions.rs`, `events.rs`, `status.rs` hold the handlers.
+//! - `modules.rs`, `groups.rs`, `membership.rs`, `commands.rs`, `sessions.rs`, `events.rs`, `status.rs` hold the handlers.
 //! - `schema.rs` and `openapi.rs` are what clients may rely on.
 //!
 //! The path of a command is kept short: its bytes are taken from the connection's buffer and given
@@ -16,6 +16,7 @@ mod events;
 #[cfg(test)]
 pub(crate) mod fake;
 mod groups;
+mod membership;
 mod modules;
 mod openapi;
 pub mod problem;
@@ -104,12 +105,21 @@ fn routes() -> Vec<(&'static str, MethodRouter<Shared>)> {
         ("/v1/groups/{name}", get(groups::show).delete(groups::remove)),
         ("/v1/groups/{name}/digest", get(groups::digest)),
         ("/v1/groups/{name}/snapshot", post(groups::snapshot)),
+        ("/v1/groups/{name}/members", get(membership::members).post(membership::add_member)),
+        ("/v1/groups/{name}/members/{id}", delete(membership::remove_member)),
+        ("/v1/groups/{name}/members/{id}/promote", post(membership::promote_member)),
+        ("/v1/groups/{name}/move", post(membership::move_group)),
+        ("/v1/groups/{name}/leader", post(membership::transfer)),
         ("/v1/groups/{name}/apply", post(commands::apply)),
         ("/v1/groups/{name}/query", post(commands::query)),
         ("/v1/groups/{name}/events", get(events::subscribe)),
         ("/v1/groups/{name}/sessions", post(sessions::open)),
         ("/v1/groups/{name}/sessions/{id}", delete(sessions::close)),
         ("/v1/groups/{name}/sessions/{id}/touch", post(sessions::touch)),
+        ("/v1/nodes", get(membership::nodes).post(membership::add_node)),
+        ("/v1/nodes/{id}", delete(membership::remove_node)),
+        ("/v1/changes", get(membership::changes)),
+        ("/v1/changes/{id}", get(membership::change).delete(membership::cancel)),
         ("/v1/node", get(status::node)),
         ("/v1/node/counters", get(status::counters)),
         ("/healthz", get(status::healthz)),

@@ -191,5 +191,12 @@ fn title(code: ErrorCode) -> &'static str {
         ErrorCode::GroupStopped => "The group has stopped",
         ErrorCode::Unavailable => "Not available",
         ErrorCode::Internal => "A fault of the host",
+        ErrorCode::NodeNotFound => "No such node",
+        ErrorCode::MemberNotFound => "No such member",
+        ErrorCode::ChangeNotFound => "No such change",
+        ErrorCode::ChangeInProgress => "Another change is running",
+        ErrorCode::LastVoter => "It is the last voter",
+        ErrorCode::NotCaughtUp => "The learner lags behind",
+        ErrorCode::Cancelled => "The change was cancelled",
     }
 }

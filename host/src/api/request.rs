@@ -79,7 +79,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
     type Rejection = Box<Problem>;
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Box<Problem>> {
         let id = path_param(parts, state, "id").await?;
-        id.parse().map(Self).map_err(|_| Problem::bad_request(format!("{id:?} is not a session id: a number")))
+        id.parse().map(Self).map_err(|_| Problem::bad_request(format!("{id:?} in the path is not a number")))
     }
 }
 

@@ -7,6 +7,9 @@ use serde::Deserialize;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::membership;
+use crate::membership::ChangeState;
+use crate::service::ClusterNodeView;
 use crate::service::DigestView;
 use crate::service::GroupView;
 use crate::service::ListenerView;
@@ -58,6 +61,9 @@ pub struct NewGroup {
     #[serde(default = "no_params")]
     #[schema(value_type = Object)]
     pub params: serde_json::Value,
+    /// How many replicas it is to have, spread evenly over the nodes; left out: one on every full node.
+    #[serde(default)]
+    pub replicas: Option<u64>,
     /// The addresses its module's adapter listens on, `HOST:PORT`, on every node that does not say otherwise.
     #[serde(default)]
     pub listen: Vec<String>,
@@ -92,6 +98,8 @@ pub struct Group {
     #[serde(default = "no_params")]
     #[schema(value_type = Object)]
     pub listen_params: serde_json::Value,
+    /// How many replicas it is to have; null: one on every full node.
+    pub replicas: Option<u64>,
     /// The node that answers.
     pub node: u64,
     /// Its current term.
@@ -148,6 +156,7 @@ impl From<GroupView> for Group {
             params,
             listen,
             listen_params,
+            replicas,
             node,
             term,
             leader,
@@ -173,6 +182,7 @@ impl From<GroupView> for Group {
             params,
             listen,
             listen_params,
+            replicas,
             node,
             term,
             leader,
@@ -291,4 +301,124 @@ impl From<NodeView> for Node {
         let NodeView { node, cluster, ready, reasons, uptime_s } = view;
         Self { node, cluster, version: env!("CARGO_PKG_VERSION").to_owned(), ready, reasons, uptime_s }
     }
+}
+
+/// A node of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ClusterNode {
+    /// Its id.
+    pub id: u64,
+    /// Its peer address.
+    pub address: String,
+    /// Its part in the catalog: `voter` or `learner`.
+    pub role: String,
+    /// Whether it leads the catalog.
+    pub leader: bool,
+    /// `ready`, `not ready: ` and why, or `unreachable: ` and why.
+    pub state: String,
+    /// How many entries of the catalog it lacks, as the leader sees it.
+    pub lag: Option<u64>,
+    /// Replicas it holds.
+    pub groups: Option<u64>,
+    /// How many of these lead.
+    pub leads: Option<u64>,
+}
+
+impl From<ClusterNodeView> for ClusterNode {
+    fn from(view: ClusterNodeView) -> Self {
+        let ClusterNodeView { id, address, role, leader, state, lag, groups, leads } = view;
+        Self { id, address, role, leader, state, lag, groups, leads }
+    }
+}
+
+/// The nodes of the cluster, by id.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NodeList {
+    /// The nodes.
+    pub nodes: Vec<ClusterNode>,
+}
+
+/// A group's members, by node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MemberList {
+    /// The members.
+    pub members: Vec<Member>,
+}
+
+/// Which node becomes a member, and how.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewMember {
+    /// The node.
+    pub node: u64,
+    /// It receives the log and does not vote.
+    #[serde(default)]
+    pub learner: bool,
+}
+
+/// From where to where a replica moves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Move {
+    /// The node that has it.
+    pub from: u64,
+    /// The node that gets it.
+    pub to: u64,
+}
+
+/// Who is to lead.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Transfer {
+    /// The node; left out: the voter that is furthest ahead.
+    #[serde(default)]
+    pub to: Option<u64>,
+}
+
+/// Who leads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Leader {
+    /// The node.
+    pub leader: u64,
+}
+
+/// A change of membership and what became of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Change {
+    /// Its number.
+    pub id: u64,
+    /// What it is, in words.
+    pub change: String,
+    /// The group it is about; none when it is about a node.
+    pub group: Option<String>,
+    /// `running`, `done` or `failed`.
+    pub state: String,
+    /// What it waits for, or why it failed.
+    pub detail: String,
+    /// The stable word for why it failed.
+    pub code: Option<String>,
+    /// When it began, Unix milliseconds.
+    pub began_ms: u64,
+    /// When it was last heard of: its end, when it ended. Unix milliseconds.
+    pub changed_ms: u64,
+}
+
+impl From<membership::Change> for Change {
+    fn from(change: membership::Change) -> Self {
+        let membership::Change { id, kind, state, began_ms, changed_ms } = change;
+        let (state, detail, code) = match state {
+            ChangeState::Running(text) => ("running", text, None),
+            ChangeState::Done => ("done", String::new(), None),
+            ChangeState::Failed(error) => ("failed", error.detail, Some(error.code.as_str().to_owned())),
+        };
+        let group = kind.group().map(str::to_owned);
+        Self { id, change: kind.to_string(), group, state: state.to_owned(), detail, code, began_ms, changed_ms }
+    }
+}
+
+/// The changes that run, and the last that ended, by number.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ChangeList {
+    /// The changes.
+    pub changes: Vec<Change>,
 }

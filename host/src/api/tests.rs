@@ -468,6 +468,44 @@ async fn the_openapi_document_has_every_route_and_no_other() {
     assert!(document["components"]["schemas"]["Group"]["properties"]["applied"].is_object());
 }
 
+/// A change is begun, asked for and given up; the record says the same everywhere.
+#[tokio::test]
+async fn changes_of_membership_have_a_record_each() {
+    let api = Api::with_group().await;
+    let begun = api.call("POST", "/v1/groups/c1/members", &[], r#"{"node":4,"learner":true}"#).await;
+    assert_eq!((begun.status, begun.header("location")), (202, "/v1/changes/1"));
+    let begun = begun.json();
+    assert_eq!((&begun["state"], &begun["group"]), (&"running".into(), &"c1".into()));
+    assert_eq!(begun["change"], "add node 4 to group c1 as a learner");
+    assert_eq!(api.get("/v1/changes/1").await.json(), begun);
+    let given_up = api.call("DELETE", "/v1/changes/1", &[], "").await.json();
+    assert_eq!((&given_up["state"], &given_up["code"]), (&"failed".into(), &"cancelled".into()));
+    let again = api.call("DELETE", "/v1/changes/1", &[], "").await;
+    assert_eq!((again.status, again.problem().code.as_str()), (404, "change_not_found"));
+
+    for (method, path, body, words) in [
+        ("POST", "/v1/nodes", r#"{"node":4}"#, "add node 4"),
+        ("DELETE", "/v1/nodes/4", "", "remove node 4"),
+        ("POST", "/v1/groups/c1/members/4/promote", "", "promote node 4 in group c1"),
+        ("DELETE", "/v1/groups/c1/members/4", "", "remove node 4 from group c1"),
+        ("POST", "/v1/groups/c1/move", r#"{"from":1,"to":4}"#, "move group c1 from node 1 to node 4"),
+    ] {
+        let begun = api.call(method, path, &[], body).await;
+        assert_eq!((begun.status, begun.json()["change"].as_str()), (202, Some(words)), "{method} {path}");
+        let done = api.get(&format!("{}?wait_ms=10", begun.header("location"))).await;
+        assert_eq!(done.json()["state"], "done");
+    }
+    assert_eq!(api.get("/v1/changes").await.json()["changes"].as_array().unwrap().len(), 6);
+    let refused = api.call("DELETE", "/v1/nodes/1", &[], "").await;
+    assert_eq!((refused.status, refused.problem().code.as_str()), (409, "last_voter"));
+    assert_eq!(api.call("DELETE", "/v1/nodes/x", &[], "").await.status, 400);
+    assert_eq!(api.call("POST", "/v1/groups/c1/members", &[], r#"{"nodes":4}"#).await.status, 400);
+    assert_eq!(api.get("/v1/nodes").await.json()["nodes"][1]["role"], "learner");
+    assert_eq!(api.get("/v1/groups/c1/members").await.json()["members"][0]["role"], "voter");
+    let moved = api.call("POST", "/v1/groups/c1/leader", &[], r#"{"to":3}"#).await;
+    assert_eq!((moved.status, &moved.json()["leader"]), (200, &3.into()));
+}
+
 #[tokio::test]
 async fn going_down_answers_what_runs_ends_streams_and_takes_nothing_new() {
     let api = Api::with_group().await;

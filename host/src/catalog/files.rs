@@ -43,6 +43,11 @@ impl ModuleFiles {
         self.directory.join(format!("{}.wasm", hex::encode(digest)))
     }
 
+    /// Whether the file is here. Whether it is whole shows when it is read.
+    pub fn exists(&self, digest: &[u8; 32]) -> bool {
+        self.disk.exists(&self.path(digest)).unwrap_or(false)
+    }
+
     /// The file's bytes, if it is here and whole. A damaged file counts as not here: peers have it.
     pub fn read(&self, digest: &[u8; 32]) -> io::Result<Option<Vec<u8>>> {
         let path = self.path(digest);

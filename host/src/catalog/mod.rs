@@ -9,6 +9,7 @@
 pub mod files;
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::io::Write;
 use std::sync::Arc;
@@ -24,6 +25,9 @@ use crate::group::model::FrozenModel;
 use crate::group::model::Model;
 use crate::group::model::ModelError;
 use crate::group::model::ModelFactory;
+use crate::membership::Change;
+use crate::membership::ChangeKind;
+use crate::membership::ChangeState;
 use crate::module::Context;
 use crate::module::Effects;
 use crate::module::Fault;
@@ -65,8 +69,13 @@ pub struct GroupEntry {
     pub seed: u64,
     /// When it was created, Unix milliseconds.
     pub created_ms: u64,
-    /// Its first members: id to peer address.
+    /// Its first members: id to peer address. Empty once [`Self::hosts`] was changed: that takes a leader, and where there
+    /// was one nobody begins anew.
     pub members: BTreeMap<NodeId, String>,
+    /// The nodes that hold a replica, or are about to.
+    pub hosts: BTreeSet<NodeId>,
+    /// How many replicas it is to have; `None`: one on every node.
+    pub replicas: Option<u64>,
     /// The addresses its adapter listens on, on every node that does not say otherwise.
     pub listen: Vec<String>,
     /// What the adapter is told as `listen`, JSON.
@@ -75,6 +84,7 @@ pub struct GroupEntry {
 
 /// A change of the catalog.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "there is one at a time, on its way to the log or from it")]
 pub enum CatalogCommand {
     /// Names a module whose bytes a majority holds.
     AddModule {
@@ -106,6 +116,8 @@ pub enum CatalogCommand {
         limits: Limits,
         /// Its first members: id to peer address.
         members: BTreeMap<NodeId, String>,
+        /// How many replicas it is to have; `None`: one on every node.
+        replicas: Option<u64>,
         /// The addresses its adapter listens on.
         listen: Vec<String>,
         /// What the adapter is told as `listen`, JSON.
@@ -115,6 +127,27 @@ pub enum CatalogCommand {
     RemoveGroup {
         /// Its name.
         name: String,
+    },
+    /// A node is to hold a replica of a group, or no longer. Refused when the change that wants it runs no more: a leader
+    /// that was replaced may still be at work on it.
+    Place {
+        /// The change's number.
+        change: u64,
+        /// The group's id.
+        group: GroupId,
+        /// The node.
+        node: NodeId,
+        /// Whether it holds one.
+        hosts: bool,
+    },
+    /// Begins a change of membership; answers its number.
+    BeginChange(ChangeKind),
+    /// A running change came to this. Without effect when it runs no more.
+    NoteChange {
+        /// Its number.
+        id: u64,
+        /// How far it is.
+        state: ChangeState,
     },
 }
 
@@ -127,11 +160,24 @@ pub struct Catalog {
     pub groups: BTreeMap<String, GroupEntry>,
     /// The next group's id.
     pub next_group: GroupId,
+    /// Changes of membership by number: those that run, and the last that ended.
+    pub changes: BTreeMap<u64, Change>,
+    /// The next change's number.
+    pub next_change: u64,
 }
+
+/// Changes that have ended and can still be asked for.
+const CHANGES_KEPT: usize = 100;
 
 impl Default for Catalog {
     fn default() -> Self {
-        Self { modules: BTreeMap::new(), groups: BTreeMap::new(), next_group: crate::types::CATALOG + 1 }
+        Self {
+            modules: BTreeMap::new(),
+            groups: BTreeMap::new(),
+            next_group: crate::types::CATALOG + 1,
+            changes: BTreeMap::new(),
+            next_change: 1,
+        }
     }
 }
 
@@ -189,7 +235,7 @@ impl FrozenModel for Frozen {
     }
 }
 
-/// What a catalog command answers, as bytes of [`codec`].
+/// What a catalog command answers, as bytes of [`codec`]: the number of the group or change.
 pub type CatalogAnswer = ServiceResult<GroupId>;
 
 impl Model for Live {
@@ -233,6 +279,11 @@ impl Catalog {
         self.groups.iter().filter(|(_, group)| group.module == module).map(|(name, _)| name.clone()).collect()
     }
 
+    /// How many replicas a node holds.
+    pub fn replicas_on(&self, node: NodeId) -> usize {
+        self.groups.values().filter(|group| group.hosts.contains(&node)).count()
+    }
+
     fn apply(&mut self, context: &Context, command: CatalogCommand) -> CatalogAnswer {
         match command {
             CatalogCommand::AddModule { name, digest, size, exports } => {
@@ -254,13 +305,24 @@ impl Catalog {
                     None => Err(no_module(&name)),
                 }
             }
-            CatalogCommand::CreateGroup { name, module, digest, params, limits, members, listen, listen_params } => {
+            CatalogCommand::CreateGroup {
+                name,
+                module,
+                digest,
+                params,
+                limits,
+                members,
+                replicas,
+                listen,
+                listen_params,
+            } => {
                 let Some(entry) = self.modules.get(&module) else { return Err(no_module(&module)) };
                 if entry.digest != digest {
                     return Err(other_module(&module, entry));
                 }
                 if let Some(known) = self.groups.get(&name) {
                     let same = known.digest == digest
+                        && known.replicas == replicas
                         && known.params == params
                         && known.listen == listen
                         && known.listen_params == listen_params;
@@ -270,8 +332,21 @@ impl Catalog {
                 let id = self.next_group;
                 self.next_group += 1;
                 let (seed, created_ms) = (context.seed, context.time_ms);
-                let entry =
-                    GroupEntry { id, module, digest, params, limits, seed, created_ms, members, listen, listen_params };
+                let hosts = members.keys().copied().collect();
+                let entry = GroupEntry {
+                    id,
+                    module,
+                    digest,
+                    params,
+                    limits,
+                    seed,
+                    created_ms,
+                    members,
+                    hosts,
+                    replicas,
+                    listen,
+                    listen_params,
+                };
                 self.groups.insert(name, entry);
                 Ok(id)
             }
@@ -279,8 +354,52 @@ impl Catalog {
                 Some(group) => Ok(group.id),
                 None => Err(no_group(&name)),
             },
+            CatalogCommand::Place { change, group, node, hosts } => {
+                if !self.changes.get(&change).is_some_and(Change::is_running) {
+                    return Err(no_change(change));
+                }
+                let Some(entry) = self.groups.values_mut().find(|entry| entry.id == group) else {
+                    return Err(no_group(&group.to_string()));
+                };
+                let changed = if hosts { entry.hosts.insert(node) } else { entry.hosts.remove(&node) };
+                if changed {
+                    entry.members.clear();
+                }
+                Ok(group)
+            }
+            CatalogCommand::BeginChange(kind) => self.begin_change(context, kind),
+            CatalogCommand::NoteChange { id, state } => {
+                let running = self.changes.get_mut(&id).filter(|change| change.is_running());
+                let Some(change) = running else { return Err(no_change(id)) };
+                change.state = state;
+                change.changed_ms = context.time_ms;
+                Ok(id)
+            }
         }
     }
+
+    fn begin_change(&mut self, context: &Context, kind: ChangeKind) -> CatalogAnswer {
+        let in_the_way = self.changes.values().find(|change| change.is_running() && change.kind.overlaps(&kind));
+        if let Some(other) = in_the_way {
+            let detail = format!("change {} is running: {}", other.id, other.kind);
+            return Err(ServiceError::new(ErrorCode::ChangeInProgress, detail));
+        }
+        let ended: Vec<u64> = self.changes.values().filter(|change| !change.is_running()).map(|one| one.id).collect();
+        for id in ended.iter().take(ended.len().saturating_sub(CHANGES_KEPT - 1)) {
+            self.changes.remove(id);
+        }
+        let id = self.next_change;
+        self.next_change += 1;
+        let state = ChangeState::Running("it begins".to_owned());
+        let (began_ms, changed_ms) = (context.time_ms, context.time_ms);
+        self.changes.insert(id, Change { id, kind, state, began_ms, changed_ms });
+        Ok(id)
+    }
+}
+
+/// The error for a change that is not there, or has ended.
+pub fn no_change(id: u64) -> ServiceError {
+    ServiceError::new(ErrorCode::ChangeNotFound, format!("no change {id} is running"))
 }
 
 /// The error for a module that is not there.

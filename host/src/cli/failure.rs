@@ -38,6 +38,13 @@ pub enum Failure {
         /// How to find out.
         remedy: String,
     },
+    /// This node belongs to its cluster no more: exit code 5, so that whoever started it does not start it again.
+    Removed {
+        /// What happened.
+        what: String,
+        /// What to do.
+        remedy: String,
+    },
 }
 
 impl Failure {
@@ -58,6 +65,7 @@ impl Failure {
             Self::Usage { .. } => 2,
             Self::Unreachable { .. } => 3,
             Self::OutcomeUnknown { .. } => 4,
+            Self::Removed { .. } => 5,
         }
     }
 }
@@ -91,7 +99,9 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Refused { what, code: Some(code), remedy } => write!(f, "error: {what} ({code})\n  try: {remedy}"),
-            Self::Refused { what, code: None, remedy } | Self::Usage { what, remedy } => {
+            Self::Refused { what, code: None, remedy }
+            | Self::Usage { what, remedy }
+            | Self::Removed { what, remedy } => {
                 write!(f, "error: {what}\n  try: {remedy}")
             }
             Self::Unreachable { what } => {

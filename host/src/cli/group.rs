@@ -9,12 +9,15 @@ use super::Failure;
 use super::Output;
 use super::Repeat;
 use super::client::encode;
+use super::membership;
+use super::membership::Wait;
 use super::output;
 use crate::api::schema::Digest;
 use crate::api::schema::Group;
 use crate::api::schema::GroupList;
 use crate::api::schema::Listener;
 use crate::api::schema::Member;
+use crate::api::schema::Move;
 use crate::api::schema::NewGroup;
 use crate::api::schema::Snapshot;
 
@@ -47,6 +50,9 @@ enum GroupVerb {
         /// A parameter for the module's init: the value is JSON, or else text (repeatable)
         #[arg(long = "param", value_name = "KEY=VALUE", value_parser = parse_param)]
         params: Vec<(String, serde_json::Value)>,
+        /// How many replicas it gets, spread evenly over the nodes; left out: one on every full node
+        #[arg(long, value_name = "N")]
+        replicas: Option<u64>,
         /// Where the module's adapter listens for its clients, on every node (each adds its
         /// --listen-port-offset to the port; its --listen says otherwise)
         #[arg(long, value_name = "HOST:PORT,…", value_delimiter = ',')]
@@ -72,6 +78,19 @@ enum GroupVerb {
         /// The group
         name: String,
     },
+    /// Move a replica from one node to another
+    Move {
+        /// The group
+        name: String,
+        /// The node that has it
+        #[arg(long, value_name = "ID")]
+        from: u64,
+        /// The node that gets it
+        #[arg(long, value_name = "ID")]
+        to: u64,
+        #[command(flatten)]
+        wait: Wait,
+    },
     /// Take a snapshot on the answering node now
     Snapshot {
         /// The group
@@ -89,10 +108,10 @@ pub(super) async fn run(verbs: GroupVerbs) -> Result<(), Failure> {
     let client = verbs.client.client()?;
     let form = verbs.client.output;
     match verbs.verb {
-        GroupVerb::Create { name, module, params, listen, listen_params } => {
+        GroupVerb::Create { name, module, params, replicas, listen, listen_params } => {
             let params = serde_json::Value::Object(params.into_iter().collect());
             let listen_params = serde_json::Value::Object(listen_params.into_iter().collect());
-            let group = NewGroup { name, module, params, listen, listen_params };
+            let group = NewGroup { name, module, params, replicas, listen, listen_params };
             let body = serde_json::to_vec(&group).unwrap_or_default();
             let group: Group = client.send(Call::post("/v1/groups", body, Repeat::Never)).await?.json()?;
             show(form, &group)
@@ -138,6 +157,9 @@ pub(super) async fn run(verbs: GroupVerbs) -> Result<(), Failure> {
                     vec![vec![digest.node.to_string(), digest.applied.to_string(), digest.digest]],
                 ),
             }
+        }
+        GroupVerb::Move { name, from, to, wait } => {
+            membership::move_group(&client, form, wait, &name, &Move { from, to }).await
         }
         GroupVerb::Snapshot { name } => {
             let call = Call::post(format!("/v1/groups/{}/snapshot", encode(&name)), "", Repeat::Harmless);

@@ -157,6 +157,7 @@ async fn make_group(client: &Client, name: &str, dump: &Dump) -> Result<Value, F
         name: name.to_owned(),
         module: MODULE.to_owned(),
         params: params.clone(),
+        replicas: before.as_ref().and_then(|group| group.replicas),
         listen: before.as_ref().map(|group| group.listen.clone()).unwrap_or_default(),
         listen_params: before.map_or_else(|| Value::Object(serde_json::Map::new()), |group| group.listen_params),
     };
@@ -184,6 +185,7 @@ fn create_command(group: &Group) -> String {
         settings.map(|(key, value)| format!("{flag} {}", quoted(&format!("{key}={value}")))).collect::<Vec<_>>()
     };
     words.extend(settings("--param", &group.params));
+    words.extend(group.replicas.map(|replicas| format!("--replicas {replicas}")));
     words.extend(group.listen.iter().map(|address| format!("--listen {address}")));
     words.extend(settings("--listen-param", &group.listen_params));
     words.join(" ")
@@ -201,7 +203,9 @@ fn removed(failure: Failure, name: &str, command: &str) -> Failure {
     match failure {
         Failure::OutcomeUnknown { what, .. } => Failure::OutcomeUnknown { what: told(what), remedy },
         Failure::Refused { what, code, .. } => Failure::Refused { what: told(what), code, remedy },
-        Failure::Usage { what, .. } | Failure::Unreachable { what } => Failure::here(told(what), remedy),
+        Failure::Usage { what, .. } | Failure::Unreachable { what } | Failure::Removed { what, .. } => {
+            Failure::here(told(what), remedy)
+        }
     }
 }
 

@@ -13,6 +13,7 @@ mod group;
 mod keeper;
 mod keeper_import;
 mod local;
+mod membership;
 mod module;
 mod output;
 mod query;
@@ -55,7 +56,8 @@ Try it:
 Every flag is also an environment variable (--data-dir is STATEHOUSE_DATA_DIR) and a key of the
 TOML file that --config names (data-dir). Flags win over variables, variables over the file.
 
-Exit codes: 0 ok, 1 refused, 2 usage, 3 no server reached, 4 the outcome is unknown.";
+Exit codes: 0 ok, 1 refused, 2 usage, 3 no server reached, 4 the outcome is unknown, 5 this node was
+removed from its cluster.";
 
 /// Runs your WebAssembly state machine as a replicated service
 #[derive(Debug, Parser)]
@@ -77,6 +79,10 @@ enum Verb {
     Local(local::Local),
     Module(module::ModuleVerbs),
     Group(group::GroupVerbs),
+    Node(membership::NodeVerbs),
+    Member(membership::MemberVerbs),
+    Leader(membership::LeaderVerbs),
+    Change(membership::ChangeVerbs),
     Session(session::SessionVerbs),
     Apply(apply::Apply),
     Query(query::Query),
@@ -159,6 +165,10 @@ fn run(args: Vec<OsString>) -> Result<(), Failure> {
         Verb::Local(local) => block_on(local::run(local, cli.config)),
         Verb::Module(verbs) => block_on(module::run(verbs)),
         Verb::Group(verbs) => block_on(group::run(verbs)),
+        Verb::Node(verbs) => block_on(membership::run_node(verbs)),
+        Verb::Member(verbs) => block_on(membership::run_member(verbs)),
+        Verb::Leader(verbs) => block_on(membership::run_leader(verbs)),
+        Verb::Change(verbs) => block_on(membership::run_change(verbs)),
         Verb::Session(verbs) => block_on(session::run(verbs)),
         Verb::Apply(apply) => block_on(apply::run(apply)),
         Verb::Query(query) => block_on(query::run(query)),

@@ -16,8 +16,10 @@ use crate::api;
 use crate::api::ApiOptions;
 use crate::config::ServeConfig;
 use crate::module;
+use crate::node::identity::IdentityError;
 use crate::node::start;
 use crate::node::start::RealNode;
+use crate::node::start::StartError;
 use crate::observe;
 
 pub(super) const ABOUT: &str = "Run a node";
@@ -102,7 +104,12 @@ where
     for (flag, address) in addresses {
         drop(bind(flag, &address).await?);
     }
-    let running = start::start(&config).await.map_err(|error| Failure::here(error.to_string(), error.remedy()))?;
+    let running = start::start(&config).await.map_err(|error| match &error {
+        StartError::Identity(IdentityError::Removed { .. }) => {
+            Failure::Removed { what: error.to_string(), remedy: error.remedy() }
+        }
+        _ => Failure::here(error.to_string(), error.remedy()),
+    })?;
     let api = api::serve(listener, Arc::new(running.node.clone()), ApiOptions::from(&config))
         .map_err(|error| cannot_listen("--http", &config.http.to_string(), &error))?;
     tracing::info!(node = config.node_id, http = %api.address(), peer = %config.peer, data_dir = %config.data_dir.display(), "serving");
@@ -116,6 +123,11 @@ where
     let (why, result) = tokio::select! {
         why = told.wait() => (why, Ok(())),
         failure = failed => ("it cannot do what it is for", Err(failure)),
+        what = running.node.removed() => {
+            let remedy =
+                format!("to bring the node back, empty {} and start it with --join", config.data_dir.display());
+            ("it was removed from the cluster", Err(Failure::Removed { what, remedy }))
+        }
     };
     tracing::info!(why, "stopping");
     // First, and while clients are still served: they wait for the next leader to begin, not for this node to end.

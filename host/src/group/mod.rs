@@ -10,6 +10,7 @@ mod barrier;
 mod duties;
 pub mod events;
 pub mod inbox;
+pub mod members;
 pub mod model;
 mod propose;
 mod read;
@@ -107,7 +108,7 @@ pub struct GroupOptions<P: Platform, T: Transport> {
     pub incarnation: u64,
     /// Mixed into every entry's seed; the same on all replicas.
     pub seed: u64,
-    /// The members to begin with: id to peer address.
+    /// The members to begin with: id to peer address. Empty when the group is there already: this replica learns them.
     pub members: BTreeMap<NodeId, String>,
     /// Whether this node may vote from the start (see `node::settle`).
     pub may_vote: bool,
@@ -292,6 +293,9 @@ impl<P: Platform, T: Transport> Group<P, T> {
         self.raft.runtime_config().elect(true);
         let members = self.members.clone();
         if !self.raft.is_initialized().await.map_err(io::Error::other)? {
+            if members.is_empty() {
+                return Ok(());
+            }
             let members: BTreeMap<NodeId, openraft::BasicNode> =
                 members.into_iter().map(|(id, address)| (id, openraft::BasicNode { addr: address })).collect();
             // Every member does this with the same list; whoever is late finds it done by replication.
@@ -540,22 +544,12 @@ impl<P: Platform, T: Transport> Group<P, T> {
 
     /// Hands leadership over to the member that is furthest ahead, if this node leads and there is one.
     pub async fn hand_over(&self) {
-        if !self.leads() {
+        let alone = || !self.standing().members.iter().any(|member| member.id != self.node && member.role == "voter");
+        if !self.leads() || alone() {
             return;
         }
-        let standing = self.standing();
-        let others = standing.members.iter().filter(|member| member.id != self.node && member.role == "voter");
-        let Some(best) = others.max_by_key(|member| member.matched.unwrap_or(0)).map(|member| member.id) else {
-            return;
-        };
-        if self.raft.trigger().transfer_leader(best).await.is_err() {
-            return;
-        }
-        let limit = Duration::from_millis(self.timing.election_timeout_ms);
-        let waiting = self.raft.wait(Some(limit));
-        let moved = waiting.metrics(|metrics| metrics.current_leader != Some(metrics.id), "hand over");
-        if moved.await.is_err() {
-            tracing::warn!(group = self.id, to = best, "leadership was not taken over in time");
+        if let Err(error) = self.hand_over_to(None).await {
+            tracing::warn!(group = self.id, %error, "leadership was not handed over");
         }
     }
 }

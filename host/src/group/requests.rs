@@ -18,10 +18,9 @@ impl<P: Platform, T: Transport> Group<P, T> {
             self.hurry.mark(from);
         }
         let text = |error: &dyn std::fmt::Display| format!("group {}: {error}", self.name);
-        let votes = *self.votes.lock().unwrap_or_else(PoisonError::into_inner);
         match request {
-            PeerRequest::Vote(..) | PeerRequest::PreVote(..) | PeerRequest::TransferLeader(..) if !votes => {
-                Err(text(&"this node began with an empty directory and does not vote until it has caught up"))
+            PeerRequest::Vote(..) | PeerRequest::PreVote(..) | PeerRequest::TransferLeader(..) if !self.may_vote() => {
+                Err(text(&"this replica began empty and does not vote until it has caught up"))
             }
             PeerRequest::Append(_, rpc) => {
                 let _not_with_a_snapshot = self.taking.read().await;
@@ -43,6 +42,11 @@ impl<P: Platform, T: Transport> Group<P, T> {
                 self.raft.trigger().transfer_leader(from).await.map_err(|error| text(&error))?;
                 Ok(PeerResponse::Done)
             }
+            PeerRequest::Roster(_) => self.roster().await.map(PeerResponse::Roster),
+            PeerRequest::ChangeMembers { seen, change, .. } => {
+                self.change_members(seen, change).await.map(|()| PeerResponse::Done)
+            }
+            PeerRequest::HandOver { to, .. } => self.hand_over_to(to).await.map(|()| PeerResponse::Done),
             PeerRequest::Touch(_, sessions) => {
                 self.hear(sessions);
                 Ok(PeerResponse::Done)

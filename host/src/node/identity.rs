@@ -22,6 +22,9 @@ pub struct Identity {
     pub node: NodeId,
     /// The cluster, 32 hexadecimal digits.
     pub cluster: String,
+    /// Whether the node came to a cluster that was there: then it never begins one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub joined: bool,
 }
 
 const NAME: &str = "identity.json";
@@ -49,7 +52,7 @@ pub enum IdentityError {
     },
     /// It is of another cluster.
     #[error(
-        "data directory {} belongs to cluster {found}, but --initial-cluster and --cluster-name describe cluster {told}",
+        "data directory {} belongs to cluster {found}, but the flags (--initial-cluster, --cluster-name, --join) lead to cluster {told}",
         path.display()
     )]
     Cluster {
@@ -59,6 +62,14 @@ pub enum IdentityError {
         found: String,
         /// The cluster the flags describe.
         told: String,
+    },
+    /// Its node was removed from its cluster.
+    #[error("node {node}, to which data directory {} belongs, was removed from its cluster", path.display())]
+    Removed {
+        /// The directory.
+        path: PathBuf,
+        /// The node.
+        node: NodeId,
     },
     /// There is a log, but nothing says whose.
     #[error("data directory {} has a log but no {NAME}", .0.display())]
@@ -72,6 +83,9 @@ impl IdentityError {
             Self::Format { .. } => "use the program that wrote it, or give another --data-dir".to_string(),
             Self::Node { found, .. } => format!("start with --node-id {found}, or give another --data-dir"),
             Self::Cluster { .. } => "start with the ones it was created with, or give another --data-dir".to_string(),
+            Self::Removed { path, .. } => {
+                format!("to bring the node back, empty {} and start it with --join", path.display())
+            }
             Self::Missing(_) => format!("restore {NAME} from a copy, or give another --data-dir"),
         }
     }

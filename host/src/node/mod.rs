@@ -5,10 +5,15 @@
 //!   catalog says that it was removed.
 //! - A module named by the catalog was durable at a majority before it was named.
 
+mod changes;
+mod forward;
 mod gateways;
 pub mod identity;
+mod join;
 mod metrics;
 mod modules;
+pub mod removal;
+mod roster;
 mod service;
 pub mod settle;
 pub mod start;
@@ -50,6 +55,7 @@ use crate::peer::message::PeerStatus;
 use crate::platform::Platform;
 use crate::platform::random_u64;
 use crate::types::CATALOG;
+use crate::types::CATALOG_NAME;
 use crate::types::GroupId;
 use crate::types::NodeId;
 
@@ -85,8 +91,10 @@ pub struct Setup<P: Platform, T: Transport> {
     pub id: NodeId,
     /// Its cluster.
     pub cluster: [u8; 16],
-    /// The cluster's nodes: id to peer address; with this one.
+    /// The nodes that begin the cluster: id to peer address; with this one. Empty for a node that came later.
     pub members: BTreeMap<NodeId, String>,
+    /// For a node that has just joined: the index of the catalog's membership that names it.
+    pub joined_index: u64,
     /// The machine underneath.
     pub platform: P,
     /// The way to other nodes.
@@ -117,6 +125,8 @@ struct Inner<P: Platform, T: Transport> {
     stopping: Mutex<bool>,
     /// See [`settle`].
     may_vote: Mutex<bool>,
+    /// See [`removal`].
+    removed: removal::Removed,
 }
 
 /// A running node. Cheap to clone.
@@ -145,7 +155,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
         let may_vote = !settle::is_marked(&*setup.disk, &setup.data_dir)?;
         let catalog = Group::open(GroupOptions {
             id: CATALOG,
-            name: "catalog".to_string(),
+            name: CATALOG_NAME.to_string(),
             node: setup.id,
             incarnation,
             seed: u64::from_le_bytes(setup.cluster.first_chunk().copied().unwrap_or_default()),
@@ -177,13 +187,20 @@ impl<P: Platform, T: Transport> Node<P, T> {
             failures: Mutex::default(),
             stopping: Mutex::new(false),
             may_vote: Mutex::new(may_vote),
+            removed: removal::Removed::default(),
         }));
+        let transport = node.0.setup.transport.clone();
+        drop(P::Runtime::spawn(node.catalog().clone().watch_members(move |members| {
+            members.iter().for_each(|(id, address)| transport.learn(*id, address));
+        })));
         node.reconcile().await;
         if !may_vote {
             drop(P::Runtime::spawn(node.clone().settle()));
         }
         let follower = node.clone();
         drop(P::Runtime::spawn(async move { follower.follow_catalog().await }));
+        drop(P::Runtime::spawn(node.clone().drive_changes()));
+        drop(P::Runtime::spawn(node.clone().look_for_removal()));
         Ok(node)
     }
 
@@ -225,8 +242,9 @@ impl<P: Platform, T: Transport> Node<P, T> {
 
     async fn reconcile(&self) {
         let catalog = self.0.view.get();
+        let here = catalog.groups.iter().filter(|(_, entry)| entry.hosts.contains(&self.id()));
         let wanted: BTreeMap<GroupId, (&String, &GroupEntry)> =
-            catalog.groups.iter().map(|(name, entry)| (entry.id, (name, entry))).collect();
+            here.map(|(name, entry)| (entry.id, (name, entry))).collect();
         let gone: Vec<_> = lock(&self.0.groups).keys().filter(|id| !wanted.contains_key(id)).copied().collect();
         for id in gone {
             self.remove_group(id).await;
@@ -260,7 +278,10 @@ impl<P: Platform, T: Transport> Node<P, T> {
                 }
             }
         }
-        lock(&self.0.failures).retain(|id, _| catalog.groups.values().any(|entry| entry.id == *id));
+        let hosted =
+            |id: GroupId| catalog.groups.values().any(|entry| entry.id == id && entry.hosts.contains(&self.id()));
+        lock(&self.0.failures).retain(|id, _| hosted(*id));
+        self.fetch_modules(&catalog).await;
     }
 
     async fn open_group(&self, name: &str, entry: &GroupEntry) -> io::Result<(Arc<Group<P, T>>, Module)> {
@@ -285,8 +306,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
             seed: entry.seed,
             members: entry.members.clone(),
             may_vote,
-            // It is the first to see the group created, and known to be well.
-            stands_first: self.0.catalog.leads(),
+            stands_first: self.stands_first(entry),
             factory: Arc::new(factory),
             log: setup.log.group(entry.id),
             disk: setup.disk.clone(),
@@ -300,16 +320,25 @@ impl<P: Platform, T: Transport> Node<P, T> {
         Ok((group.await?, module))
     }
 
+    /// Of a new group's members, the catalog's leader is the first to see it created, and known to be well. Where it is
+    /// none of them, one is as good as the other.
+    fn stands_first(&self, entry: &GroupEntry) -> bool {
+        match self.0.catalog.leader().filter(|leader| entry.hosts.contains(leader)) {
+            Some(leader) => leader == self.id(),
+            None => entry.hosts.first() == Some(&self.id()),
+        }
+    }
+
     async fn remove_group(&self, id: GroupId) {
         let Some(group) = lock(&self.0.groups).remove(&id) else { return };
         self.close_gateway(id);
         group.shutdown().await;
         self.remove_files(id).await;
-        tracing::info!(group = group.name(), "the group was removed");
+        tracing::info!(group = group.name(), "the group does not run here any more");
     }
 
-    /// Removes the files of groups that were removed while this node was away: ids below `next` that the
-    /// catalog no longer names.
+    /// Removes the files of groups that were removed, or taken from this node, while it was away: ids below `next`
+    /// that the catalog no longer places here.
     async fn sweep(&self, next: GroupId, wanted: &BTreeMap<GroupId, (&String, &GroupEntry)>) {
         let directory = self.0.setup.data_dir.join("groups");
         let Ok(names) = self.0.setup.disk.list(&directory) else { return };
@@ -340,7 +369,9 @@ impl<P: Platform, T: Transport> Node<P, T> {
     /// Why the node is not ready, one sentence each; nothing when it is.
     pub fn not_ready(&self) -> Vec<String> {
         let mut reasons = Vec::new();
-        if !self.may_vote() {
+        if let Some(why) = self.removal() {
+            reasons.push(why);
+        } else if !self.may_vote() {
             reasons.push("the node began with an empty directory and does not vote until it has caught up".to_string());
         }
         let mut check = |group: &Group<P, T>| {
@@ -358,7 +389,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
         groups.iter().for_each(|group| check(group));
         let catalog = self.0.view.get();
         let failures = lock(&self.0.failures);
-        for (name, entry) in &catalog.groups {
+        for (name, entry) in catalog.groups.iter().filter(|(_, entry)| entry.hosts.contains(&self.id())) {
             if !groups.iter().any(|group| group.id() == entry.id) {
                 let why = failures.get(&entry.id).map_or("it is being opened", String::as_str);
                 reasons.push(format!("group {name} does not run here: {why}"));
@@ -399,12 +430,20 @@ impl<P: Platform, T: Transport> Node<P, T> {
             | PeerRequest::ReadIndex { group: id, .. }
             | PeerRequest::Touch(id, _)
             | PeerRequest::Lead(id)
+            | PeerRequest::Roster(id)
+            | PeerRequest::ChangeMembers { group: id, .. }
+            | PeerRequest::HandOver { group: id, .. }
             | PeerRequest::SnapshotChunk { group: id, .. }
             | PeerRequest::SnapshotEnd { group: id, .. } => *id,
             PeerRequest::SnapshotBegin(offer) => offer.group,
             PeerRequest::ModuleStore { .. } | PeerRequest::ModuleFetch { .. } => {
                 return self.answer_module(request).await;
             }
+            PeerRequest::Join { node, address } => return self.answer_join(*node, address.clone()).await,
+            PeerRequest::Serve { group, call, timeout_ms } => {
+                return Ok(PeerResponse::Served(self.serve_call(*group, call.clone(), *timeout_ms).await));
+            }
+            PeerRequest::Condition => return Ok(PeerResponse::Condition(self.condition().await)),
             PeerRequest::Status => {
                 // Index 0 is the membership that every node writes by itself; index 1 is a leader's.
                 return Ok(PeerResponse::Status(PeerStatus { formed: self.0.catalog.last_index().await? > 0 }));
@@ -418,10 +457,14 @@ impl<P: Platform, T: Transport> Node<P, T> {
 }
 
 impl<P: Platform, T: Transport> Handler for Node<P, T> {
-    fn handle(&self, from: NodeId, _lane: Lane, request: Bytes) -> BoxFuture<'static, Result<Bytes, String>> {
+    fn handle(&self, from: NodeId, lane: Lane, request: Bytes) -> BoxFuture<'static, Result<Bytes, String>> {
         let node = self.clone();
         Box::pin(async move {
             let request = codec::decode(&request).map_err(|error| error.to_string())?;
+            // Who has not shown that it belongs to the cluster may ask to, and nothing else.
+            if lane == Lane::Join && !matches!(&request, PeerRequest::Join { .. }) {
+                return Err("a node that has not joined may only ask to join".to_string());
+            }
             let response = node.answer(from, request).await?;
             Ok(Bytes::from(codec::encode(&response).map_err(|error| error.to_string())?))
         })

@@ -11,6 +11,7 @@ use openraft::Instant;
 use openraft::async_runtime::AsyncRuntime;
 
 use super::Node;
+use super::forward::Replica;
 use super::gateways::with_offset;
 use super::lock;
 use super::modules::exports_of;
@@ -25,26 +26,41 @@ use crate::codec;
 use crate::group::Group;
 use crate::group::model::ModelFactory;
 use crate::group::model::WasmFactory;
+use crate::membership::Change;
+use crate::membership::ChangeKind;
+use crate::membership::ChangeState;
+use crate::membership::Roster;
+use crate::membership::RosterMember;
 use crate::module::Context;
 use crate::peer::Transport;
+use crate::peer::message::GroupCall;
+use crate::peer::message::PeerRequest;
 use crate::platform::Platform;
 use crate::service::Applied;
 use crate::service::ApplyRequest;
+use crate::service::ClusterNodeView;
 use crate::service::Consistency;
 use crate::service::DigestView;
 use crate::service::ErrorCode;
 use crate::service::EventItem;
 use crate::service::GroupRequest;
 use crate::service::GroupView;
+use crate::service::MemberView;
 use crate::service::ModuleView;
 use crate::service::NodeView;
 use crate::service::Service;
 use crate::service::ServiceError;
 use crate::service::ServiceResult;
 use crate::service::SessionView;
+use crate::types::CATALOG;
+use crate::types::CATALOG_NAME;
 use crate::types::EntryKind;
 use crate::types::GroupId;
+use crate::types::NodeId;
 use crate::types::SessionUse;
+
+/// Between two looks at what is waited for.
+const LOOK_PAUSE: Duration = Duration::from_millis(20);
 
 fn error(code: ErrorCode, detail: impl Into<String>) -> ServiceError {
     ServiceError::new(code, detail)
@@ -61,13 +77,23 @@ fn module_view(name: &str, entry: &ModuleEntry, catalog: &Catalog) -> ModuleView
     }
 }
 
+fn member_views(roster: &Roster) -> Vec<MemberView> {
+    let view = |(id, member): (&NodeId, &RosterMember)| MemberView {
+        id: *id,
+        address: member.address.clone(),
+        role: if member.voter { "voter" } else { "learner" }.to_string(),
+        matched: member.matched,
+    };
+    roster.members.iter().map(view).collect()
+}
+
 impl<P: Platform, T: Transport> Node<P, T> {
     fn timeout(&self, asked_ms: Option<u64>) -> Duration {
         asked_ms.map_or(self.0.setup.settings.request_timeout, Duration::from_millis)
     }
 
     /// The catalog as of now, not of some time ago: whatever was acknowledged before is in it.
-    async fn fresh_catalog(&self) -> ServiceResult<Arc<Catalog>> {
+    pub(super) async fn fresh_catalog(&self) -> ServiceResult<Arc<Catalog>> {
         let limit = self.timeout(None);
         match P::Runtime::timeout(limit, self.0.catalog.wait_read_index(false)).await {
             Ok(waited) => waited?,
@@ -76,17 +102,29 @@ impl<P: Platform, T: Transport> Node<P, T> {
         Ok(self.0.view.get())
     }
 
-    /// The group of this name, waiting for it to be opened here when it is only just created.
-    async fn group(&self, name: &str) -> ServiceResult<Arc<Group<P, T>>> {
-        let id = match self.0.view.get().groups.get(name) {
-            Some(entry) => entry.id,
+    /// Where the group of this name has a replica: here, once it is opened, or else there.
+    pub(super) async fn replica(&self, name: &str) -> ServiceResult<Replica<P, T>> {
+        let mut catalog = self.0.view.get();
+        if !catalog.groups.contains_key(name) {
             // This node may be behind.
-            None => match self.fresh_catalog().await?.groups.get(name) {
-                Some(entry) => entry.id,
-                None => return Err(no_group(name)),
-            },
-        };
-        self.opened(name, id).await
+            catalog = self.fresh_catalog().await?;
+        }
+        let entry = catalog.groups.get(name).ok_or_else(|| no_group(name))?;
+        if !entry.hosts.contains(&self.id()) {
+            return Ok(Replica::There(entry.id, entry.hosts.clone()));
+        }
+        Ok(Replica::Here(self.opened(name, entry.id).await?))
+    }
+
+    /// The replica of the group that is here.
+    async fn group(&self, name: &str) -> ServiceResult<Arc<Group<P, T>>> {
+        match self.replica(name).await? {
+            Replica::Here(group) => Ok(group),
+            Replica::There(_, hosts) => {
+                let detail = format!("group {name} has no replica on node {}; nodes {hosts:?} have", self.id());
+                Err(error(ErrorCode::Unavailable, detail))
+            }
+        }
     }
 
     async fn opened(&self, name: &str, id: GroupId) -> ServiceResult<Arc<Group<P, T>>> {
@@ -107,7 +145,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
         }
     }
 
-    async fn change_catalog(&self, command: &CatalogCommand) -> ServiceResult<GroupId> {
+    pub(super) async fn change_catalog(&self, command: &CatalogCommand) -> ServiceResult<GroupId> {
         let payload = codec::encode(command).map_err(|failed| error(ErrorCode::Internal, failed.to_string()))?;
         let kind = EntryKind::Command { session: None, payload: payload.into() };
         let (_, answer) = self.0.catalog.propose(kind, self.timeout(None)).await?;
@@ -153,7 +191,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
     }
 
     async fn create_group(&self, request: GroupRequest) -> ServiceResult<GroupView> {
-        let GroupRequest { name, module, params, listen, listen_params } = request;
+        let GroupRequest { name, module, params, replicas, listen, listen_params } = request;
         let object = |value: serde_json::Value| match value {
             serde_json::Value::Null => b"{}".to_vec(),
             other => other.to_string().into_bytes(),
@@ -173,6 +211,9 @@ impl<P: Platform, T: Transport> Node<P, T> {
             let detail = format!("module {module} has no adapter (adapter_open, adapter_step) to listen with");
             return Err(error(ErrorCode::BadRequest, detail));
         }
+        if name == CATALOG_NAME {
+            return Err(error(ErrorCode::AlreadyExists, "the cluster's own group is called catalog"));
+        }
         self.try_params(entry, &params).await?;
         let command = CatalogCommand::CreateGroup {
             name: name.clone(),
@@ -180,15 +221,15 @@ impl<P: Platform, T: Transport> Node<P, T> {
             digest: entry.digest,
             params,
             limits: self.0.setup.settings.limits.clone(),
-            members: self.catalog_members(),
+            members: self.first_members(&catalog, replicas)?,
+            replicas,
             listen,
             listen_params,
         };
         let id = self.change_catalog(&command).await?;
         let deadline = <P::Runtime as AsyncRuntime>::Instant::now() + self.timeout(None);
-        let group = self.opened(&name, id).await?;
-        // Ready means: it has a leader, and this node has seen the leader's first entry.
-        while let Err(failed) = group.wait_read_index(false).await {
+        // Ready means: it has a leader, and the replica here, if there is to be one, has seen the leader's first entry.
+        while let Err(failed) = self.is_led(&name, id).await {
             if <P::Runtime as AsyncRuntime>::Instant::now() >= deadline || self.is_stopping() {
                 // Not `no_leader`, which says that nothing was done: the group is there.
                 let detail = format!("group {name} is created, but has not answered yet: {}", failed.detail);
@@ -199,12 +240,37 @@ impl<P: Platform, T: Transport> Node<P, T> {
         self.view_of(&name).await
     }
 
-    fn catalog_members(&self) -> BTreeMap<u64, String> {
+    /// Who holds a new group: all full nodes, or of them those that hold the fewest replicas.
+    fn first_members(&self, catalog: &Catalog, replicas: Option<u64>) -> ServiceResult<BTreeMap<u64, String>> {
+        let nodes = self.full_nodes();
+        let Some(replicas) = replicas else { return Ok(nodes) };
+        if replicas == 0 || replicas > nodes.len() as u64 {
+            let detail = format!("`replicas` is {replicas}; the cluster has {} full nodes", nodes.len());
+            return Err(error(ErrorCode::BadRequest, detail));
+        }
+        let mut nodes: Vec<(u64, String)> = nodes.into_iter().collect();
+        nodes.sort_by_key(|(id, _)| (catalog.replicas_on(*id), *id));
+        nodes.truncate(usize::try_from(replicas).unwrap_or(usize::MAX));
+        Ok(nodes.into_iter().collect())
+    }
+
+    async fn is_led(&self, name: &str, id: GroupId) -> ServiceResult<()> {
+        match self.replica(name).await? {
+            Replica::Here(group) => group.wait_read_index(false).await,
+            Replica::There(..) => {
+                self.leaders_roster(id).await.map(|_| ()).map_err(|why| error(ErrorCode::NoLeader, why))
+            }
+        }
+    }
+
+    /// The nodes that vote in the catalog, with their peer addresses: those that hold the groups that are on all nodes.
+    fn full_nodes(&self) -> BTreeMap<u64, String> {
         let members = self.0.catalog.standing().members;
         if members.is_empty() {
             return self.0.setup.members.clone();
         }
-        members.into_iter().map(|member| (member.id, member.address)).collect()
+        let voters = members.into_iter().filter(|member| member.role == "voter");
+        voters.map(|member| (member.id, member.address)).collect()
     }
 
     async fn view_of(&self, name: &str) -> ServiceResult<GroupView> {
@@ -226,6 +292,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
             params: json(&entry.params),
             listen: entry.listen.clone(),
             listen_params: json(&entry.listen_params),
+            replicas: entry.replicas,
             node: self.id(),
             term: 0,
             leader: None,
@@ -242,6 +309,10 @@ impl<P: Platform, T: Transport> Node<P, T> {
             connections: 0,
         };
         let Some(group) = self.group_by_id(entry.id) else {
+            if !entry.hosts.contains(&self.id()) {
+                view.state = "elsewhere".to_string();
+                return self.view_from_afar(entry, view).await;
+            }
             let why = lock(&self.0.failures).get(&entry.id).cloned();
             view.state = why.map_or("opening".to_string(), |why| format!("stopped: {why}"));
             return view;
@@ -266,6 +337,14 @@ impl<P: Platform, T: Transport> Node<P, T> {
         }
     }
 
+    /// The part of a group's view that its leader knows, for a node without a replica.
+    async fn view_from_afar(&self, entry: &GroupEntry, view: GroupView) -> GroupView {
+        match self.leaders_roster(entry.id).await {
+            Ok(roster) => GroupView { leader: roster.leader, members: member_views(&roster), ..view },
+            Err(_) => view,
+        }
+    }
+
     fn check_size(&self, what: &str, length: usize) -> ServiceResult<()> {
         let limit = self.0.setup.settings.command_bytes_max;
         if length as u64 <= limit {
@@ -274,17 +353,72 @@ impl<P: Platform, T: Transport> Node<P, T> {
         Err(error(ErrorCode::TooLarge, format!("the {what} is {length} bytes; --command-bytes-max is {limit}")))
     }
 
+    /// The change as applied here.
+    fn change(&self, id: u64) -> ServiceResult<Change> {
+        let change = self.0.view.get().changes.get(&id).cloned();
+        change.ok_or_else(|| error(ErrorCode::ChangeNotFound, format!("no change {id}, or it ended long ago")))
+    }
+
+    /// The id of a group by its name, the catalog's too.
+    async fn group_id(&self, name: &str) -> ServiceResult<GroupId> {
+        if name == CATALOG_NAME {
+            return Ok(CATALOG);
+        }
+        let known = self.0.view.get().groups.get(name).map(|entry| entry.id);
+        match known {
+            Some(id) => Ok(id),
+            None => self.fresh_catalog().await?.groups.get(name).map(|entry| entry.id).ok_or_else(|| no_group(name)),
+        }
+    }
+
+    /// The members of a group as its leader sees them; waits for a leader as long as a request may take.
+    async fn roster_of(&self, name: &str) -> ServiceResult<Roster> {
+        let id = self.group_id(name).await?;
+        let deadline = <P::Runtime as AsyncRuntime>::Instant::now() + self.timeout(None);
+        loop {
+            match self.leaders_roster(id).await {
+                Ok(roster) => return Ok(roster),
+                Err(why) if <P::Runtime as AsyncRuntime>::Instant::now() >= deadline || self.is_stopping() => {
+                    return Err(error(ErrorCode::NoLeader, format!("group {name} has no leader that answers: {why}")));
+                }
+                Err(_) => P::Runtime::sleep(LOOK_PAUSE).await,
+            }
+        }
+    }
+
+    async fn transfer_leader(&self, name: String, to: Option<NodeId>) -> ServiceResult<NodeId> {
+        let roster = self.roster_of(&name).await?;
+        match to {
+            Some(to) if to == roster.node => return Ok(to),
+            Some(to) if !roster.voters().contains(&to) => {
+                let detail = format!("node {to} is no voter of group {name}");
+                return Err(error(ErrorCode::MemberNotFound, detail));
+            }
+            None if roster.voters().len() < 2 => {
+                return Err(error(ErrorCode::LastVoter, format!("group {name} has no other voter to lead it")));
+            }
+            _ => {}
+        }
+        let request = PeerRequest::HandOver { group: self.group_id(&name).await?, to };
+        let failed = |why| error(ErrorCode::Timeout, format!("leadership of group {name} has not moved: {why}"));
+        self.ask(roster.node, request, self.timeout(None)).await.map_err(failed)?;
+        let now = self.roster_of(&name).await?.node;
+        match to {
+            Some(to) if to != now => Err(failed(format!("node {now} leads"))),
+            _ => Ok(now),
+        }
+    }
+
     async fn apply_command(&self, request: ApplyRequest) -> ServiceResult<Applied> {
         self.check_size("command", request.command.len())?;
         if request.sequence.is_some() && request.session.is_none() {
             return Err(error(ErrorCode::BadSequence, "a sequence number needs a session"));
         }
-        let group = self.group(&request.group).await?;
         let session =
             request.session.map(|(id, secret)| SessionUse { id, secret, sequence: request.sequence, attachment: None });
         let kind = EntryKind::Command { session, payload: request.command };
-        let (index, answer) = group.propose(kind, self.timeout(request.timeout_ms)).await?;
-        Ok(Applied { index, reply: answer? })
+        let timeout = self.timeout(request.timeout_ms);
+        self.call_anywhere(&request.group, GroupCall::Propose(kind), timeout).await
     }
 }
 
@@ -374,47 +508,102 @@ impl<P: Platform, T: Transport> Service for Node<P, T> {
     ) -> BoxFuture<'_, ServiceResult<Applied>> {
         Box::pin(async move {
             self.check_size("query", query.len())?;
-            let group = self.group(&group).await?;
-            let id = session.map_or(0, |(id, _)| id);
-            let (index, answer) = group.query(consistency, query, id, self.timeout(None)).await;
-            // Not before: by now this replica has come as far as `consistency` asks, and knows the session.
-            if let Some((id, secret)) = session {
-                group.touch(id, secret).await?;
-            }
-            Ok(Applied { index, reply: answer? })
+            let asked = GroupCall::Query { consistency, query, session };
+            self.call_anywhere(&group, asked, self.timeout(None)).await
         })
     }
 
     fn session_open(&self, group: String, timeout_ms: u64) -> BoxFuture<'_, ServiceResult<SessionView>> {
-        Box::pin(async move {
-            let settings = &self.0.setup.settings;
-            let timeout_ms = timeout_ms.clamp(settings.session_timeout_min_ms, settings.session_timeout_max_ms);
-            let mut secret = [0; 16];
-            self.0.setup.platform.fill_random(&mut secret);
-            let group = self.group(&group).await?;
-            let kind = EntryKind::OpenSession { secret, timeout_ms, attached: false };
-            let (id, answer) = group.propose(kind, self.timeout(None)).await?;
-            answer?;
-            Ok(SessionView { id, secret: hex::encode(secret), timeout_ms })
-        })
+        Box::pin(async move { self.open_session(&group, timeout_ms).await })
     }
 
     fn session_touch(&self, group: String, id: u64, secret: [u8; 16]) -> BoxFuture<'_, ServiceResult<()>> {
-        Box::pin(async move { self.group(&group).await?.touch(id, secret).await })
+        Box::pin(async move {
+            self.call_anywhere(&group, GroupCall::Touch { id, secret }, self.timeout(None)).await.map(|_| ())
+        })
     }
 
     fn session_close(&self, group: String, id: u64, secret: [u8; 16]) -> BoxFuture<'_, ServiceResult<()>> {
         Box::pin(async move {
-            let group = self.group(&group).await?;
-            let (_, answer) = group
-                .propose(EntryKind::CloseSession { id, secret: Some(secret), attachment: None }, self.timeout(None))
-                .await?;
-            answer.map(|_| ())
+            let kind = EntryKind::CloseSession { id, secret: Some(secret), attachment: None };
+            self.call_anywhere(&group, GroupCall::Propose(kind), self.timeout(None)).await.map(|_| ())
         })
     }
 
     fn events(&self, group: String, from: Option<u64>) -> BoxFuture<'_, ServiceResult<BoxStream<'static, EventItem>>> {
         Box::pin(async move { Ok(self.group(&group).await?.events().subscribe(from)) })
+    }
+
+    fn change_begin(&self, kind: ChangeKind) -> BoxFuture<'_, ServiceResult<Change>> {
+        Box::pin(async move {
+            self.check_change(&kind).await?;
+            let id = self.change_catalog(&CatalogCommand::BeginChange(kind)).await?;
+            self.change(id)
+        })
+    }
+
+    fn change_list(&self) -> BoxFuture<'_, ServiceResult<Vec<Change>>> {
+        Box::pin(async { Ok(self.fresh_catalog().await?.changes.values().cloned().collect()) })
+    }
+
+    fn change_get(&self, id: u64, wait_ms: u64) -> BoxFuture<'_, ServiceResult<Change>> {
+        Box::pin(async move {
+            self.fresh_catalog().await?;
+            let deadline = <P::Runtime as AsyncRuntime>::Instant::now() + Duration::from_millis(wait_ms);
+            loop {
+                let change = self.change(id)?;
+                if !change.is_running()
+                    || <P::Runtime as AsyncRuntime>::Instant::now() >= deadline
+                    || self.is_stopping()
+                {
+                    return Ok(change);
+                }
+                P::Runtime::sleep(LOOK_PAUSE).await;
+            }
+        })
+    }
+
+    fn change_cancel(&self, id: u64) -> BoxFuture<'_, ServiceResult<Change>> {
+        Box::pin(async move {
+            let state = ChangeState::Failed(error(ErrorCode::Cancelled, "it was cancelled"));
+            self.change_catalog(&CatalogCommand::NoteChange { id, state }).await?;
+            self.change(id)
+        })
+    }
+
+    fn node_list(&self) -> BoxFuture<'_, ServiceResult<Vec<ClusterNodeView>>> {
+        Box::pin(async move {
+            let roster = self.roster_of(CATALOG_NAME).await?;
+            let view = |(id, member): (NodeId, RosterMember)| {
+                let (leader, lag) = (roster.leader == Some(id), roster.lag(id));
+                async move {
+                    let condition = self.condition_of(id).await;
+                    ClusterNodeView {
+                        id,
+                        address: member.address,
+                        role: if member.voter { "voter" } else { "learner" }.to_string(),
+                        leader,
+                        lag,
+                        groups: condition.as_ref().ok().map(|condition| condition.groups),
+                        leads: condition.as_ref().ok().map(|condition| condition.leads),
+                        state: match condition {
+                            Ok(condition) if condition.reasons.is_empty() => "ready".to_string(),
+                            Ok(condition) => format!("not ready: {}", condition.reasons.join("; ")),
+                            Err(why) => format!("unreachable: {why}"),
+                        },
+                    }
+                }
+            };
+            Ok(futures_util::future::join_all(roster.members.clone().into_iter().map(view)).await)
+        })
+    }
+
+    fn member_list(&self, group: String) -> BoxFuture<'_, ServiceResult<Vec<MemberView>>> {
+        Box::pin(async move { Ok(member_views(&self.roster_of(&group).await?)) })
+    }
+
+    fn leader_transfer(&self, group: String, to: Option<NodeId>) -> BoxFuture<'_, ServiceResult<NodeId>> {
+        Box::pin(self.transfer_leader(group, to))
     }
 
     fn node(&self) -> BoxFuture<'_, NodeView> {

@@ -3,6 +3,8 @@
 //! they would be lost. So a node that begins with an empty directory votes only when it has learnt that the
 //! cluster is new, or when it has caught up with a leader that others elected.
 //!
+//! A node that joins a cluster does the same: that cluster is never new.
+//!
 //! What is left of the danger: the only peer that answers has itself never received an entry, and the one that
 //! has them is down.
 
@@ -92,6 +94,9 @@ impl<P: Platform, T: Transport> Node<P, T> {
 
     async fn look_around(&self) -> Cluster {
         let members = &self.0.setup.members;
+        if members.is_empty() {
+            return Cluster::Formed;
+        }
         let others = members.keys().filter(|id| **id != self.id());
         let asked = others.map(|id| {
             let sent = call::<P::Runtime, T>(&self.0.setup.transport, *id, Lane::Bulk, &PeerRequest::Status);
@@ -113,7 +118,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
         if self.0.catalog.wait_read_index(false).await.is_err() {
             return false;
         }
-        for entry in self.0.view.get().groups.values() {
+        for entry in self.0.view.get().groups.values().filter(|entry| entry.hosts.contains(&self.id())) {
             match self.group_by_id(entry.id) {
                 Some(group) if group.wait_read_index(false).await.is_ok() => {}
                 _ => return false,

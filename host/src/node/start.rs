@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use sha2::Digest;
 use sha2::Sha256;
 use tokio::net::TcpListener;
@@ -23,7 +24,10 @@ use super::Setup;
 use super::identity;
 use super::identity::Identity;
 use super::identity::IdentityError;
+use super::join::NOT_NOW;
+use super::removal;
 use super::settle;
+use crate::codec;
 use crate::config::ServeConfig;
 use crate::disk::Disk;
 use crate::disk::RealDisk;
@@ -33,11 +37,15 @@ use crate::log::NodeLog;
 use crate::log::ThreadDriver;
 use crate::module::DirCache;
 use crate::module::Limits;
+use crate::peer::message::PeerRequest;
+use crate::peer::message::PeerResponse;
 use crate::peer::tcp;
+use crate::peer::tcp::StrangerError;
 use crate::peer::tcp::TcpTransport;
 use crate::platform::Platform;
 use crate::platform::RealPlatform;
 use crate::platform::random_u64;
+use crate::types::NodeId;
 
 /// The node of production.
 pub type RealNode = Node<RealPlatform, TcpTransport>;
@@ -78,6 +86,12 @@ pub enum StartError {
     /// Modules cannot be compiled on this machine.
     #[error("{0}")]
     Modules(String),
+    /// The cluster that it was to join says no.
+    #[error("cannot join: {0}")]
+    Refused(String),
+    /// No node of the cluster that it was to join let it in for a while.
+    #[error("cannot join yet: {0}")]
+    NotJoined(String),
     /// The catalog cannot be opened.
     #[error("{0}")]
     Node(#[source] io::Error),
@@ -97,6 +111,11 @@ impl StartError {
             Self::Locked { .. } => "stop that process, or give another --data-dir".to_string(),
             Self::Listen { .. } => "stop what listens there, or give another --peer".to_string(),
             Self::Log(_) => "the message names file and offset; docs/operations.md says what can be done".to_string(),
+            Self::Refused(_) => "the message says what is in the way".to_string(),
+            Self::NotJoined(_) => {
+                "see that --join names nodes that run and have a leader, by their --peer addresses, and start again"
+                    .to_string()
+            }
             Self::Modules(_) => "Linux on x86-64 or aarch64 is needed".to_string(),
             Self::Node(_) => "see the message; docs/operations.md says what can be done".to_string(),
         }
@@ -111,6 +130,17 @@ pub struct Running {
     writer: ThreadDriver,
     /// Held as long as the node runs.
     _lock: File,
+}
+
+/// What the node is in its cluster.
+struct Place {
+    cluster: [u8; 16],
+    /// Those that begin the cluster; empty when it came later.
+    founders: BTreeMap<NodeId, String>,
+    /// The nodes it knows.
+    known: BTreeMap<NodeId, String>,
+    /// When it has joined just now: the index of the membership that names it.
+    joined_index: u64,
 }
 
 /// The cluster's id: of the initial cluster's text, so that nodes started alike agree without talking.
@@ -145,10 +175,110 @@ fn lock(data_dir: &Path) -> Result<File, StartError> {
     Ok(file)
 }
 
-fn settle_identity(config: &ServeConfig, disk: &dyn Disk) -> Result<[u8; 16], StartError> {
+/// How long a node tries to join before it gives up; who starts it may start it again.
+const JOIN_PATIENCE: Duration = Duration::from_secs(30);
+/// One attempt at one address.
+const JOIN_ANSWER_TIME_MAX: Duration = Duration::from_secs(15);
+const JOIN_PAUSE: Duration = Duration::from_millis(250);
+
+/// Asks the nodes at --join, one after the other, to be let in; the cluster, its nodes, and the index of the membership
+/// that names this one.
+async fn join(
+    config: &ServeConfig,
+    own: Option<[u8; 16]>,
+) -> Result<([u8; 16], BTreeMap<NodeId, String>, u64), StartError> {
+    type Answer = PeerResponse<<RealPlatform as Platform>::Runtime>;
+    let request = PeerRequest::<<RealPlatform as Platform>::Runtime>::Join {
+        node: config.node_id,
+        address: config.peer_address(),
+    };
+    let broken = |error: crate::codec::CodecError| StartError::Refused(error.to_string());
+    let request = Bytes::from(codec::encode(&request).map_err(broken)?);
+    let mut failed = String::new();
+    let tried = async {
+        loop {
+            for address in &config.join {
+                let asked =
+                    tcp::ask_as_stranger(address, config.node_id, own, request.clone(), JOIN_ANSWER_TIME_MAX).await;
+                let reason = match asked {
+                    Ok(answer) => match codec::decode::<Answer>(&answer).map_err(broken)? {
+                        PeerResponse::Joined { cluster, members, index } => return Ok((cluster, members, index)),
+                        other => return Err(StartError::Refused(format!("{address} answered {other:?}"))),
+                    },
+                    Err(StrangerError::Refused(words)) if !words.contains(NOT_NOW) => {
+                        return Err(StartError::Refused(words));
+                    }
+                    Err(error) => error.to_string(),
+                };
+                if reason != failed {
+                    tracing::warn!(%reason, "cannot join yet");
+                    failed = reason;
+                }
+            }
+            pause(JOIN_PAUSE).await;
+        }
+    };
+    let tried = tokio::time::timeout(JOIN_PATIENCE, tried).await;
+    tried.unwrap_or(Err(StartError::NotJoined(failed)))
+}
+
+#[expect(clippy::disallowed_methods, reason = "production's own start, on tokio")]
+async fn pause(time: Duration) {
+    tokio::time::sleep(time).await;
+}
+
+async fn find_place(config: &ServeConfig, disk: &dyn Disk) -> Result<Place, StartError> {
+    let in_data_dir = |source| StartError::DataDir { path: config.data_dir.clone(), source };
+    let found = identity::read(disk, &config.data_dir).map_err(in_data_dir)?;
+    if removal::is_marked(disk, &config.data_dir).map_err(in_data_dir)? {
+        let path = config.data_dir.clone();
+        return Err(IdentityError::Removed { path, node: config.node_id }.into());
+    }
+    let joined_before = found.as_ref().is_some_and(|found| found.joined);
+    if config.join.is_empty() && !joined_before {
+        let cluster = settle_identity(config, disk, found)?;
+        let mut founders = config.initial_cluster.clone();
+        if founders.is_empty() {
+            founders = BTreeMap::from([(config.node_id, config.peer_address())]);
+        }
+        return Ok(Place { cluster, known: founders.clone(), founders, joined_index: 0 });
+    }
+    let own = match &found {
+        Some(found) => Some(identity::check(found, &config.data_dir, config.node_id, None)?),
+        None if disk.exists(&config.data_dir.join("log")).map_err(in_data_dir)? => {
+            return Err(IdentityError::Missing(config.data_dir.clone()).into());
+        }
+        None => None,
+    };
+    // Once it has caught up it is a node like any other: the membership in its log says who the others are.
+    let settled = own.is_some() && !settle::is_marked(disk, &config.data_dir).map_err(in_data_dir)?;
+    if let (Some(cluster), true) = (own, settled || config.join.is_empty()) {
+        // Not to depend on the others for a restart: only a "no" counts.
+        let greeted = config.join.iter().map(|address| tcp::greet_as_stranger(address, config.node_id, cluster));
+        for answer in futures_util::future::join_all(greeted).await {
+            if let Err(StrangerError::Refused(words)) = answer {
+                return Err(StartError::Refused(words));
+            }
+        }
+        return Ok(Place { cluster, founders: BTreeMap::new(), known: BTreeMap::new(), joined_index: 0 });
+    }
+    let (cluster, known, joined_index) = join(config, own).await?;
+    if let Some(found) = &found {
+        identity::check(found, &config.data_dir, config.node_id, Some(cluster))?;
+    } else {
+        settle::mark(disk, &config.data_dir).map_err(in_data_dir)?;
+        let cluster = hex::encode(cluster);
+        let new = Identity { format: identity::FORMAT, node: config.node_id, cluster, joined: true };
+        identity::write(disk, &config.data_dir, &new).map_err(in_data_dir)?;
+    }
+    tracing::info!(cluster = hex::encode(cluster), nodes = ?known.keys(), "this node has joined, as a learner");
+    Ok(Place { cluster, founders: BTreeMap::new(), known, joined_index })
+}
+
+fn settle_identity(config: &ServeConfig, disk: &dyn Disk, found: Option<Identity>) -> Result<[u8; 16], StartError> {
     let in_data_dir = |source| StartError::DataDir { path: config.data_dir.clone(), source };
     let told = (!config.initial_cluster.is_empty()).then(|| cluster_id(config));
-    if let Some(found) = identity::read(disk, &config.data_dir).map_err(in_data_dir)? {
+    if let Some(found) = found {
         return Ok(identity::check(&found, &config.data_dir, config.node_id, told)?);
     }
     if disk.exists(&config.data_dir.join("log")).map_err(in_data_dir)? {
@@ -163,7 +293,8 @@ fn settle_identity(config: &ServeConfig, disk: &dyn Disk) -> Result<[u8; 16], St
     if config.initial_cluster.len() > 1 {
         settle::mark(disk, &config.data_dir).map_err(in_data_dir)?;
     }
-    let new = Identity { format: identity::FORMAT, node: config.node_id, cluster: hex::encode(cluster) };
+    let cluster_text = hex::encode(cluster);
+    let new = Identity { format: identity::FORMAT, node: config.node_id, cluster: cluster_text, joined: false };
     identity::write(disk, &config.data_dir, &new).map_err(in_data_dir)?;
     Ok(cluster)
 }
@@ -209,10 +340,10 @@ pub async fn start(config: &ServeConfig) -> Result<Running, StartError> {
     let in_data_dir = |source| StartError::DataDir { path: data_dir.clone(), source };
     let held = lock(data_dir)?;
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-    let cluster = settle_identity(config, &*disk)?;
     // Bound before anything is opened, so that a port in use is said at once; accepted from last.
     let listener = TcpListener::bind(config.peer).await;
     let listener = listener.map_err(|source| StartError::Listen { address: config.peer, source })?;
+    let Place { cluster, founders, known, joined_index } = find_place(config, &*disk).await?;
 
     let platform = RealPlatform;
     let options = LogOptions {
@@ -228,15 +359,12 @@ pub async fn start(config: &ServeConfig) -> Result<Running, StartError> {
 
     let cache = DirCache::open(data_dir.join("cache")).map_err(in_data_dir)?;
     let modules = ModuleHost::new(Some(Box::new(cache))).map_err(|error| StartError::Modules(error.to_string()))?;
-    let mut members = config.initial_cluster.clone();
-    if members.is_empty() {
-        members = BTreeMap::from([(config.node_id, config.peer.to_string())]);
-    }
-    let transport = TcpTransport::new(config.node_id, cluster, members.clone());
+    let transport = TcpTransport::new(config.node_id, cluster, known);
     let node = Node::open(Setup {
         id: config.node_id,
         cluster,
-        members,
+        members: founders,
+        joined_index,
         platform,
         transport,
         disk,

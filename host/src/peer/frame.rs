@@ -20,11 +20,11 @@ const FRAME_BYTES_MAX: usize = 256 << 20;
 /// What the one who connects says first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hello {
-    /// The cluster it belongs to.
+    /// The cluster it belongs to; zero while it belongs to none, which only [`Lane::Join`] allows.
     pub cluster: [u8; 16],
     /// Who it is.
     pub from: NodeId,
-    /// Whom it means to reach.
+    /// Whom it means to reach; 0 on [`Lane::Join`], where it knows only the address.
     pub to: NodeId,
     /// What the connection is for.
     pub lane: Lane,
@@ -45,6 +45,7 @@ impl Hello {
         out.push(match self.lane {
             Lane::Consensus => 0,
             Lane::Bulk => 1,
+            Lane::Join => 2,
         });
         let checksum = crc32c::crc32c(&out);
         out.extend_from_slice(&checksum.to_le_bytes());
@@ -71,6 +72,7 @@ impl Hello {
         let lane = match rest.get_u8() {
             0 => Lane::Consensus,
             1 => Lane::Bulk,
+            2 => Lane::Join,
             other => return Err(format!("no lane {other}")),
         };
         Ok(Self { cluster, from, to, lane })
@@ -78,7 +80,8 @@ impl Hello {
 
     /// Whether node `node` of `cluster` may talk to the sender; `Err` is the refusal in words.
     pub fn check(self, node: NodeId, cluster: &[u8; 16]) -> Result<Self, String> {
-        if self.cluster != *cluster {
+        let joins = self.lane == Lane::Join;
+        if self.cluster != *cluster && !(joins && self.cluster == [0; 16]) {
             return Err(format!(
                 "node {} belongs to cluster {}, node {node} to cluster {}: check --initial-cluster, --cluster-name and \
                  --data-dir of both",
@@ -87,7 +90,7 @@ impl Hello {
                 hex::encode(cluster)
             ));
         }
-        if self.to != node {
+        if self.to != node && !(joins && self.to == 0) {
             return Err(format!(
                 "this is node {node}, not node {}: check --initial-cluster of node {}",
                 self.to, self.from
@@ -219,6 +222,12 @@ mod tests {
         let bytes: [u8; Hello::BYTES] = hello.encode().try_into().unwrap();
         assert_eq!(Hello::decode(&bytes).unwrap().check(1, &[1; 16]), Ok(hello));
         assert!(hello.check(1, &[9; 16]).unwrap_err().contains("--initial-cluster"));
+        // Who joins knows neither the cluster nor whom it speaks to; nobody else may say so.
+        let joins = Hello { cluster: [0; 16], from: 2, to: 0, lane: Lane::Join };
+        assert_eq!(joins.check(1, &[9; 16]), Ok(joins));
+        assert!(Hello { cluster: [1; 16], ..joins }.check(1, &[9; 16]).unwrap_err().contains("belongs to cluster"));
+        assert!(Hello { lane: Lane::Bulk, ..joins }.check(1, &[9; 16]).is_err());
+        assert!(Hello { from: 1, ..joins }.check(1, &[9; 16]).unwrap_err().contains("two nodes"));
         assert!(hello.check(3, &[1; 16]).unwrap_err().contains("this is node 3, not node 1"));
         assert!(Hello { from: 1, ..hello }.check(1, &[1; 16]).unwrap_err().contains("two nodes"));
         let mut http = [b' '; Hello::BYTES];

@@ -1,5 +1,7 @@
 //! What nodes say to each other: [`PeerRequest`] and [`PeerResponse`], encoded by [`crate::codec`].
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use openraft::async_runtime::AsyncRuntime;
 use openraft::raft::AppendEntriesRequest;
@@ -11,7 +13,15 @@ use openraft::raft::VoteResponse;
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::membership::Condition;
+use crate::membership::MemberChange;
+use crate::membership::Roster;
+use crate::service::Applied;
+use crate::service::Consistency;
+use crate::service::ServiceResult;
+use crate::types::EntryKind;
 use crate::types::GroupId;
+use crate::types::LogId;
 use crate::types::NodeId;
 use crate::types::Proposal;
 use crate::types::Types;
@@ -85,6 +95,77 @@ pub enum PeerRequest<RT: AsyncRuntime> {
     Status,
     /// Asks the leader to hand its office to the sender; answered by [`PeerResponse::Done`] when it tries.
     Lead(GroupId),
+    /// A node without a cluster wants to belong to this one, as a learner of the catalog; answered by
+    /// [`PeerResponse::Joined`].
+    Join {
+        /// The node.
+        node: NodeId,
+        /// Where its peers reach it.
+        address: String,
+    },
+    /// Asks who the members of a group are, as the receiver knows it; answered by [`PeerResponse::Roster`].
+    Roster(GroupId),
+    /// Asks the group's leader to change its members; answered by [`PeerResponse::Done`] when that is committed.
+    ChangeMembers {
+        /// The group.
+        group: GroupId,
+        /// The membership that the change starts from; on another one it is refused.
+        seen: Option<LogId>,
+        /// The change.
+        change: MemberChange,
+    },
+    /// Asks the group's leader to hand over; answered by [`PeerResponse::Done`] when it tried.
+    HandOver {
+        /// The group.
+        group: GroupId,
+        /// To whom; `None`: to whoever is furthest ahead.
+        to: Option<NodeId>,
+    },
+    /// Asks what a node holds; answered by [`PeerResponse::Condition`].
+    Condition,
+    /// What a client asked of a group that has no replica at the sender; answered by [`PeerResponse::Served`].
+    Serve {
+        /// The group.
+        group: GroupId,
+        /// What is asked.
+        call: GroupCall,
+        /// How long the client waits, milliseconds.
+        timeout_ms: u64,
+    },
+}
+
+/// What is asked of a group's replica.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum GroupCall {
+    /// Proposes an entry.
+    Propose(EntryKind),
+    /// Answers a query.
+    Query {
+        /// How fresh.
+        consistency: Consistency,
+        /// The query.
+        query: Bytes,
+        /// The session it is sent in, by id and secret.
+        session: Option<(u64, [u8; 16])>,
+    },
+    /// A session's sign of life.
+    Touch {
+        /// The session.
+        id: u64,
+        /// Its secret.
+        secret: [u8; 16],
+    },
+}
+
+impl GroupCall {
+    /// Whether a second time changes nothing that the first did not.
+    pub fn may_be_repeated(&self) -> bool {
+        match self {
+            Self::Propose(EntryKind::Command { session, .. }) => session.is_some_and(|used| used.sequence.is_some()),
+            Self::Propose(_) => false,
+            Self::Query { .. } | Self::Touch { .. } => true,
+        }
+    }
 }
 
 /// A snapshot that the leader offers to a follower.
@@ -131,6 +212,21 @@ pub enum PeerResponse<RT: AsyncRuntime> {
     Module(Option<Bytes>),
     /// To `Status`.
     Status(PeerStatus),
+    /// To `Join`: the node is a learner of the catalog.
+    Joined {
+        /// The cluster's id.
+        cluster: [u8; 16],
+        /// Its nodes: id to peer address; with the new one.
+        members: BTreeMap<NodeId, String>,
+        /// The index of the membership that names the new node.
+        index: u64,
+    },
+    /// To `Roster`.
+    Roster(Roster),
+    /// To `Condition`.
+    Condition(Condition),
+    /// To `Serve`.
+    Served(ServiceResult<Applied>),
 }
 
 /// How a node stands.

@@ -25,8 +25,10 @@ use crate::types::NodeId;
 pub enum Lane {
     /// Votes, entries, heartbeats, forwarded commands, read indexes.
     Consensus,
-    /// Snapshots and module files.
+    /// Snapshots, module files, questions about how a node stands.
     Bulk,
+    /// A node that wants to join a cluster, whose id it need not know yet; nothing else is asked there.
+    Join,
 }
 
 /// Why a call has no response.
@@ -66,6 +68,9 @@ pub trait Transport: Clone + Send + Sync + 'static {
 
     /// The address of a node, for messages to people.
     fn address(&self, node: NodeId) -> Option<String>;
+
+    /// From now on the node is reached there: the replicated membership says so.
+    fn learn(&self, node: NodeId, address: &str);
 }
 
 /// Answers requests of other nodes.

@@ -76,7 +76,8 @@ impl<RT: AsyncRuntime, T> GroupNetwork<RT, T> {
 impl<RT: AsyncRuntime, T: Transport> RaftNetworkFactory<Types<RT>> for GroupNetwork<RT, T> {
     type Network = GroupClient<RT, T>;
 
-    async fn new_client(&mut self, target: NodeId, _node: &openraft::BasicNode) -> Self::Network {
+    async fn new_client(&mut self, target: NodeId, node: &openraft::BasicNode) -> Self::Network {
+        self.transport.learn(target, &node.addr);
         GroupClient { group: self.group, target, transport: self.transport.clone(), hurry: self.hurry.clone() }
     }
 }

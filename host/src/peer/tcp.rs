@@ -99,6 +99,11 @@ impl Transport for TcpTransport {
     fn address(&self, node: NodeId) -> Option<String> {
         self.0.addresses.lock().unwrap_or_else(PoisonError::into_inner).get(&node).cloned()
     }
+
+    fn learn(&self, node: NodeId, address: &str) {
+        // A connection that is there stays; when it breaks, the next goes to the new address.
+        self.0.addresses.lock().unwrap_or_else(PoisonError::into_inner).insert(node, address.to_owned());
+    }
 }
 
 /// Owns one connection to one peer: connects when there is something to send, again after it broke.
@@ -148,10 +153,69 @@ fn refuse(outgoing: Outgoing, node: NodeId, reason: &str) {
 async fn connect(inner: &Inner, to: NodeId, lane: Lane) -> io::Result<TcpStream> {
     let address = inner.addresses.lock().unwrap_or_else(PoisonError::into_inner).get(&to).cloned();
     let address = address.ok_or_else(|| io::Error::other(format!("no address of node {to} is known")))?;
+    greet(&address, Hello { cluster: inner.cluster, from: inner.node, to, lane }).await
+}
+
+/// Why a node that wants to join has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum StrangerError {
+    /// Nobody answers there (yet).
+    #[error("{0}")]
+    NoAnswer(String),
+    /// Who answers says no.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// Whether the node at `address` takes this one for one of its cluster.
+pub async fn greet_as_stranger(address: &str, node: NodeId, cluster: [u8; 16]) -> Result<(), StrangerError> {
+    greet_at(address, node, cluster).await.map(|_| ())
+}
+
+async fn greet_at(address: &str, node: NodeId, cluster: [u8; 16]) -> Result<TcpStream, StrangerError> {
+    let hello = Hello { cluster, from: node, to: 0, lane: Lane::Join };
+    match tokio::time::timeout(CONNECT_TIMEOUT, greet(address, hello)).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Err(StrangerError::Refused(error.to_string()))
+        }
+        Ok(Err(error)) => Err(StrangerError::NoAnswer(error.to_string())),
+        Err(_) => Err(StrangerError::NoAnswer(format!("{address}: no answer within {CONNECT_TIMEOUT:?}"))),
+    }
+}
+
+/// Asks one thing of the node at `address`, as a node that does not know its cluster, on [`Lane::Join`].
+pub async fn ask_as_stranger(
+    address: &str,
+    node: NodeId,
+    cluster: Option<[u8; 16]>,
+    request: Bytes,
+    patience: Duration,
+) -> Result<Bytes, StrangerError> {
+    let no_answer = |error: String| StrangerError::NoAnswer(format!("{address}: {error}"));
+    let stream = greet_at(address, node, cluster.unwrap_or_default()).await?;
+    let (reply, answer) = oneshot::channel();
+    let (_open, mut queue) = mpsc::unbounded_channel();
+    let answered = tokio::time::timeout(patience, async {
+        tokio::select! {
+            () = serve_link(stream, 0, Outgoing { request, reply }, &mut queue) => Err("the connection broke".to_owned()),
+            answer = answer => answer.map_err(|_| "the connection broke".to_owned()),
+        }
+    });
+    match answered.await {
+        Ok(Ok(Ok(bytes))) => Ok(bytes),
+        Ok(Ok(Err(CallError::Refused { reason, .. }))) => Err(StrangerError::Refused(format!("{address}: {reason}"))),
+        Ok(Ok(Err(error))) => Err(no_answer(error.to_string())),
+        Ok(Err(error)) => Err(no_answer(error)),
+        Err(_) => Err(no_answer(format!("no answer within {patience:?}"))),
+    }
+}
+
+/// Connects and shakes hands. A refusal in words is [`io::ErrorKind::PermissionDenied`].
+async fn greet(address: &str, hello: Hello) -> io::Result<TcpStream> {
     let explain = |error: io::Error| io::Error::new(error.kind(), format!("{address}: {error}"));
-    let mut stream = TcpStream::connect(&address).await.map_err(explain)?;
+    let mut stream = TcpStream::connect(address).await.map_err(explain)?;
     stream.set_nodelay(true)?;
-    let hello = Hello { cluster: inner.cluster, from: inner.node, to, lane };
     stream.write_all(&hello.encode()).await.map_err(explain)?;
     let mut head = [0; 3];
     stream.read_exact(&mut head).await.map_err(explain)?;
@@ -161,7 +225,8 @@ async fn connect(inner: &Inner, to: NodeId, lane: Lane) -> io::Result<TcpStream>
     }
     let mut text = vec![0; usize::from(u16::from_le_bytes([low, high]))];
     stream.read_exact(&mut text).await.map_err(explain)?;
-    Err(io::Error::other(format!("{address} refused: {}", String::from_utf8_lossy(&text))))
+    let words = format!("{address} refused: {}", String::from_utf8_lossy(&text));
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, words))
 }
 
 /// Sends and matches answers until the connection breaks.

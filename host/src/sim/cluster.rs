@@ -10,6 +10,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use openraft::async_runtime::AsyncRuntime;
 
 use crate::disk::Disk;
 use crate::disk::DiskFile;
@@ -22,9 +23,14 @@ use crate::node::Settings;
 use crate::node::Setup;
 use crate::node::identity;
 use crate::node::identity::Identity;
+use crate::node::removal;
 use crate::node::settle;
 use crate::peer::Handler;
+use crate::peer::Lane;
 use crate::peer::Transport;
+use crate::peer::message::PeerRequest;
+use crate::peer::message::PeerResponse;
+use crate::peer::raft::call;
 use crate::platform::Platform;
 use crate::types::NodeId;
 
@@ -46,8 +52,10 @@ pub type SimNode = Node<SimPlatform, SimTransport>;
 /// What a cluster is made of.
 #[derive(Clone, Debug)]
 pub struct SimOptions {
-    /// How many nodes: 1 to `nodes`.
+    /// How many nodes begin the cluster: 1 to `nodes`.
     pub nodes: u64,
+    /// How many more there may be, numbered on: they are out until they are let in, and join then.
+    pub joiners: u64,
     /// Everything random comes from it.
     pub seed: u64,
     /// What an operator may set.
@@ -91,6 +99,10 @@ struct Slot {
     handler: Option<Arc<dyn Handler>>,
     net: Option<SimNet>,
     log: Option<NodeLog>,
+    /// It comes to a cluster that is there.
+    joins: bool,
+    /// It does not belong to the cluster, and does not start.
+    out: bool,
 }
 
 struct Inner {
@@ -136,9 +148,21 @@ impl SimCluster {
     pub fn new(options: SimOptions, modules: Arc<ModuleHost>) -> Self {
         let mut random = SimRandom::new(options.seed);
         let members: BTreeMap<NodeId, String> = (1..=options.nodes).map(|id| (id, address_of(id))).collect();
-        let slots = members.keys().map(|id| {
+        let slots = (1..=options.nodes + options.joiners).map(|id| {
             let ahead_ms = random.between(0, options.skew_max_ms);
-            (*id, Slot { disk: SimDisk::new(), ahead_ms, life: None, node: None, handler: None, net: None, log: None })
+            let later = id > options.nodes;
+            let slot = Slot {
+                disk: SimDisk::new(),
+                ahead_ms,
+                life: None,
+                node: None,
+                handler: None,
+                net: None,
+                log: None,
+                joins: later,
+                out: later,
+            };
+            (id, slot)
         });
         let slots = slots.collect();
         let network = SimNetwork::new(random.fork(1));
@@ -160,9 +184,29 @@ impl SimCluster {
         &self.0.network
     }
 
-    /// All nodes' ids.
+    /// The ids of all nodes that belong to the cluster, or are about to.
     pub fn ids(&self) -> Vec<NodeId> {
-        self.0.members.keys().copied().collect()
+        lock(&self.0.slots).iter().filter(|(_, slot)| !slot.out).map(|(id, _)| *id).collect()
+    }
+
+    /// The ids of those that do not.
+    pub fn out(&self) -> Vec<NodeId> {
+        lock(&self.0.slots).iter().filter(|(_, slot)| slot.out).map(|(id, _)| *id).collect()
+    }
+
+    /// From its next start on the node joins the cluster.
+    pub fn let_in(&self, id: NodeId) {
+        if let Some(slot) = lock(&self.0.slots).get_mut(&id) {
+            slot.out = false;
+        }
+    }
+
+    /// The node was removed: it ends, and its disk is emptied. It may be let in again.
+    pub fn retire(&self, id: NodeId) {
+        self.lose_disk(id);
+        if let Some(slot) = lock(&self.0.slots).get_mut(&id) {
+            (slot.joins, slot.out) = (true, true);
+        }
     }
 
     /// The node's disk.
@@ -192,7 +236,8 @@ impl SimCluster {
     /// The nodes that neither run nor are being started.
     pub fn down(&self) -> Vec<NodeId> {
         let slots = lock(&self.0.slots);
-        let down = slots.iter().filter(|(_, slot)| !slot.life.as_ref().is_some_and(|life| life.is_alive()));
+        let down =
+            slots.iter().filter(|(_, slot)| !slot.out && !slot.life.as_ref().is_some_and(|life| life.is_alive()));
         down.map(|(id, _)| *id).collect()
     }
 
@@ -216,12 +261,16 @@ impl SimCluster {
         self.0.platforms.clone()
     }
 
-    /// Starts a node that is down, on what its disk holds. `Ok` too when it was crashed meanwhile.
+    /// Starts a node that is down, on what its disk holds. `Ok` too when it was crashed meanwhile, or is out. A node that
+    /// has yet to join is started when it has.
     pub async fn start(&self, id: NodeId) -> io::Result<()> {
+        if self.disk(id).is_some_and(|disk| removal::is_marked(&disk, &data_dir()).unwrap_or(false)) {
+            self.retire(id);
+        }
         let (life, disk, platform) = {
             let mut slots = lock(&self.0.slots);
             let Some(slot) = slots.get_mut(&id) else { return Err(io::ErrorKind::NotFound.into()) };
-            if slot.life.as_ref().is_some_and(|life| life.is_alive()) {
+            if slot.out || slot.life.as_ref().is_some_and(|life| life.is_alive()) {
                 return Ok(());
             }
             // Also after the node ended itself.
@@ -245,7 +294,7 @@ impl SimCluster {
         let opening = {
             let life = life.clone();
             LifeRuntime::spawn_in(&life.clone(), async move {
-                let setup = cluster.set_up(life, disk, platform)?;
+                let setup = cluster.set_up(life, disk, platform).await?;
                 if let Some(slot) = lock(&cluster.0.slots).get_mut(&id) {
                     slot.log = Some(setup.log.clone());
                 }
@@ -272,7 +321,7 @@ impl SimCluster {
         Ok(())
     }
 
-    fn set_up(
+    async fn set_up(
         &self,
         life: Arc<Life>,
         disk: SimDisk,
@@ -281,7 +330,7 @@ impl SimCluster {
         let disk: Arc<dyn Disk> = if self.0.options.syncs_lie { Arc::new(LyingDisk(disk)) } else { Arc::new(disk) };
         let options = &self.0.options;
         disk.create_dir_all(&data_dir())?;
-        settle_identity(&*disk, &data_dir(), life.node)?;
+        let (joined, joined_index) = self.find_place(&*disk, &life).await?;
         let log_options = LogOptions { salt: crate::platform::random_u64(&platform), ..options.log.clone() };
         let fatal = {
             let platform = platform.clone();
@@ -295,7 +344,8 @@ impl SimCluster {
         Ok(Setup {
             id: life.node,
             cluster: CLUSTER,
-            members: self.0.members.clone(),
+            members: if joined { BTreeMap::new() } else { self.0.members.clone() },
+            joined_index,
             platform,
             transport: self.0.network.transport(life),
             disk,
@@ -304,6 +354,45 @@ impl SimCluster {
             modules: self.0.modules.clone(),
             settings: options.settings.clone(),
         })
+    }
+
+    /// What a node does before anything else, as `node::start` does it in production: whether it came later, and the index of
+    /// the membership that names it if it has joined just now.
+    async fn find_place(&self, disk: &dyn Disk, life: &Arc<Life>) -> io::Result<(bool, u64)> {
+        let found = identity::read(disk, &data_dir())?;
+        let joins = lock(&self.0.slots).get(&life.node).is_some_and(|slot| slot.joins);
+        let joined = found.as_ref().map_or(joins, |found| found.joined);
+        if let Some(found) = &found {
+            identity::check(found, &data_dir(), life.node, Some(CLUSTER)).map_err(io::Error::other)?;
+            if !joined || !settle::is_marked(disk, &data_dir())? {
+                return Ok((joined, 0));
+            }
+        }
+        let index = if joined { self.join(life).await } else { 0 };
+        if found.is_none() {
+            settle::mark(disk, &data_dir())?;
+            let cluster = hex::encode(CLUSTER);
+            let new = Identity { format: identity::FORMAT, node: life.node, cluster, joined };
+            identity::write(disk, &data_dir(), &new)?;
+        }
+        Ok((joined, index))
+    }
+
+    /// Asks one node after the other to be let in, until one does.
+    async fn join(&self, life: &Arc<Life>) -> u64 {
+        let transport = self.0.network.transport(life.clone());
+        let request = PeerRequest::Join { node: life.node, address: address_of(life.node) };
+        loop {
+            for peer in self.ids().into_iter().filter(|id| *id != life.node) {
+                let asked = call::<LifeRuntime, SimTransport>(&transport, peer, Lane::Join, &request);
+                if let Ok(Ok(PeerResponse::Joined { index, .. })) =
+                    LifeRuntime::timeout(Duration::from_secs(15), asked).await
+                {
+                    return index;
+                }
+            }
+            LifeRuntime::sleep(Duration::from_millis(250)).await;
+        }
     }
 
     /// Ends a node. Its disk stays.
@@ -429,14 +518,3 @@ impl Disk for LyingDisk {
 }
 
 const CLUSTER: [u8; 16] = *b"simulated clustr";
-
-fn settle_identity(disk: &dyn Disk, data_dir: &Path, node: NodeId) -> io::Result<()> {
-    match identity::read(disk, data_dir)? {
-        Some(found) => identity::check(&found, data_dir, node, Some(CLUSTER)).map(|_| ()).map_err(io::Error::other),
-        None => {
-            settle::mark(disk, data_dir)?;
-            let cluster = hex::encode(CLUSTER);
-            identity::write(disk, data_dir, &Identity { format: identity::FORMAT, node, cluster })
-        }
-    }
-}

@@ -291,6 +291,10 @@ pub struct SimTransport {
 }
 
 impl Transport for SimTransport {
+    fn learn(&self, _: NodeId, _: &str) {
+        // A simulated node is found by its id.
+    }
+
     fn call(&self, to: NodeId, lane: Lane, request: Bytes) -> BoxFuture<'static, Result<Bytes, CallError>> {
         let from = self.life.node;
         if !self.life.is_alive() {

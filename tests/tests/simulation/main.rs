@@ -16,6 +16,7 @@
 
 mod clients;
 mod gateway;
+mod membership;
 mod modules;
 mod nemesis;
 mod register;
@@ -36,7 +37,7 @@ use world::Sabotage;
 const SEEDS_DEFAULT: u64 = 200;
 
 /// What must have happened at least once in the ordinary test run.
-const MUST_HAPPEN: [&str; 17] = [
+const MUST_HAPPEN: [&str; 20] = [
     "answers kept for a retry",
     "crashes",
     "crashes of all",
@@ -44,11 +45,14 @@ const MUST_HAPPEN: [&str; 17] = [
     "gaps in events",
     "keys checked",
     "keys that went in time",
+    "leaders moved",
     "logs of several segments",
     "logs that were purged",
     "outcomes learned by a retry",
     "partitions",
     "lost disks",
+    "nodes that came",
+    "nodes that left",
     "requests without effect",
     "sessions that ended early",
     "snapshots sent to a node",

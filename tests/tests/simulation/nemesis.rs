@@ -47,7 +47,7 @@ fn crash(world: &Shared, random: &mut SimRandom, id: NodeId) {
 }
 
 /// Starts a node after a while, while other things happen.
-fn start_later(world: &Shared, id: NodeId, after_ms: u64) {
+pub fn start_later(world: &Shared, id: NodeId, after_ms: u64) {
     let world = world.clone();
     drop(<statehouse::sim::LifeRuntime as openraft::async_runtime::AsyncRuntime>::spawn(async move {
         sleep_ms(after_ms).await;
@@ -65,10 +65,10 @@ fn leader(world: &Shared) -> Option<NodeId> {
 
 /// Injects faults until `until_ms`; leaves them in place.
 pub async fn run(world: Shared, mut random: SimRandom, until_ms: u64, disk_faults: bool) {
-    let ids = world.cluster.ids();
     let network = world.cluster.network().clone();
     while now_ms() < until_ms {
         sleep_ms(random.between(50, 2500)).await;
+        let ids = world.cluster.ids();
         let victim = *random.pick(&ids).unwrap();
         match random.between(0, 99) {
             0..22 => {
@@ -161,7 +161,8 @@ pub async fn heal(world: &Shared) {
             disk.heal();
         }
     }
+    // All at once: one that joins waits for the others.
     for id in world.cluster.down() {
-        start(world, id).await;
+        start_later(world, id, 0);
     }
 }

@@ -24,6 +24,7 @@ use crate::clients::Increments;
 use crate::clients::KvHistory;
 use crate::clients::Placed;
 use crate::clients::Stretch;
+use crate::membership;
 use crate::modules::modules;
 use crate::nemesis;
 use crate::register;
@@ -55,6 +56,8 @@ pub struct Plan {
     kv_clients: u64,
     keys: u64,
     pause_ms: u64,
+    /// Nodes come and go.
+    membership: bool,
 }
 
 impl Plan {
@@ -73,6 +76,7 @@ impl Plan {
             kv_clients: random.between(2, 4),
             keys: random.between(1, 3),
             pause_ms: random.between(80, 400),
+            membership: nodes == 3 && random.chance(350),
         }
     }
 }
@@ -81,6 +85,7 @@ pub fn options(seed: u64, random: &mut SimRandom, plan: &Plan) -> SimOptions {
     let election_timeout_ms = random.between(200, 600);
     SimOptions {
         nodes: plan.nodes,
+        joiners: if plan.membership { 2 } else { 0 },
         seed,
         settings: Settings {
             timing: Timing {
@@ -248,6 +253,11 @@ async fn body(world: &Shared, random: &mut SimRandom, plan: &Plan) {
         let random = random.fork(500 + follower);
         tasks.push(LifeRuntime::spawn(clients::subscriber(world.clone(), stretches.clone(), "kv", random)));
     }
+    let removing = LifeRuntime::spawn(membership::watch_removals(world.clone()));
+    let changing = plan.membership.then(|| {
+        let until_ms = now_ms() + plan.fault_ms;
+        LifeRuntime::spawn(membership::run(world.clone(), random.fork(800), until_ms))
+    });
     let watching = LifeRuntime::spawn(watch_replicas(world.clone()));
     let expiring = LifeRuntime::spawn(clients::expiry(world.clone(), random.fork(600), plan.skew_max_ms));
     let forgetful = LifeRuntime::spawn(clients::forgetful(world.clone(), random.fork(700)));
@@ -261,6 +271,10 @@ async fn body(world: &Shared, random: &mut SimRandom, plan: &Plan) {
     }
     nemesis::heal(world).await;
     let healed_ms = now_ms();
+    if let Some(changing) = changing {
+        joined(world, changing).await;
+        membership::finish(world, healed_ms + RECOVERY_MS).await;
+    }
     become_ready(world, healed_ms).await;
     // A little of peace with everything at work.
     sleep_ms(1000).await;
@@ -269,6 +283,7 @@ async fn body(world: &Shared, random: &mut SimRandom, plan: &Plan) {
         joined(world, task).await;
     }
     joined(world, watching).await;
+    joined(world, removing).await;
     let expiring = joined(world, expiring).await.unwrap_or_default();
     let forgotten = joined(world, forgetful).await.unwrap_or_default();
     world.note(format!("set up at {set_up_ms} ms, healed at {healed_ms} ms, clients done at {} ms", now_ms()));

@@ -94,6 +94,8 @@ struct Reader {
     http_base: u16,
     cluster: Option<Beside>,
     listener: Option<Beside>,
+    /// Nodes that were started one by one.
+    nodes: Vec<Beside>,
     shell: Child,
     input: Option<ChildStdin>,
     answers: BufReader<ChildStdout>,
@@ -126,6 +128,7 @@ impl Reader {
             http_base,
             cluster: None,
             listener: None,
+            nodes: Vec::new(),
             shell,
             input,
             answers,
@@ -165,8 +168,10 @@ impl Reader {
     fn adapt(&self, line: &str) -> String {
         let mut line = line.replace("cargo run --release -- ", "statehouse ");
         line = line.replace("$REPO/target/release", self.bin().to_str().unwrap());
-        for node in 0..3 {
-            line = line.replace(&format!("127.0.0.1:{}", 7070 + node), &format!("127.0.0.1:{}", self.http_base + node));
+        for node in 0..9 {
+            for (usual, here) in [(7070, self.http_base), (7170, self.http_base + 10)] {
+                line = line.replace(&format!("127.0.0.1:{}", usual + node), &format!("127.0.0.1:{}", here + node));
+            }
         }
         // This very test is one of them.
         if line == "cargo test --workspace" { "true".to_owned() } else { line }
@@ -201,6 +206,14 @@ impl Reader {
                     if said.contains("nodes are ready") { Ok(()) } else { Err(said) }
                 });
                 self.cluster = Some(cluster);
+            } else if line.starts_with("statehouse serve") {
+                let mut node = self.beside(&line);
+                wait::until("the node serves", || {
+                    let said = node.said();
+                    assert!(node.child.try_wait().unwrap().is_none(), "line {}: {line} ended:\n{said}", block.line);
+                    if said.contains("serving") { Ok(()) } else { Err(said) }
+                });
+                self.nodes.push(node);
             } else if line.starts_with("statehouse watch") {
                 self.listener = Some(self.beside(&line));
             } else {
@@ -293,4 +306,9 @@ fn the_readme_does_what_it_says() {
 #[test]
 fn the_tutorial_does_what_it_says() {
     Reader::new().follow("docs/tutorial.md");
+}
+
+#[test]
+fn the_page_on_membership_does_what_it_says() {
+    Reader::new().follow("docs/operations/membership.md");
 }

@@ -13,6 +13,7 @@ mod gateway;
 mod keeper;
 mod keeper_bench;
 mod keeper_sessions;
+mod membership;
 mod redis;
 mod sessions;
 mod traps;

@@ -1,0 +1,145 @@
+//! Who belongs to the group: what a replica knows of it, and what its leader changes.
+//!
+//! Invariants:
+//! - Voters change by joint consensus, one change at a time: a change names the membership it starts from, and the leader
+//!   refuses it on another.
+//! - A replica that did not begin with the group votes only once its own log names it as a member. It may have held a
+//!   replica before and lost it with what it had promised; whoever is behind the entry that names it now cannot win its
+//!   vote, and whoever is not knows all that it had acknowledged.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use openraft::ChangeMembers;
+use openraft::Precondition;
+use openraft::async_runtime::AsyncRuntime;
+use openraft::async_runtime::watch::WatchReceiver;
+
+use super::*;
+use crate::membership::MemberChange;
+use crate::membership::Roster;
+use crate::membership::RosterMember;
+use crate::types::LogId;
+
+/// How long one step may take, in election timeouts; without a quorum it would take for ever.
+const STEP_ELECTIONS: u64 = 5;
+
+impl<P: Platform, T: Transport> Group<P, T> {
+    /// Who belongs to the group, as this replica knows it.
+    pub async fn roster(&self) -> Result<Roster, String> {
+        // Of consensus itself: metrics lag a little, and a change that starts from an older membership is refused.
+        let known = self.raft.with_raft_state(|state| {
+            let effective = state.membership_state.effective().clone();
+            let committed = state.membership_state.committed().log_id() == effective.log_id();
+            let last = state.log_ids.last().map_or(0, |last| last.index);
+            (effective, committed, last)
+        });
+        let (membership, committed, last) = known.await.map_err(|error| error.to_string())?;
+        let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
+        let receiver = self.raft.metrics();
+        let metrics = receiver.borrow_watched();
+        let member = |(id, node): (&NodeId, &openraft::BasicNode)| {
+            let matched = metrics.replication.as_ref().and_then(|all| all.get(id)).and_then(|log_id| *log_id);
+            let matched = matched.map(|log_id| log_id.index);
+            let member = RosterMember { address: node.addr.clone(), voter: voters.contains(id), matched };
+            (*id, member)
+        };
+        Ok(Roster {
+            node: self.node,
+            // A leader that was removed takes itself for the leader for as long as it hears of no other.
+            leader: metrics.current_leader.filter(|leader| membership.get_node(leader).is_some()),
+            membership: *membership.log_id(),
+            committed,
+            joint: membership.get_joint_config().len() > 1,
+            last,
+            members: membership.nodes().map(member).collect(),
+        })
+    }
+
+    /// Whether this replica's own log names it as a member.
+    pub fn is_member(&self) -> bool {
+        let receiver = self.raft.metrics();
+        let metrics = receiver.borrow_watched();
+        metrics.membership_config.membership().get_node(&self.node).is_some()
+    }
+
+    /// Whether this replica may help to elect; see the file's head.
+    pub(super) fn may_vote(&self) -> bool {
+        let votes = *self.votes.lock().unwrap_or_else(PoisonError::into_inner);
+        votes && (!self.members.is_empty() || self.is_member())
+    }
+
+    /// The members' addresses, whenever they changed, as long as the group runs.
+    pub async fn watch_members(self: Arc<Self>, told: impl Fn(BTreeMap<NodeId, String>) + Send) {
+        let mut receiver = self.raft.metrics();
+        let mut seen = None;
+        loop {
+            let (at, members) = {
+                let metrics = receiver.borrow_watched();
+                let at = *metrics.membership_config.log_id();
+                let nodes = metrics.membership_config.membership().nodes();
+                (at, (seen != Some(at)).then(|| nodes.map(|(id, node)| (*id, node.addr.clone())).collect()))
+            };
+            if let Some(members) = members {
+                seen = Some(at);
+                told(members);
+            }
+            if receiver.changed().await.is_err() || self.is_stopped() {
+                return;
+            }
+        }
+    }
+
+    /// Takes one step of a change, if this node leads and the membership is still the one that was `seen`; returns when it is
+    /// committed.
+    pub async fn change_members(&self, seen: Option<LogId>, change: MemberChange) -> Result<(), String> {
+        let changes = match change.clone() {
+            MemberChange::AddLearner { node, address } => {
+                ChangeMembers::AddNodes(BTreeMap::from([(node, openraft::BasicNode { addr: address })]))
+            }
+            MemberChange::Voters(voters) => ChangeMembers::ReplaceAllVoters(voters),
+            MemberChange::RemoveLearner(node) => ChangeMembers::RemoveNodes(BTreeSet::from([node])),
+            MemberChange::Finish => ChangeMembers::AddVoterIds(BTreeSet::new()),
+        };
+        let unchanged = Precondition::LastMembershipLogId { last_membership_log_id: seen };
+        let limit = Duration::from_millis(self.timing.election_timeout_ms.saturating_mul(STEP_ELECTIONS));
+        let changed = RtOf::<P>::timeout(limit, self.raft.change_membership_if(changes, false, [unchanged])).await;
+        match changed {
+            Ok(Ok(_)) => {
+                tracing::info!(group = self.name, ?change, "the members have changed");
+                Ok(())
+            }
+            Ok(Err(error)) => Err(format!("group {}: {error}", self.name)),
+            Err(_) => Err(format!(
+                "group {}: the voters did not agree to the change within {} ms",
+                self.name,
+                limit.as_millis()
+            )),
+        }
+    }
+
+    /// Hands leadership to `to`, or to the voter that is furthest ahead, if this node leads.
+    pub async fn hand_over_to(&self, to: Option<NodeId>) -> Result<(), String> {
+        if !self.leads() {
+            return Err(format!("node {} does not lead group {}", self.node, self.name));
+        }
+        let standing = self.standing();
+        let mut others = standing.members.iter().filter(|member| member.id != self.node && member.role == "voter");
+        let chosen = match to {
+            Some(to) if to == self.node => return Ok(()),
+            Some(to) => others.find(|member| member.id == to),
+            None => others.max_by_key(|member| member.matched.unwrap_or(0)),
+        };
+        let Some(chosen) = chosen.map(|member| member.id) else {
+            return Err(format!("group {} has no such voter to lead it", self.name));
+        };
+        self.raft.trigger().transfer_leader(chosen).await.map_err(|error| error.to_string())?;
+        let limit = Duration::from_millis(self.timing.election_timeout_ms);
+        let waiting = self.raft.wait(Some(limit));
+        let moved = waiting.metrics(|metrics| metrics.current_leader != Some(metrics.id), "hand over");
+        match moved.await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(format!("node {chosen} did not take over group {} in time", self.name)),
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Nodes come and go while everything else goes wrong.
+
+use statehouse::membership::ChangeKind;
+use statehouse::service::Service;
+use statehouse::sim::SimRandom;
+use statehouse::types::NodeId;
+
+use crate::nemesis;
+use crate::world::Shared;
+use crate::world::now_ms;
+use crate::world::sleep_ms;
+
+/// Fewer nodes than this the cluster never has: with two, a lost disk is a lost majority.
+const NODES_MIN: usize = 3;
+
+async fn begin(world: &Shared, at: NodeId, kind: ChangeKind) {
+    let text = kind.to_string();
+    let begun = world.cluster.call(at, move |node| async move { node.change_begin(kind).await }).await;
+    world.note(format!("{text}, asked of {at}: {begun:?}"));
+    if matches!(begun, Ok(Ok(_))) {
+        world.count("changes begun");
+    }
+}
+
+/// Changes the members until `until_ms`.
+pub async fn run(world: Shared, mut random: SimRandom, until_ms: u64) {
+    while now_ms() < until_ms {
+        sleep_ms(random.between(100, 1500)).await;
+        let ids = world.cluster.ids();
+        let (at, other) = (*random.pick(&ids).unwrap(), *random.pick(&ids).unwrap());
+        match random.between(0, 99) {
+            0..25 => {
+                if let Some(id) = world.cluster.out().first().copied() {
+                    world.note(format!("{id} may join"));
+                    world.cluster.let_in(id);
+                    nemesis::start_later(&world, id, random.between(0, 500));
+                }
+            }
+            25..50 => {
+                let learner = random.chance(150);
+                begin(&world, at, ChangeKind::NodeAdd { node: other, learner }).await;
+            }
+            50..70 if ids.len() > NODES_MIN && voters(&world, at).await > NODES_MIN => {
+                begin(&world, at, ChangeKind::NodeRemove { node: other }).await;
+            }
+            70..85 => {
+                let group = random.pick(&["catalog", "kv", "counter", "brittle"]).unwrap().to_string();
+                let to = random.chance(500).then_some(other);
+                let moved =
+                    world.cluster.call(at, move |node| async move { node.leader_transfer(group, to).await }).await;
+                world.note(format!("leader transfer to {to:?}, asked of {at}: {moved:?}"));
+                if matches!(moved, Ok(Ok(_))) {
+                    world.count("leaders moved");
+                }
+            }
+            85..90 => {
+                let listed = world.cluster.call(at, |node| async move { node.change_list().await }).await;
+                let running = listed.ok().and_then(Result::ok).unwrap_or_default();
+                // Removals that end halfway could leave a group with two members, one after the other.
+                let adds = |kind: &ChangeKind| matches!(kind, ChangeKind::NodeAdd { .. });
+                if let Some(change) = running.into_iter().find(|change| change.is_running() && adds(&change.kind)) {
+                    world.note(format!("cancel {}", change.kind));
+                    drop(world.cluster.call(at, move |node| async move { node.change_cancel(change.id).await }).await);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// How many nodes vote in the catalog, as one of them sees it; 0 when it does not know.
+async fn voters(world: &Shared, at: NodeId) -> usize {
+    let listed = world.cluster.call(at, |node| async move { node.member_list("catalog".to_string()).await }).await;
+    let members = listed.ok().and_then(Result::ok).unwrap_or_default();
+    members.iter().filter(|member| member.role == "voter").count()
+}
+
+/// Takes away the nodes that have learnt that they were removed, as whoever runs them does.
+pub async fn watch_removals(world: Shared) {
+    while !world.stopped() {
+        sleep_ms(100).await;
+        for id in world.cluster.ids() {
+            if let Some(why) = world.cluster.node(id).and_then(|node| node.removal()) {
+                world.note(why);
+                world.count("nodes that left");
+                world.cluster.retire(id);
+            }
+        }
+    }
+}
+
+/// After the last fault: what runs must end, and whoever is there becomes a full node.
+pub async fn finish(world: &Shared, until_ms: u64) {
+    let mut waits_for = String::new();
+    while now_ms() < until_ms {
+        sleep_ms(100).await;
+        let ids = world.cluster.ids();
+        let Some(at) = ids.iter().copied().find(|id| world.cluster.node(*id).is_some()) else { continue };
+        let changes = world.cluster.call(at, |node| async move { node.change_list().await }).await;
+        let Ok(Ok(changes)) = changes else {
+            waits_for = format!("{changes:?}");
+            continue;
+        };
+        if let Some(change) = changes.iter().find(|change| change.is_running()) {
+            waits_for = format!("{change:?}");
+            continue;
+        }
+        let members = world.cluster.call(at, |node| async move { node.member_list("catalog".to_string()).await }).await;
+        let Ok(Ok(members)) = members else {
+            waits_for = format!("{members:?}");
+            continue;
+        };
+        let known: Vec<NodeId> = members.iter().map(|member| member.id).collect();
+        waits_for = format!("the nodes {ids:?} are there, the members are {members:?}");
+        if known != ids {
+            continue;
+        }
+        let mut whole = true;
+        for group in ["catalog", "kv", "counter", "brittle"] {
+            let listed = world.cluster.call(at, move |node| async move { node.member_list(group.to_string()).await });
+            let Ok(Ok(listed)) = listed.await else {
+                whole = false;
+                continue;
+            };
+            let voters: Vec<NodeId> =
+                listed.iter().filter(|member| member.role == "voter").map(|member| member.id).collect();
+            if let Some(node) = ids.iter().copied().find(|id| !voters.contains(id)) {
+                whole = false;
+                begin(world, at, ChangeKind::NodeAdd { node, learner: false }).await;
+                break;
+            }
+        }
+        if whole {
+            if ids.iter().any(|id| *id > 3) {
+                world.count("nodes that came");
+            }
+            return;
+        }
+    }
+    world.problem(format!("the members do not settle: {waits_for}"));
+}

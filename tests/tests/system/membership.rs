@@ -1,0 +1,333 @@
+//! Clusters that grow, shrink, and change every node they have, while clients are served.
+
+use serde_json::json;
+use statehouse_tests::cluster::Cluster;
+use statehouse_tests::http::Request;
+use statehouse_tests::load::Load;
+use statehouse_tests::load::assert_exactly_once;
+use statehouse_tests::modules;
+use statehouse_tests::program;
+use statehouse_tests::wait;
+
+/// One node becomes three, three become five, five survive the loss of two and become three again; nobody who writes
+/// meanwhile notices more than a retry. In the end all start anew with the flags they had.
+#[test]
+fn a_cluster_grows_to_five_and_shrinks_to_three_under_load() {
+    let mut cluster = Cluster::prepare(1, &["--snapshot-entries", "200"]);
+    cluster.start_all();
+    cluster.deploy("kv", modules::bundled("kv"));
+    // Nobody runs this one: a node that comes later must have it all the same.
+    cluster.upload(1, "counter", modules::bundled("counter")).expect(201);
+    cluster.prepare_joining(4);
+    let load = Load::start(&cluster.addresses(), "kv", 4);
+    load.wait_for(300);
+    for id in 2..=5 {
+        cluster.add(1, id);
+        load.wait_for(30);
+        if id == 3 {
+            assert_eq!(cluster.voters(1, "kv"), [1, 2, 3]);
+        }
+    }
+    assert_eq!(cluster.voters(5, "kv"), [1, 2, 3, 4, 5]);
+    assert_eq!(cluster.voters(5, "catalog"), [1, 2, 3, 4, 5]);
+    // The new ones count: without the first two there is still a majority.
+    cluster.node_mut(1).kill();
+    cluster.node_mut(2).kill();
+    load.wait_for(50);
+    cluster.node(4).client().post("/v1/groups", r#"{"name":"counter","module":"counter"}"#).expect(201);
+    cluster.node_mut(1).start();
+    cluster.node_mut(2).start();
+    cluster.wait_ready();
+    assert_eq!(cluster.voters(5, "counter"), [1, 2, 3, 4, 5]);
+
+    cluster.remove(3, 1);
+    load.wait_for(30);
+    let leader = cluster.leader("kv");
+    let asked = cluster.running().into_iter().find(|id| *id != leader).unwrap();
+    cluster.remove(asked, leader);
+    load.wait_for(50);
+    let left = cluster.running();
+    assert_eq!(left.len(), 3);
+    assert_eq!(cluster.voters(left[0], "kv"), left);
+    let told = load.stop();
+    let servers: Vec<_> = left.iter().map(|id| cluster.node(*id).http).collect();
+    assert_exactly_once(&servers, "kv", &told);
+    cluster.assert_equal_state("kv");
+
+    for id in &left {
+        cluster.node_mut(*id).kill();
+    }
+    for id in &left {
+        cluster.node_mut(*id).start();
+    }
+    for id in &left {
+        cluster.node_mut(*id).wait_ready();
+    }
+    assert_exactly_once(&servers, "kv", &told);
+    cluster.assert_equal_state("kv");
+}
+
+/// None of the machines that a cluster began on is left, and nothing is lost.
+#[test]
+fn all_three_nodes_are_replaced_one_by_one_under_load() {
+    let mut cluster = Cluster::start(3, &["--snapshot-entries", "300"]);
+    cluster.deploy("kv", modules::bundled("kv"));
+    cluster.prepare_joining(3);
+    let load = Load::start(&cluster.addresses(), "kv", 4);
+    load.wait_for(200);
+    for old in 1..=3 {
+        cluster.add(old, old + 3);
+        load.wait_for(30);
+        // Asked of the new one, which must be as good as any.
+        cluster.remove(old + 3, old);
+        load.wait_for(30);
+    }
+    assert_eq!(cluster.running(), [4, 5, 6]);
+    assert_eq!(cluster.voters(4, "kv"), [4, 5, 6]);
+    assert_eq!(cluster.voters(4, "catalog"), [4, 5, 6]);
+    let told = load.stop();
+    let servers: Vec<_> = (4..=6).map(|id| cluster.node(id).http).collect();
+    assert_exactly_once(&servers, "kv", &told);
+    cluster.assert_equal_state("kv");
+}
+
+/// A removed node says so, does not start again on what it had, and comes back under its id with an empty directory.
+#[test]
+fn a_removed_node_stays_away_until_it_comes_back_empty() {
+    let mut cluster = Cluster::start(3, &[]);
+    cluster.deploy("kv", modules::bundled("kv"));
+    let load = Load::start(&cluster.addresses(), "kv", 2);
+    load.wait_for(50);
+    // The leader removes itself.
+    let leader = cluster.leader("kv");
+    cluster.remove(leader, leader);
+    load.wait_for(50);
+    let refused = cluster.node_mut(leader).start_refused();
+    refused.fails(5, &["was removed from its cluster", "--join"]);
+
+    // One that was down when it was removed learns it when it comes back.
+    let others = cluster.running();
+    let (away, stays) = (others[0], others[1]);
+    let peers = [cluster.node(stays).peer];
+    let node = cluster.node_mut(leader);
+    node.empty();
+    node.join_through(&peers);
+    cluster.add(stays, leader);
+    load.wait_for(50);
+    cluster.node_mut(away).kill();
+    cluster.change(stays, "DELETE", &format!("/v1/nodes/{away}"), "");
+    load.wait_for(20);
+    cluster.node_mut(away).start();
+    cluster.node_mut(away).wait_removed();
+
+    // And so it goes on: with an empty directory it is a new node of the old id.
+    let node = cluster.node_mut(away);
+    node.empty();
+    node.join_through(&peers);
+    cluster.add(stays, away);
+    load.wait_for(20);
+    assert_eq!(cluster.voters(away, "kv"), [1, 2, 3]);
+    // All three count.
+    cluster.node_mut(stays).kill();
+    load.wait_for(20);
+    cluster.start_all();
+    let told = load.stop();
+    assert_exactly_once(&cluster.addresses(), "kv", &told);
+    cluster.assert_equal_state("kv");
+}
+
+/// A node that does not belong is told why, on both sides where there are two.
+#[test]
+fn strangers_and_doubles_are_refused_in_words() {
+    let mut cluster = Cluster::start(3, &[]);
+    cluster.prepare_joining(1);
+    // Another cluster's directory.
+    let mut other = Cluster::prepare(1, &[]);
+    other.nodes[0].id = 4;
+    other.start_all();
+    other.node_mut(1).stop();
+    let peers: Vec<_> = (1..=3).map(|id| cluster.node(id).peer).collect();
+    let stranger = other.node_mut(1);
+    stranger.join_through(&peers);
+    stranger.start_refused().fails(1, &["belongs to cluster", "--data-dir"]);
+
+    // An id that is taken, asked of its owner and of another node; an address that is taken.
+    let http = cluster.node(4).http.to_string();
+    let data_dir = cluster.folder().join("nobody");
+    let peer = cluster.node(4).peer.to_string();
+    let start = |id: &str, peer: &str, through: u64| {
+        let join = cluster.node(through).peer.to_string();
+        let mut command = program::command();
+        command.args(["serve", "--node-id", id, "--http", &http, "--peer", peer, "--join", &join]);
+        command.arg("--data-dir").arg(&data_dir);
+        program::run(&mut command, b"")
+    };
+    start("2", &peer, 2).fails(1, &["two nodes have the id 2"]);
+    start("2", &peer, 1).fails(1, &["node 2 is a member already", "statehouse node rm 2"]);
+    let taken = cluster.node(3).peer.to_string();
+    let advertised = ["--advertise-peer", taken.as_str()];
+    let join = cluster.node(1).peer.to_string();
+    let mut command = program::command();
+    command.args(["serve", "--node-id", "4", "--http", &http, "--peer", &peer, "--join", &join]).args(advertised);
+    command.arg("--data-dir").arg(&data_dir);
+    program::run(&mut command, b"").fails(1, &["is the address of node 3"]);
+    assert!(!data_dir.join("identity.json").exists(), "a node that was refused belongs nowhere");
+    // None of them left a trace.
+    assert_eq!(cluster.voters(1, "catalog"), [1, 2, 3]);
+    cluster.add(2, 4);
+}
+
+/// What makes no sense is refused at once, with a code; what is running can be asked for, and given up.
+#[test]
+fn changes_that_cannot_be_are_refused_and_a_second_one_waits_its_turn() {
+    let mut cluster = Cluster::start(1, &[]);
+    cluster.deploy("kv", modules::bundled("kv"));
+    let send = |cluster: &Cluster, method: &str, path: &str, body: &str| {
+        cluster.node(1).client().send(&Request::new(method, path).body(body.as_bytes())).unwrap()
+    };
+    for (method, path, body, code) in [
+        ("DELETE", "/v1/nodes/1", "", "last_voter"),
+        ("DELETE", "/v1/groups/kv/members/1", "", "last_voter"),
+        ("DELETE", "/v1/nodes/9", "", "node_not_found"),
+        ("POST", "/v1/nodes", r#"{"node":9}"#, "node_not_found"),
+        ("POST", "/v1/groups/kv/members", r#"{"node":9}"#, "node_not_found"),
+        ("POST", "/v1/groups/kv/members", r#"{"node":1}"#, "already_exists"),
+        ("POST", "/v1/groups/kv/members/1/promote", "", "already_exists"),
+        ("POST", "/v1/groups/kv/members/9/promote", "", "member_not_found"),
+        ("DELETE", "/v1/groups/kv/members/9", "", "member_not_found"),
+        ("POST", "/v1/groups/none/members", r#"{"node":1}"#, "group_not_found"),
+        ("POST", "/v1/groups/kv/move", r#"{"from":1,"to":9}"#, "node_not_found"),
+        ("POST", "/v1/groups/kv/leader", r#"{"to":9}"#, "member_not_found"),
+        ("POST", "/v1/groups/kv/leader", "{}", "last_voter"),
+        ("GET", "/v1/changes/77", "", "change_not_found"),
+        ("DELETE", "/v1/changes/77", "", "change_not_found"),
+    ] {
+        assert_eq!(send(&cluster, method, path, body).code(), code, "{method} {path}");
+    }
+
+    // A learner that cannot catch up: its node is frozen before it has anything.
+    cluster.prepare_joining(1);
+    cluster.node_mut(2).start();
+    cluster.node_mut(2).wait_ready();
+    cluster.node(2).freeze();
+    let begun = send(&cluster, "POST", "/v1/groups/kv/members", r#"{"node":2}"#).expect(202).json();
+    wait::until("the learner is a member", || {
+        let members = send(&cluster, "GET", "/v1/groups/kv/members", "").expect(200).json();
+        if members["members"][1]["role"] == "learner" { Ok(()) } else { Err(members.to_string()) }
+    });
+    let refused = send(&cluster, "DELETE", "/v1/groups/kv/members/2", "");
+    assert_eq!((refused.status, refused.code().as_str()), (409, "change_in_progress"));
+    let running = send(&cluster, "GET", &format!("/v1/changes/{}", begun["id"]), "").expect(200).json();
+    assert_eq!(running["state"], "running", "{running}");
+    let given_up = send(&cluster, "DELETE", &format!("/v1/changes/{}", begun["id"]), "").expect(200).json();
+    assert_eq!((&given_up["state"], &given_up["code"]), (&json!("failed"), &json!("cancelled")));
+    assert_eq!(send(&cluster, "POST", "/v1/groups/kv/members/2/promote", "").code(), "not_caught_up");
+
+    // Now it can, and the same is asked for again.
+    cluster.node(2).thaw();
+    wait::until("it has caught up", || {
+        let answer = send(&cluster, "POST", "/v1/groups/kv/members/2/promote", "");
+        if answer.status == 202 { Ok(()) } else { Err(answer.to_string()) }
+    });
+    wait::until("the promotion is done", || {
+        let list = send(&cluster, "GET", "/v1/changes", "").expect(200).json();
+        assert_eq!(list["changes"].as_array().unwrap().len(), 2, "{list}");
+        if list["changes"][1]["state"] == "done" { Ok(()) } else { Err(list.to_string()) }
+    });
+    assert_eq!(cluster.voters(1, "kv"), [1, 2]);
+    // The leader steps down from the group, whose only voter is then the other node.
+    cluster.change(1, "DELETE", "/v1/groups/kv/members/1", "");
+    assert_eq!(cluster.voters(1, "kv"), [2]);
+    cluster.change(1, "POST", "/v1/groups/kv/move", r#"{"from":2,"to":1}"#);
+    assert_eq!(cluster.voters(1, "kv"), [1]);
+    cluster.node(1).client().post("/v1/groups/kv/apply", r#"{"Put":{"key":"a","value":"1"}}"#).expect(200);
+}
+
+/// The same by command line: what an operator types.
+#[test]
+fn the_command_line_adds_removes_and_moves() {
+    let mut cluster = Cluster::start(3, &[]);
+    cluster.deploy("kv", modules::bundled("kv"));
+    cluster.prepare_joining(1);
+    cluster.node_mut(4).start();
+    cluster.node_mut(4).wait_ready();
+    let servers: Vec<String> = cluster.addresses().iter().map(|address| format!("http://{address}")).collect();
+    let run = |line: &str| {
+        let mut command = program::command();
+        command.args(line.split(' ')).env("STATEHOUSE_SERVER", servers.join(","));
+        program::run(&mut command, b"")
+    };
+    let listed = run("node ls").ok();
+    assert!(listed.contains("learner") && listed.contains("voter, leader"), "{listed}");
+    let added = run("node add 4").ok();
+    assert!(added.contains("done") && added.contains("add node 4"), "{added}");
+    run("node add 9").fails(1, &["node_not_found", "serve --join"]);
+    let listed = run("member ls kv").ok();
+    assert_eq!(listed.matches("voter").count(), 4, "{listed}");
+    run("member rm kv 1").ok();
+    run("member rm kv 1").fails(1, &["member_not_found"]);
+    run("member add kv 1 --learner").ok();
+    run("member promote kv 1").ok();
+    run("member rm kv 2").ok();
+    run("group move kv --from 1 --to 2").ok();
+    assert_eq!(cluster.voters(1, "kv"), [2, 3, 4]);
+    for to in ["2", "3", "4"] {
+        assert_eq!(run(&format!("leader transfer kv --to {to}")).ok(), format!("{to}\n"));
+        assert_eq!(cluster.leader("kv").to_string(), to);
+    }
+    run("leader transfer kv --to 1").fails(1, &["member_not_found"]);
+    run("leader balance").ok();
+    let changes = run("change ls").ok();
+    assert!(changes.contains("move group kv from node 1 to node 2"), "{changes}");
+    run("node rm 4").ok();
+    cluster.node_mut(4).wait_removed();
+    assert_eq!(cluster.voters(2, "kv"), [2, 3]);
+}
+
+/// Groups of one and of three replicas on four nodes: spread evenly, served at every node, and given a new node when theirs
+/// leaves.
+#[test]
+fn groups_on_some_of_the_nodes_are_spread_served_everywhere_and_moved() {
+    let mut cluster = Cluster::start(4, &[]);
+    cluster.upload(1, "kv", modules::bundled("kv")).expect(201);
+    let create = |cluster: &Cluster, name: &str, replicas: u64| {
+        let body = json!({ "name": name, "module": "kv", "replicas": replicas }).to_string();
+        cluster.node(2).client().post("/v1/groups", body)
+    };
+    for name in ["one", "two", "three", "four"] {
+        create(&cluster, name, 1).expect(201);
+    }
+    create(&cluster, "wide", 3).expect(201);
+    assert_eq!(create(&cluster, "five", 5).code(), "bad_request");
+    let nodes = cluster.node(1).client().get("/v1/nodes").expect(200).json();
+    let held: u64 = nodes["nodes"].as_array().unwrap().iter().map(|node| node["groups"].as_u64().unwrap()).sum();
+    assert_eq!(held, 7, "{nodes}");
+    for name in ["one", "two", "three", "four"] {
+        let voters = cluster.voters(1, name);
+        assert_eq!(voters.len(), 1, "{name}");
+        // Every node answers, in a session that was opened at another.
+        let mut session = statehouse_tests::load::Session::open(&cluster.addresses(), name);
+        for number in 0..8 {
+            let put = json!({ "Put": { "key": format!("k{number}"), "value": "v" } }).to_string();
+            session.apply(put.as_bytes()).expect(200);
+        }
+        assert_eq!(session.retries, 0, "nobody refused");
+        let elsewhere = (1..=4).find(|id| *id != voters[0]).unwrap();
+        let status = cluster.node(elsewhere).client().post(&format!("/v1/groups/{name}/query"), "\"Status\"");
+        assert_eq!(status.expect(200).json()["keys"], 8);
+        let view = cluster.node(elsewhere).group(name);
+        assert_eq!((&view["state"], &view["leader"]), (&json!("elsewhere"), &json!(voters[0])));
+    }
+    let spread: std::collections::BTreeSet<u64> =
+        ["one", "two", "three", "four"].iter().flat_map(|name| cluster.voters(1, name)).collect();
+    assert_eq!(spread.len(), 4, "each on a node of its own: {spread:?}");
+
+    // A node leaves: what only it held is on another one then.
+    let (leaves, asked) = (cluster.voters(1, "one")[0], 1 + cluster.voters(1, "one")[0] % 4);
+    cluster.remove(asked, leaves);
+    assert_ne!(cluster.voters(asked, "one"), [leaves]);
+    assert_eq!(cluster.voters(asked, "wide").len(), 3);
+    assert!(!cluster.voters(asked, "wide").contains(&leaves));
+    let status = cluster.node(asked).client().post("/v1/groups/one/query", "\"Status\"").expect(200).json();
+    assert_eq!(status["keys"], 8);
+}

@@ -306,7 +306,7 @@ async fn what_the_libraries_refuse_is_a_problem_too() {
         ),
         ("POST", "/v1/groups", "{\"name\":\"a\",\"module\":\"b\",\"params\":3}", 400, "bad_request", "not an object"),
         ("POST", "/v1/groups/c1/sessions", "{}", 400, "bad_request", "timeout_ms"),
-        ("POST", "/v1/groups/c1/sessions/x/touch", "", 400, "bad_request", "not a session id"),
+        ("POST", "/v1/groups/c1/sessions/x/touch", "", 400, "bad_request", "\"x\" in the path is not a number"),
         ("GET", "/v1/groups/%ff", "", 400, "bad_request", "UTF-8"),
         ("GET", "/v1/groups/c1/events?from=x", "", 400, "bad_request", "query string"),
     ] {

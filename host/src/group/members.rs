@@ -56,6 +56,14 @@ impl<P: Platform, T: Transport> Group<P, T> {
         })
     }
 
+    /// The same, of no earlier moment than this call's, if this node leads.
+    pub async fn leaders_roster(&self) -> Result<Roster, String> {
+        let leads =
+            |error: String| format!("group {}: node {} cannot say that it leads: {error}", self.name, self.node);
+        self.read_index_here(false).await.map_err(leads)?;
+        self.roster().await
+    }
+
     /// Whether this replica's own log names it as a member.
     pub fn is_member(&self) -> bool {
         let receiver = self.raft.metrics();

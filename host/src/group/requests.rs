@@ -43,6 +43,7 @@ impl<P: Platform, T: Transport> Group<P, T> {
                 Ok(PeerResponse::Done)
             }
             PeerRequest::Roster(_) => self.roster().await.map(PeerResponse::Roster),
+            PeerRequest::LeadersRoster(_) => self.leaders_roster().await.map(PeerResponse::Roster),
             PeerRequest::ChangeMembers { seen, change, .. } => {
                 self.change_members(seen, change).await.map(|()| PeerResponse::Done)
             }

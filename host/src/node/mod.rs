@@ -431,6 +431,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
             | PeerRequest::Touch(id, _)
             | PeerRequest::Lead(id)
             | PeerRequest::Roster(id)
+            | PeerRequest::LeadersRoster(id)
             | PeerRequest::ChangeMembers { group: id, .. }
             | PeerRequest::HandOver { group: id, .. }
             | PeerRequest::SnapshotChunk { group: id, .. }

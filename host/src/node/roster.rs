@@ -60,17 +60,23 @@ impl<P: Platform, T: Transport> Node<P, T> {
         entry.map(|entry| entry.hosts.clone()).unwrap_or_default()
     }
 
-    /// The roster of a group as its leader sees it.
+    /// The roster of a group as its leader sees it; a quorum has just agreed that it leads. Without that, one that was replaced
+    /// and has not heard of it would answer with members of the past, and a replica that is one again would lose its files.
     pub(super) async fn leaders_roster(&self, group: GroupId) -> Result<Roster, String> {
         let hosts = self.hosts(group);
-        let here = self.group_by_id(group).and_then(|group| group.leader());
         let mut failed = "none of its nodes knows a leader".to_string();
         let mut asked = BTreeSet::new();
-        let mut hint = here;
+        let mut hint = self.group_by_id(group).and_then(|group| group.leader());
         while let Some(node) = hint.filter(|node| !asked.contains(node)) {
             asked.insert(node);
             match self.roster_at(node, group).await {
-                Ok(roster) if roster.leader == Some(node) => return Ok(roster),
+                Ok(roster) if roster.leader == Some(node) => match self.roster_of_leader(node, group).await {
+                    Ok(roster) => return Ok(roster),
+                    Err(error) => {
+                        failed = error;
+                        break;
+                    }
+                },
                 Ok(roster) => hint = roster.leader,
                 Err(error) => {
                     failed = error;
@@ -79,21 +85,28 @@ impl<P: Platform, T: Transport> Node<P, T> {
             }
         }
         let others = hosts.iter().filter(|node| !asked.contains(node)).map(|node| self.roster_at(*node, group));
+        let mut leaders = BTreeSet::new();
         for answer in futures_util::future::join_all(others).await {
             match answer {
-                Ok(roster) if roster.leader == Some(roster.node) => return Ok(roster),
-                Ok(roster) => hint = hint.or(roster.leader),
+                // It may be none of the hosts that this node knows: no longer, or not yet.
+                Ok(roster) => leaders.extend(roster.leader),
                 Err(error) => failed = error,
             }
         }
-        // A node that is no host any more, or not yet, as far as this one knows.
-        if let Some(node) = hint.filter(|node| !asked.contains(node) && !hosts.contains(node))
-            && let Ok(roster) = self.roster_at(node, group).await
-            && roster.leader == Some(node)
-        {
-            return Ok(roster);
+        for leader in leaders.into_iter().chain(hint).filter(|leader| !asked.contains(leader)) {
+            match self.roster_of_leader(leader, group).await {
+                Ok(roster) => return Ok(roster),
+                Err(error) => failed = error,
+            }
         }
         Err(failed)
+    }
+
+    async fn roster_of_leader(&self, node: NodeId, group: GroupId) -> Result<Roster, String> {
+        match self.ask(node, PeerRequest::LeadersRoster(group), ANSWER_TIME_MAX).await? {
+            PeerResponse::Roster(roster) => Ok(roster),
+            other => Err(format!("node {node} answered {other:?}")),
+        }
     }
 
     /// Which of these nodes have a replica of the group that answers.

@@ -105,6 +105,8 @@ pub enum PeerRequest<RT: AsyncRuntime> {
     },
     /// Asks who the members of a group are, as the receiver knows it; answered by [`PeerResponse::Roster`].
     Roster(GroupId),
+    /// The same of the group's leader, which first has a quorum agree that it is; answered by [`PeerResponse::Roster`].
+    LeadersRoster(GroupId),
     /// Asks the group's leader to change its members; answered by [`PeerResponse::Done`] when that is committed.
     ChangeMembers {
         /// The group.
@@ -221,7 +223,7 @@ pub enum PeerResponse<RT: AsyncRuntime> {
         /// The index of the membership that names the new node.
         index: u64,
     },
-    /// To `Roster`.
+    /// To `Roster` and `LeadersRoster`.
     Roster(Roster),
     /// To `Condition`.
     Condition(Condition),

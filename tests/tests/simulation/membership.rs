@@ -1,12 +1,21 @@
 //! Nodes come and go while everything else goes wrong.
 
+use openraft::async_runtime::AsyncRuntime;
 use statehouse::membership::ChangeKind;
 use statehouse::service::Service;
+use statehouse::sim::LifeRuntime;
+use statehouse::sim::SimCluster;
 use statehouse::sim::SimRandom;
 use statehouse::types::NodeId;
 
+use crate::modules::modules;
 use crate::nemesis;
+use crate::on_guest_thread;
+use crate::scenario;
+use crate::scenario::Plan;
+use crate::world::Sabotage;
 use crate::world::Shared;
+use crate::world::World;
 use crate::world::now_ms;
 use crate::world::sleep_ms;
 
@@ -138,4 +147,37 @@ pub async fn finish(world: &Shared, until_ms: u64) {
         }
     }
     world.problem(format!("the members do not settle: {waits_for}"));
+}
+
+/// What it says of the members decides whose replica is removed: one that was replaced knows only who they were.
+#[test]
+fn a_leader_that_was_cut_off_does_not_tell_who_the_members_are() {
+    on_guest_thread(|| {
+        statehouse::module::mark_guest_thread();
+        LifeRuntime::with_seed(7).block_on(async {
+            let mut random = SimRandom::new(7);
+            let mut plan = Plan::draw(&mut random);
+            plan.nodes = 3;
+            let options = scenario::options(7, &mut random, &plan);
+            let world = World::new(SimCluster::new(options, modules().host.clone()), false, Sabotage::Nothing);
+            for id in world.cluster.ids() {
+                nemesis::start(&world, id).await;
+            }
+            scenario::become_ready(&world, now_ms()).await;
+            let leader = world.cluster.node(1).unwrap().catalog().leader().unwrap();
+            let ask =
+                || world.cluster.call(leader, |node| async move { node.member_list("catalog".to_string()).await });
+            assert_eq!(ask().await.unwrap().unwrap().len(), 3);
+            for other in world.cluster.ids().into_iter().filter(|id| *id != leader) {
+                world.cluster.network().cut(leader, other);
+                world.cluster.network().cut(other, leader);
+            }
+            let node = world.cluster.node(leader).unwrap();
+            assert!(node.catalog().leads(), "it has not noticed yet");
+            assert!(ask().await.unwrap().is_err());
+            world.cluster.network().mend();
+            scenario::become_ready(&world, now_ms()).await;
+            assert_eq!(world.problems(), Vec::<String>::new());
+        });
+    });
 }

@@ -26,6 +26,8 @@
 //!   and is not about such a one since 3.9 and here.
 //! * Enforced quotas: ZooKeeper looks at what was applied when it takes a request in, so that those sent behind one another
 //!   pass or not as it happens. So where they are enforced, each request waits for the one before it.
+//! * setACL: what ZooKeeper takes in before it has applied it goes by the list before. So nothing is sent behind one until it is
+//!   answered.
 //! * `check` outside of a multi: `Unimplemented` here, as in 3.9; 3.8 fails over its answer.
 //! * deleteContainer from a client: 3.8 asks for no permission, we for DELETE on the parent.
 //! * create2 in a multi: 3.8 answers it as create, without the stat. createContainer there with other flags: 3.8

@@ -112,7 +112,10 @@ impl Board {
             let together = match step {
                 Step::Ask { actor, .. } => {
                     let is_same = |other: &&Step| matches!(other, Step::Ask { actor: next, .. } if next == actor);
-                    steps[at..].iter().take_while(is_same).count()
+                    let same = steps[at..].iter().take_while(is_same).count();
+                    // See the list of differences.
+                    let is_set_acl = |step: &Step| matches!(step, Step::Ask { operation: op::SET_ACL, .. });
+                    steps[at..at + same].iter().position(is_set_acl).map_or(same, |set| set + 1)
                 }
                 _ => 1,
             };

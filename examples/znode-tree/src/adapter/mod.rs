@@ -104,12 +104,29 @@ struct Shared {
     told: u64,
     /// Since when this node leads, Unix milliseconds.
     leading_since_ms: Option<u64>,
+    /// Since when there has been no leader, Unix milliseconds.
+    leaderless_since_ms: Option<u64>,
     /// Who changed what in this call of the host's.
     audit: String,
     /// Counts the host's calls: what is asked in one of them is answered in order.
     step: u64,
     /// Where frames and calls are written before they are handed to the host.
     frame: Vec<u8>,
+}
+
+impl Shared {
+    /// As seen at the host's calls, of which there is one a tick at least.
+    fn count_elections(&mut self, io: &Io<'_>) {
+        if !io.has_leader() {
+            self.leaderless_since_ms.get_or_insert_with(|| io.time_ms());
+        } else if let Some(since_ms) = self.leaderless_since_ms.take() {
+            let took_ms = io.time_ms().saturating_sub(since_ms);
+            self.stats.leaderless.add(took_ms);
+            if io.leads() {
+                self.stats.elections.add(took_ms);
+            }
+        }
+    }
 }
 
 /// Who holds a session.
@@ -147,6 +164,7 @@ impl Adapter for ZooKeeper {
             kept_bytes: 0,
             told: io.applied(),
             leading_since_ms: None,
+            leaderless_since_ms: None,
             audit: String::new(),
             step: 0,
             frame: Vec::new(),
@@ -200,6 +218,7 @@ impl Adapter for ZooKeeper {
     fn flush(&mut self, io: &mut Io<'_>) {
         let leading_since_ms = self.shared.leading_since_ms.unwrap_or_else(|| io.time_ms());
         self.shared.leading_since_ms = io.leads().then_some(leading_since_ms);
+        self.shared.count_elections(io);
         words::step(&mut self.connections, &mut self.shared, io);
         long::step(&mut self.shared, io);
         audit::flush(&mut self.shared.audit);

@@ -62,6 +62,10 @@ pub struct ServerStats {
     pub latency: Latency,
     pub read_latency: Latency,
     pub update_latency: Latency,
+    /// Times without a leader.
+    pub leaderless: Latency,
+    /// Those of them that ended with this node leading.
+    pub elections: Latency,
     /// Bytes of replies: the last, the smallest, the largest; none since the reset is `None`.
     pub response_bytes: Option<(u64, u64, u64)>,
     pub auth_failed: u64,

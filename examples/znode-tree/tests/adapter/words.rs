@@ -141,6 +141,29 @@ fn a_leaders_uptime_is_that_of_its_lead() {
 }
 
 #[test]
+fn times_without_a_leader_are_counted_and_an_election_is_its_winners() {
+    let mut world = World::new(3);
+    world.desk.tell("status", STATUS);
+    let value = |world: &mut World, node: usize, key: &str| -> u64 {
+        let mntr = world.word(node, "mntr");
+        mntr.lines().find_map(|line| line.strip_prefix(key)?.trim().parse().ok()).unwrap_or_else(|| panic!("{mntr}"))
+    };
+    for winner in [1, 2] {
+        world.desk.lead(None);
+        world.desk.advance(10_000);
+        world.desk.lead(Some(winner));
+        world.desk.advance(4_000);
+        assert_eq!(value(&mut world, winner, "zk_cnt_election_time"), 1);
+        let took_ms = value(&mut world, winner, "zk_sum_election_time");
+        assert!((6_000..=14_000).contains(&took_ms), "seen at ticks: {took_ms}");
+    }
+    assert_eq!(value(&mut world, 0, "zk_cnt_election_time"), 0);
+    assert_eq!(value(&mut world, 0, "zk_cnt_leader_unavailable_time"), 2);
+    world.word(0, "srst");
+    assert_eq!(value(&mut world, 0, "zk_cnt_leader_unavailable_time"), 0);
+}
+
+#[test]
 fn watch_words_count_as_zookeeper_does() {
     let mut world = world();
     let (mut one, mut two) = (world.connect(0), world.connect(0));
@@ -266,6 +289,10 @@ fn clickhouse_mode_answers_in_its_own_words() {
             "zk_latest_snapshot_size",
             "zk_open_file_descriptor_count",
             "zk_max_file_descriptor_count",
+            "zk_sum_election_time",
+            "zk_cnt_election_time",
+            "zk_sum_leader_unavailable_time",
+            "zk_cnt_leader_unavailable_time",
             "zk_followers",
             "zk_synced_followers",
             "zk_leader_uptime"

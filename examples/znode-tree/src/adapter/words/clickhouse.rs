@@ -133,6 +133,10 @@ fn mntr(view: &View<'_>) -> String {
     let files = |count: Option<u64>| count.map_or(-1, |count| i64::try_from(count).unwrap_or(i64::MAX));
     say("open_file_descriptor_count", &files(facts.open_files));
     say("max_file_descriptor_count", &files(facts.max_files));
+    for (name, times) in [("election_time", &stats.elections), ("leader_unavailable_time", &stats.leaderless)] {
+        say(&format!("sum_{name}"), &times.total_ms);
+        say(&format!("cnt_{name}"), &times.count);
+    }
     if view.mode() == "leader" {
         // Here, unlike in ZooKeeper, learners are counted among them.
         say("followers", &facts.others().count());

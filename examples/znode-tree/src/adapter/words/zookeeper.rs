@@ -212,7 +212,12 @@ fn mntr(view: &View<'_>) -> String {
         say("pending_syncs", &0);
         say("leader_uptime", &view.leader_uptime_ms());
     }
-    for (name, latency) in [("readlatency", &stats.read_latency), ("updatelatency", &stats.update_latency)] {
+    for (name, latency) in [
+        ("readlatency", &stats.read_latency),
+        ("updatelatency", &stats.update_latency),
+        ("election_time", &stats.elections),
+        ("leader_unavailable_time", &stats.leaderless),
+    ] {
         summary(&mut text, name, latency);
     }
     text

@@ -47,7 +47,7 @@ impl<P: Platform, T: Transport> Group<P, T> {
         Ok(Roster {
             node: self.node,
             // A leader that was removed takes itself for the leader for as long as it hears of no other.
-            leader: metrics.current_leader.filter(|leader| membership.get_node(leader).is_some()),
+            leader: self.leader_of(&metrics).filter(|leader| membership.get_node(leader).is_some()),
             membership: *membership.log_id(),
             committed,
             joint: membership.get_joint_config().len() > 1,

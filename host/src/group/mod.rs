@@ -10,6 +10,7 @@ mod barrier;
 mod duties;
 pub mod events;
 pub mod inbox;
+mod lead;
 pub mod members;
 pub mod model;
 mod propose;
@@ -162,6 +163,8 @@ pub struct Group<P: Platform, T: Transport> {
     stopped: Mutex<bool>,
     /// Whether this node votes.
     votes: Mutex<bool>,
+    /// See [`lead`].
+    hearing: Mutex<lead::Hearing<InstantOf<P>>>,
     /// The members to begin with, and whether this one stands for election first.
     members: BTreeMap<NodeId, String>,
     stands_first: bool,
@@ -271,6 +274,7 @@ impl<P: Platform, T: Transport> Group<P, T> {
             touched: Mutex::default(),
             stopped: Mutex::new(false),
             votes: Mutex::new(false),
+            hearing: Mutex::default(),
             members: options.members,
             stands_first: options.stands_first,
             hurry,
@@ -333,26 +337,10 @@ impl<P: Platform, T: Transport> Group<P, T> {
         self.shared.applied()
     }
 
-    /// The leader this node knows.
-    pub fn leader(&self) -> Option<NodeId> {
-        self.raft.metrics().borrow_watched().current_leader
-    }
-
     /// The last index in the log: from consensus itself, because metrics say nothing yet right after a start.
     pub async fn last_index(&self) -> Result<u64, String> {
         let last = self.raft.with_raft_state(|state| state.log_ids.last().map_or(0, |last| last.index));
         last.await.map_err(|error| error.to_string())
-    }
-
-    fn leader_and_term(&self) -> (Option<NodeId>, u64) {
-        let receiver = self.raft.metrics();
-        let metrics = receiver.borrow_watched();
-        (metrics.current_leader, metrics.current_term)
-    }
-
-    /// Whether this node leads.
-    pub fn leads(&self) -> bool {
-        self.leader() == Some(self.node)
     }
 
     /// Commands of this node's clients that are under way.
@@ -364,9 +352,12 @@ impl<P: Platform, T: Transport> Group<P, T> {
     pub fn standing(&self) -> Standing {
         let receiver = self.raft.metrics();
         let metrics = receiver.borrow_watched();
+        let leader = self.leader_of(&metrics);
         let state = match (&metrics.running_state, metrics.state) {
             (Err(fatal), _) => format!("stopped: {fatal}"),
-            (Ok(()), ServerState::Leader) => "leader".to_string(),
+            (Ok(()), ServerState::Leader) if leader == Some(self.node) => "leader".to_string(),
+            // Nobody is led any more, and it takes no commands: openraft only keeps its word for the state.
+            (Ok(()), ServerState::Leader) => "follower".to_string(),
             (Ok(()), ServerState::Follower) => "follower".to_string(),
             (Ok(()), ServerState::Candidate) => "candidate".to_string(),
             (Ok(()), ServerState::Learner) => "learner".to_string(),
@@ -383,7 +374,7 @@ impl<P: Platform, T: Transport> Group<P, T> {
         });
         Standing {
             term: metrics.current_term,
-            leader: metrics.current_leader,
+            leader,
             state,
             commit: index(&metrics.local_committed),
             applied: self.shared.applied(),

@@ -24,7 +24,11 @@ impl<P: Platform, T: Transport> Group<P, T> {
             }
             PeerRequest::Append(_, rpc) => {
                 let _not_with_a_snapshot = self.taking.read().await;
-                self.raft.append_entries(rpc).await.map(PeerResponse::Append).map_err(|error| text(&error))
+                // Before, because a disk may take its time, and after, because it may be the first word of a new leader.
+                self.hear_of(from);
+                let answer = self.raft.append_entries(rpc).await.map_err(|error| text(&error));
+                self.hear_of(from);
+                answer.map(PeerResponse::Append)
             }
             PeerRequest::Vote(_, rpc) => {
                 self.raft.vote(rpc).await.map(PeerResponse::Vote).map_err(|error| text(&error))
@@ -60,7 +64,11 @@ impl<P: Platform, T: Transport> Group<P, T> {
                 .receive(move |receiver| receiver.part(digest, offset, &data))
                 .await
                 .map(PeerResponse::SnapshotOffset),
-            PeerRequest::SnapshotEnd { digest, vote, .. } => self.install(digest, vote).await,
+            PeerRequest::SnapshotEnd { digest, vote, .. } => {
+                let installed = self.install(digest, vote).await;
+                self.hear_of(from);
+                installed
+            }
             other => Err(format!("{other:?} is not for a group")),
         }
     }

@@ -149,35 +149,75 @@ pub async fn finish(world: &Shared, until_ms: u64) {
     world.problem(format!("the members do not settle: {waits_for}"));
 }
 
-/// What it says of the members decides whose replica is removed: one that was replaced knows only who they were.
-#[test]
-fn a_leader_that_was_cut_off_does_not_tell_who_the_members_are() {
-    on_guest_thread(|| {
+/// Three nodes that are ready, with nothing on them.
+async fn three(seed: u64) -> Shared {
+    let mut random = SimRandom::new(seed);
+    let mut plan = Plan::draw(&mut random);
+    plan.nodes = 3;
+    let options = scenario::options(seed, &mut random, &plan);
+    let world = World::new(SimCluster::new(options, modules().host.clone()), false, Sabotage::Nothing);
+    for id in world.cluster.ids() {
+        nemesis::start(&world, id).await;
+    }
+    scenario::become_ready(&world, now_ms()).await;
+    world
+}
+
+/// Nothing gets from or to the node.
+fn isolate(world: &Shared, id: NodeId) {
+    for other in world.cluster.ids().into_iter().filter(|other| *other != id) {
+        world.cluster.network().cut(id, other);
+        world.cluster.network().cut(other, id);
+    }
+}
+
+fn play(seed: u64, story: impl AsyncFnOnce(&Shared) + Send) {
+    on_guest_thread(move || {
         statehouse::module::mark_guest_thread();
-        LifeRuntime::with_seed(7).block_on(async {
-            let mut random = SimRandom::new(7);
-            let mut plan = Plan::draw(&mut random);
-            plan.nodes = 3;
-            let options = scenario::options(7, &mut random, &plan);
-            let world = World::new(SimCluster::new(options, modules().host.clone()), false, Sabotage::Nothing);
-            for id in world.cluster.ids() {
-                nemesis::start(&world, id).await;
-            }
-            scenario::become_ready(&world, now_ms()).await;
-            let leader = world.cluster.node(1).unwrap().catalog().leader().unwrap();
-            let ask =
-                || world.cluster.call(leader, |node| async move { node.member_list("catalog".to_string()).await });
-            assert_eq!(ask().await.unwrap().unwrap().len(), 3);
-            for other in world.cluster.ids().into_iter().filter(|id| *id != leader) {
-                world.cluster.network().cut(leader, other);
-                world.cluster.network().cut(other, leader);
-            }
-            let node = world.cluster.node(leader).unwrap();
-            assert!(node.catalog().leads(), "it has not noticed yet");
-            assert!(ask().await.unwrap().is_err());
+        LifeRuntime::with_seed(seed).block_on(async {
+            let world = three(seed).await;
+            story(&world).await;
             world.cluster.network().mend();
             scenario::become_ready(&world, now_ms()).await;
             assert_eq!(world.problems(), Vec::<String>::new());
         });
     });
+}
+
+/// What it says of the members decides whose replica is removed: one that was replaced knows only who they were.
+#[test]
+fn a_leader_that_was_cut_off_does_not_tell_who_the_members_are() {
+    play(7, async |world| {
+        let leader = world.cluster.node(1).unwrap().catalog().leader().unwrap();
+        let ask = || world.cluster.call(leader, |node| async move { node.member_list("catalog".to_string()).await });
+        assert_eq!(ask().await.unwrap().unwrap().len(), 3);
+        isolate(world, leader);
+        assert!(world.cluster.node(leader).unwrap().catalog().leads(), "it has not noticed yet");
+        assert!(ask().await.unwrap().is_err());
+    });
+}
+
+/// Found by kazoo's test of read-only servers: two of three nodes were stopped, and the third, to which one of them had just
+/// handed over, took itself for the leader for ever.
+#[test]
+fn a_node_that_hears_nobody_knows_no_leader() {
+    for seed in 1..=4 {
+        play(seed, async |world| {
+            let leader = world.cluster.node(1).unwrap().catalog().leader().unwrap();
+            let follower = leader % 3 + 1;
+            for id in [leader, follower] {
+                isolate(world, id);
+                let node = world.cluster.node(id).unwrap();
+                let began_ms = now_ms();
+                while node.catalog().leader().is_some() {
+                    assert!(now_ms() < began_ms + 10_000, "node {id} follows {:?}", node.catalog().leader());
+                    sleep_ms(50).await;
+                }
+                assert!(!node.not_ready().is_empty());
+                assert_eq!(node.catalog().standing().leader, None);
+                world.cluster.network().mend();
+                scenario::become_ready(world, now_ms()).await;
+            }
+        });
+    }
 }

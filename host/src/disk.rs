@@ -86,6 +86,15 @@ pub trait Disk: Send + Sync + 'static {
 
     /// Bytes that may still be written to the file system that holds `path`.
     fn free_space(&self, path: &Path) -> io::Result<u64>;
+
+    /// All bytes of the file system that holds `path`.
+    fn total_space(&self, path: &Path) -> io::Result<u64>;
+
+    /// When the file was last written to, Unix milliseconds; `None` on a disk without a clock. For people: nothing is
+    /// decided by it.
+    fn written_ms(&self, _path: &Path) -> Option<u64> {
+        None
+    }
 }
 
 /// The machine's own disk.
@@ -203,5 +212,16 @@ impl Disk for RealDisk {
     fn free_space(&self, path: &Path) -> io::Result<u64> {
         let stat = rustix::fs::statvfs(path)?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    fn total_space(&self, path: &Path) -> io::Result<u64> {
+        let stat = rustix::fs::statvfs(path)?;
+        Ok(stat.f_blocks.saturating_mul(stat.f_frsize))
+    }
+
+    fn written_ms(&self, path: &Path) -> Option<u64> {
+        let written = fs::metadata(path).ok()?.modified().ok()?;
+        let since = written.duration_since(std::time::UNIX_EPOCH).ok()?;
+        u64::try_from(since.as_millis()).ok()
     }
 }

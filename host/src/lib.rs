@@ -26,4 +26,5 @@ pub mod platform;
 pub mod service;
 pub mod sim;
 pub mod snapshot;
+pub mod status;
 pub mod types;

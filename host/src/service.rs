@@ -12,6 +12,8 @@ use serde::Serialize;
 
 use crate::membership::Change;
 use crate::membership::ChangeKind;
+use crate::status::ClusterStatus;
+use crate::status::Diagnosis;
 use crate::types::NodeId;
 
 /// How fresh a query's answer must be.
@@ -501,6 +503,11 @@ pub trait Service: Send + Sync + 'static {
     fn member_list(&self, group: String) -> BoxFuture<'_, ServiceResult<Vec<MemberView>>>;
     /// Hands a group's leadership to a node, or to whoever is furthest ahead; who leads then.
     fn leader_transfer(&self, group: String, to: Option<NodeId>) -> BoxFuture<'_, ServiceResult<NodeId>>;
+
+    /// How the cluster stands, as far as this node can see. Needs no leader: whoever does not answer is shown as such.
+    fn status(&self) -> BoxFuture<'_, ClusterStatus>;
+    /// What is wrong with the cluster, by two looks at it a second apart.
+    fn doctor(&self) -> BoxFuture<'_, Diagnosis>;
 
     /// Readiness.
     fn node(&self) -> BoxFuture<'_, NodeView>;

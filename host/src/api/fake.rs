@@ -32,6 +32,10 @@ use crate::service::Service;
 use crate::service::ServiceError;
 use crate::service::ServiceResult;
 use crate::service::SessionView;
+use crate::status::ClusterStatus;
+use crate::status::Diagnosis;
+use crate::status::Finding;
+use crate::status::NodeStatus;
 
 /// Every code, so that tests can go through them.
 pub const CODES: [ErrorCode; 29] = [
@@ -425,6 +429,22 @@ impl Service for Fake {
     }
     fn leader_transfer(&self, group: String, to: Option<u64>) -> BoxFuture<'_, ServiceResult<u64>> {
         now(self.with_group(&group, |_| Ok(to.unwrap_or(self.node))))
+    }
+    fn status(&self) -> BoxFuture<'_, ClusterStatus> {
+        let state = if self.state().ready { "ready" } else { "unreachable" };
+        let node = NodeStatus { id: 1, state: state.into(), ..NodeStatus::default() };
+        now(ClusterStatus { node: self.node, nodes: vec![node], ..ClusterStatus::default() })
+    }
+    fn doctor(&self) -> BoxFuture<'_, Diagnosis> {
+        let healthy = self.state().ready;
+        let finding = Finding {
+            code: "no_leader".into(),
+            node: None,
+            group: Some("c1".into()),
+            what: "group c1 has no leader".into(),
+            remedy: "look again".into(),
+        };
+        now(Diagnosis { healthy, findings: if healthy { vec![] } else { vec![finding] } })
     }
     fn node(&self) -> BoxFuture<'_, NodeView> {
         let ready = self.state().ready;

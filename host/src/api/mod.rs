@@ -120,6 +120,8 @@ fn routes() -> Vec<(&'static str, MethodRouter<Shared>)> {
         ("/v1/nodes/{id}", delete(membership::remove_node)),
         ("/v1/changes", get(membership::changes)),
         ("/v1/changes/{id}", get(membership::change).delete(membership::cancel)),
+        ("/v1/status", get(status::cluster)),
+        ("/v1/doctor", get(status::doctor)),
         ("/v1/node", get(status::node)),
         ("/v1/node/counters", get(status::counters)),
         ("/healthz", get(status::healthz)),

@@ -46,6 +46,8 @@ use utoipa::OpenApi;
         super::sessions::open,
         super::sessions::close,
         super::sessions::touch,
+        super::status::cluster,
+        super::status::doctor,
         super::status::node,
         super::status::counters,
         super::status::healthz,

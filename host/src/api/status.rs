@@ -1,4 +1,4 @@
-//! How the node is: `/healthz`, `/readyz`, `/metrics`, `/v1/node`.
+//! How the cluster is: `/v1/status`, `/v1/doctor`. How the node is: `/healthz`, `/readyz`, `/metrics`, `/v1/node`.
 
 use axum::extract::State;
 use axum::response::IntoResponse;
@@ -13,6 +13,25 @@ use super::problem::Problem;
 use super::schema::Node;
 use crate::api::request::Params;
 use crate::service::ErrorCode;
+use crate::status::ClusterStatus;
+use crate::status::Diagnosis;
+
+/// The cluster: its nodes, groups and replicas
+///
+/// The node asks all others for how they stand, a second at most; whoever does not answer is in the document as `unreachable`.
+/// Needs no leader and no majority.
+#[utoipa::path(get, path = "/v1/status", tag = "status", responses((status = 200, body = ClusterStatus)))]
+pub(super) async fn cluster(State(context): State<Shared>) -> Response {
+    json(StatusCode::OK, &context.service.status().await)
+}
+
+/// What is wrong with the cluster, in sentences, and what to do
+///
+/// The node looks twice, a second apart. The answer is 200 also when something is wrong: `healthy` says.
+#[utoipa::path(get, path = "/v1/doctor", tag = "status", responses((status = 200, body = Diagnosis)))]
+pub(super) async fn doctor(State(context): State<Shared>) -> Response {
+    json(StatusCode::OK, &context.service.doctor().await)
+}
 
 /// The answering node
 #[utoipa::path(get, path = "/v1/node", tag = "status", responses((status = 200, body = Node)))]

@@ -14,6 +14,7 @@ use super::Output;
 use super::Repeat;
 use super::client::encode;
 use super::output;
+use super::output::or_dash;
 use crate::api::schema::Change;
 use crate::api::schema::ChangeList;
 use crate::api::schema::ClusterNode;
@@ -344,10 +345,6 @@ pub(super) async fn move_group(
 fn post(path: &str, body: &impl Serialize) -> Call {
     // A second change would be refused while the first runs, which is not what happened to the first.
     Call::post(path, serde_json::to_vec(body).unwrap_or_default(), Repeat::Never)
-}
-
-fn or_dash(value: Option<impl ToString>) -> String {
-    value.map_or("-".to_owned(), |value| value.to_string())
 }
 
 async fn look(client: &Client, id: u64, wait_ms: u64) -> Result<Change, Failure> {

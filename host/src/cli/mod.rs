@@ -19,6 +19,7 @@ mod output;
 mod query;
 mod serve;
 mod session;
+mod status;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -83,6 +84,8 @@ enum Verb {
     Member(membership::MemberVerbs),
     Leader(membership::LeaderVerbs),
     Change(membership::ChangeVerbs),
+    Status(status::Status),
+    Doctor(status::Doctor),
     Session(session::SessionVerbs),
     Apply(apply::Apply),
     Query(query::Query),
@@ -169,6 +172,8 @@ fn run(args: Vec<OsString>) -> Result<(), Failure> {
         Verb::Member(verbs) => block_on(membership::run_member(verbs)),
         Verb::Leader(verbs) => block_on(membership::run_leader(verbs)),
         Verb::Change(verbs) => block_on(membership::run_change(verbs)),
+        Verb::Status(verb) => block_on(status::run_status(verb)),
+        Verb::Doctor(verb) => block_on(status::run_doctor(verb)),
         Verb::Session(verbs) => block_on(session::run(verbs)),
         Verb::Apply(apply) => block_on(apply::run(apply)),
         Verb::Query(query) => block_on(query::run(query)),

@@ -96,6 +96,11 @@ pub fn pairs(pairs: &[(&str, String)]) -> Result<(), Failure> {
     line(lines.join("\n"))
 }
 
+/// What is not known is a dash.
+pub fn or_dash(value: Option<impl ToString>) -> String {
+    value.map_or("-".to_owned(), |value| value.to_string())
+}
+
 /// A size for people.
 pub fn size(bytes: u64) -> String {
     const UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];

@@ -54,6 +54,8 @@ fn every_verb_of_the_help_parses() {
         "change ls",
         "change show 1 --wait",
         "change cancel 1",
+        "status --server http://127.0.0.1:7071",
+        "doctor -o json",
         "apply c1 {\"Add\":5}",
         "apply c1 -5",
         "apply c1 -",

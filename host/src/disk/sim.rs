@@ -629,6 +629,10 @@ impl Disk for SimDisk {
     fn free_space(&self, _path: &Path) -> io::Result<u64> {
         Ok(self.lock().faults.space.unwrap_or(u64::MAX))
     }
+
+    fn total_space(&self, _path: &Path) -> io::Result<u64> {
+        Ok(u64::MAX)
+    }
 }
 
 #[cfg(test)]

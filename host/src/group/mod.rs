@@ -60,6 +60,7 @@ use crate::service::ServiceResult;
 use crate::snapshot::Receiver;
 use crate::snapshot::SnapshotError;
 use crate::snapshot::SnapshotStore;
+use crate::status::SnapshotStatus;
 use crate::types::EntryKind;
 use crate::types::GroupId;
 use crate::types::NodeId;
@@ -531,6 +532,15 @@ impl<P: Platform, T: Transport> Group<P, T> {
     /// Bytes of the newest snapshot's file on this node, 0 when there is none.
     pub fn snapshot_bytes(&self) -> u64 {
         self.shared.snapshot_bytes()
+    }
+
+    /// Looks at the newest snapshot's file, where the disk may be waited for.
+    pub fn snapshot_status(&self) -> impl FnOnce() -> Option<SnapshotStatus> + Send + 'static {
+        let current = self.shared.current_snapshot();
+        move || {
+            let (index, file) = current?;
+            Some(SnapshotStatus { index, bytes: file.size(), written_ms: file.written_ms() })
+        }
     }
 
     /// Hands leadership over to the member that is furthest ahead, if this node leads and there is one.

@@ -212,6 +212,11 @@ impl Shared {
         lock(&self.current).as_ref().map_or(0, |(head, _)| head.last_log_id.index)
     }
 
+    /// The newest snapshot's file and the index it covers.
+    pub fn current_snapshot(&self) -> Option<(u64, SnapshotFile)> {
+        lock(&self.current).as_ref().map(|(head, file)| (head.last_log_id.index, file.clone()))
+    }
+
     /// Bytes of the newest snapshot's file, 0 when there is none.
     pub fn snapshot_bytes(&self) -> u64 {
         lock(&self.current).as_ref().map_or(0, |(_, file)| file.size())

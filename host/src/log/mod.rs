@@ -57,6 +57,7 @@ pub use recovery::RecoveryReport;
 pub use segment::SegmentHeader;
 pub use segment::segment_name;
 pub use stats::LogStats;
+pub use stats::RECENT_SYNCS;
 pub use stats::SYNC_BUCKETS_MICROS;
 
 use state::Done;

@@ -1,5 +1,7 @@
 //! What the log counts, for metrics.
 
+use std::collections::VecDeque;
+
 /// Upper bounds of the sync duration buckets, microseconds; a last bucket holds the rest.
 pub const SYNC_BUCKETS_MICROS: [u64; 14] =
     [50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000];
@@ -44,7 +46,12 @@ pub struct LogStats {
     pub sync_micros: u64,
     /// Syncs that took longer than `slow_sync_micros`.
     pub slow_syncs: u64,
+    /// How long each of the newest syncs took, microseconds, oldest first: at most [`RECENT_SYNCS`].
+    pub recent_syncs_micros: VecDeque<u64>,
 }
+
+/// Syncs that are remembered one by one: a disk that was slow yesterday is not slow.
+pub const RECENT_SYNCS: usize = 256;
 
 impl LogStats {
     pub(super) fn count_sync(&mut self, micros: u64, slow_sync_micros: u64) {
@@ -54,5 +61,34 @@ impl LogStats {
         }
         self.sync_micros += micros;
         self.slow_syncs += u64::from(micros > slow_sync_micros);
+        if self.recent_syncs_micros.len() == RECENT_SYNCS {
+            self.recent_syncs_micros.pop_front();
+        }
+        self.recent_syncs_micros.push_back(micros);
+    }
+
+    /// So long at most took `percent` of 100 of the newest syncs, microseconds; 0 before the first.
+    pub fn recent_sync_micros(&self, percent: usize) -> u64 {
+        let mut sorted: Vec<u64> = self.recent_syncs_micros.iter().copied().collect();
+        sorted.sort_unstable();
+        let place = (sorted.len() * percent.min(100)).div_ceil(100).saturating_sub(1);
+        sorted.get(place).copied().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_sync_is_forgotten_when_enough_fast_ones_came_after_it() {
+        let mut stats = LogStats::default();
+        assert_eq!(stats.recent_sync_micros(99), 0);
+        (0..8).for_each(|_| stats.count_sync(90_000, 1_000_000));
+        (0..92).for_each(|_| stats.count_sync(1_000, 1_000_000));
+        assert_eq!((stats.recent_sync_micros(50), stats.recent_sync_micros(99)), (1_000, 90_000));
+        (0..RECENT_SYNCS).for_each(|_| stats.count_sync(2_000, 1_000_000));
+        assert_eq!((stats.recent_sync_micros(50), stats.recent_sync_micros(100)), (2_000, 2_000));
+        assert_eq!(stats.recent_syncs_micros.len(), RECENT_SYNCS);
     }
 }

@@ -17,6 +17,7 @@ mod roster;
 mod service;
 pub mod settle;
 pub mod start;
+mod status;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -445,6 +446,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
                 return Ok(PeerResponse::Served(self.serve_call(*group, call.clone(), *timeout_ms).await));
             }
             PeerRequest::Condition => return Ok(PeerResponse::Condition(self.condition().await)),
+            PeerRequest::Report => return Ok(PeerResponse::Report(Box::new(self.report().await))),
             PeerRequest::Status => {
                 // Index 0 is the membership that every node writes by itself; index 1 is a leader's.
                 return Ok(PeerResponse::Status(PeerStatus { formed: self.0.catalog.last_index().await? > 0 }));

@@ -21,7 +21,7 @@ use crate::types::GroupId;
 use crate::types::NodeId;
 
 /// How long a node may take to say how it stands.
-const ANSWER_TIME_MAX: Duration = Duration::from_millis(1000);
+pub(super) const ANSWER_TIME_MAX: Duration = Duration::from_millis(1000);
 
 impl<P: Platform, T: Transport> Node<P, T> {
     /// Asks `node`, which may be this one.

@@ -52,6 +52,8 @@ use crate::service::Service;
 use crate::service::ServiceError;
 use crate::service::ServiceResult;
 use crate::service::SessionView;
+use crate::status::ClusterStatus;
+use crate::status::Diagnosis;
 use crate::types::CATALOG;
 use crate::types::CATALOG_NAME;
 use crate::types::EntryKind;
@@ -604,6 +606,14 @@ impl<P: Platform, T: Transport> Service for Node<P, T> {
 
     fn leader_transfer(&self, group: String, to: Option<NodeId>) -> BoxFuture<'_, ServiceResult<NodeId>> {
         Box::pin(self.transfer_leader(group, to))
+    }
+
+    fn status(&self) -> BoxFuture<'_, ClusterStatus> {
+        Box::pin(self.cluster_status())
+    }
+
+    fn doctor(&self) -> BoxFuture<'_, Diagnosis> {
+        Box::pin(self.diagnosis())
     }
 
     fn node(&self) -> BoxFuture<'_, NodeView> {

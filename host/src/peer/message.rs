@@ -19,6 +19,7 @@ use crate::membership::Roster;
 use crate::service::Applied;
 use crate::service::Consistency;
 use crate::service::ServiceResult;
+use crate::status::NodeReport;
 use crate::types::EntryKind;
 use crate::types::GroupId;
 use crate::types::LogId;
@@ -134,6 +135,8 @@ pub enum PeerRequest<RT: AsyncRuntime> {
         /// How long the client waits, milliseconds.
         timeout_ms: u64,
     },
+    /// Asks how a node and its replicas stand; answered by [`PeerResponse::Report`].
+    Report,
 }
 
 /// What is asked of a group's replica.
@@ -229,6 +232,8 @@ pub enum PeerResponse<RT: AsyncRuntime> {
     Condition(Condition),
     /// To `Serve`.
     Served(ServiceResult<Applied>),
+    /// To `Report`.
+    Report(Box<NodeReport>),
 }
 
 /// How a node stands.

@@ -515,6 +515,9 @@ impl Disk for LyingDisk {
     fn free_space(&self, path: &Path) -> io::Result<u64> {
         self.0.free_space(path)
     }
+    fn total_space(&self, path: &Path) -> io::Result<u64> {
+        self.0.total_space(path)
+    }
 }
 
 const CLUSTER: [u8; 16] = *b"simulated clustr";

@@ -48,6 +48,11 @@ impl SnapshotFile {
         &self.path
     }
 
+    /// When it was written, Unix milliseconds; where the disk can tell.
+    pub fn written_ms(&self) -> Option<u64> {
+        self.disk.written_ms(&self.path)
+    }
+
     /// Up to `length` bytes from `offset`; fewer at the end.
     pub fn read(&self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
         let file = self.disk.open(&self.path)?;

@@ -16,4 +16,5 @@ mod keeper_sessions;
 mod membership;
 mod redis;
 mod sessions;
+mod status;
 mod traps;

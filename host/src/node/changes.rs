@@ -320,9 +320,8 @@ impl<P: Platform, T: Transport> Node<P, T> {
 
     /// What can be said at once: whether the change makes sense as things stand.
     pub(super) async fn check_change(&self, kind: &ChangeKind) -> Result<(), ServiceError> {
-        let unavailable = |why: String| ServiceError::new(ErrorCode::NoLeader, why);
         let catalog = self.fresh_catalog().await?;
-        let nodes = self.leaders_roster(CATALOG).await.map_err(unavailable)?;
+        let nodes = self.wait_leaders_roster(CATALOG, CATALOG_NAME).await?;
         let known = |node: &NodeId| nodes.members.contains_key(node);
         let Some(name) = kind.group() else {
             let (ChangeKind::NodeAdd { node, .. } | ChangeKind::NodeRemove { node }) = kind else { return Ok(()) };
@@ -336,7 +335,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
                 return Err(last_voter(CATALOG_NAME, *node));
             }
             for (name, entry) in catalog.groups.iter().filter(|(_, entry)| entry.hosts.contains(node)) {
-                let roster = self.leaders_roster(entry.id).await.map_err(unavailable)?;
+                let roster = self.wait_leaders_roster(entry.id, name).await?;
                 let voters = roster.voters();
                 if voters == BTreeSet::from([*node])
                     && substitute(&catalog, &nodes.voters(), entry, &voters, *node).is_none()
@@ -347,7 +346,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
             return Ok(());
         };
         let entry = catalog.groups.get(name).ok_or_else(|| no_group(name))?;
-        let roster = self.leaders_roster(entry.id).await.map_err(unavailable)?;
+        let roster = self.wait_leaders_roster(entry.id, name).await?;
         let member = |node: &NodeId| roster.members.get(node);
         let already = |node: &NodeId, what: &str| {
             let detail = format!("node {node} is a {what} of group {name} already");

@@ -376,6 +376,11 @@ impl<P: Platform, T: Transport> Node<P, T> {
     /// The members of a group as its leader sees them; waits for a leader as long as a request may take.
     async fn roster_of(&self, name: &str) -> ServiceResult<Roster> {
         let id = self.group_id(name).await?;
+        self.wait_leaders_roster(id, name).await
+    }
+
+    /// The roster of a group as its leader sees it; waits for one.
+    pub(super) async fn wait_leaders_roster(&self, id: GroupId, name: &str) -> ServiceResult<Roster> {
         let deadline = <P::Runtime as AsyncRuntime>::Instant::now() + self.timeout(None);
         loop {
             match self.leaders_roster(id).await {

@@ -8,7 +8,8 @@
 //! * [`connect`](Desk::connect), [`send`](Desk::send), [`take`](Desk::take), [`hang_up`](Desk::hang_up): clients;
 //! * [`advance`](Desk::advance): time, with timers and the end of sessions;
 //! * [`lag`](Desk::lag): a node that does not apply; [`lead`](Desk::lead): who leads, or nobody;
-//! * [`restart`](Desk::restart): an adapter that is lost with its connections.
+//! * [`restart`](Desk::restart): an adapter that is lost with its connections;
+//! * [`tell`](Desk::tell), [`change_by`](Desk::change_by), [`hold_told`](Desk::hold_told): what the host says when it is asked.
 
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
@@ -29,6 +30,9 @@ use crate::context::Header;
 use crate::guest::Guest;
 use crate::machine::StateMachine;
 use crate::testing::START_MS;
+
+/// Answers a `change`: with JSON, or an error's code and its detail.
+type Changer = Box<dyn FnMut(&str) -> Result<String, (&'static str, &'static str)>>;
 
 /// A client's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -109,6 +113,10 @@ pub struct Desk<M, C, A> {
     machine_timers: BTreeMap<u64, u64>,
     /// What `Io::ask` is told, by what was asked.
     told: BTreeMap<String, String>,
+    /// Who answers a `change`.
+    changer: Option<Changer>,
+    /// Answers to what was asked, that wait; by node.
+    held_told: Option<Vec<(usize, Vec<u8>)>>,
     /// What the adapters asked, since the last look: to be counted by tests.
     asked: Vec<(usize, Asked)>,
     keeps_asked: bool,
@@ -133,6 +141,8 @@ impl<M: StateMachine, C: Codec<M>, A: Adapter> Desk<M, C, A> {
             heard_ms: BTreeMap::new(),
             machine_timers: BTreeMap::new(),
             told: BTreeMap::new(),
+            changer: None,
+            held_told: None,
             asked: Vec::new(),
             keeps_asked: false,
         };
@@ -248,6 +258,47 @@ impl<M: StateMachine, C: Codec<M>, A: Adapter> Desk<M, C, A> {
     /// What the adapters are told when they ask `what`.
     pub fn tell(&mut self, what: &str, json: &str) {
         self.told.insert(what.to_owned(), json.to_owned());
+    }
+
+    /// The adapters may change members, as at a host that allows it: `changer` is given what stands behind `change`, and says
+    /// what it is answered, JSON or an error's code and its detail. Without it a `change` is `forbidden`.
+    pub fn change_by(&mut self, changer: impl FnMut(&str) -> Result<String, (&'static str, &'static str)> + 'static) {
+        self.changer = Some(Box::new(changer));
+    }
+
+    /// What the adapters asked is answered later, when this is told otherwise.
+    pub fn hold_told(&mut self, hold: bool) {
+        for (node, input) in std::mem::replace(&mut self.held_told, hold.then(Vec::new)).into_iter().flatten() {
+            if let Some(node) = self.nodes.get_mut(node) {
+                node.inputs.extend_from_slice(&input);
+                node.has_inputs = true;
+            }
+        }
+    }
+
+    fn told(&mut self, at: usize, token: Token, what: &str) {
+        let answer = match (self.told.get(what), what.strip_prefix("change ")) {
+            (Some(json), _) => Ok(json.clone()),
+            (None, Some(wish)) => match &mut self.changer {
+                Some(changer) => changer(wish),
+                None => Err(("forbidden", "this node's adapters may not change members")),
+            },
+            (None, None) => Err(("bad_request", "this desk knows no answer")),
+        };
+        let outcome = match &answer {
+            Ok(json) => Outcome::Ok(json.as_bytes()),
+            Err((code, detail)) => Outcome::Failed { code, detail },
+        };
+        let mut input = Vec::new();
+        Input::Told { token, outcome }.encode(&mut input);
+        match (&mut self.held_told, self.nodes.get_mut(at)) {
+            (Some(held), _) => held.push((at, input)),
+            (None, Some(node)) => {
+                node.inputs.extend_from_slice(&input);
+                node.has_inputs = true;
+            }
+            (None, None) => {}
+        }
     }
 
     /// Time passes; what is due happens.
@@ -565,13 +616,7 @@ impl<M: StateMachine, C: Codec<M>, A: Adapter> Desk<M, C, A> {
                 node.timers.remove(&id);
                 return;
             }
-            Asked::Ask { token, what } => {
-                let outcome = match self.told.get(&what) {
-                    Some(json) => Outcome::Ok(json.as_bytes()),
-                    None => Outcome::Failed { code: "bad_request", detail: "this desk knows no answer" },
-                };
-                return node.push(&Input::Told { token, outcome });
-            }
+            Asked::Ask { token, what } => return self.told(at, token, &what),
             Asked::Propose { token, session, command } => {
                 let attachment = has(node, session);
                 if session != 0 && attachment.is_none() {

@@ -179,6 +179,13 @@ pub struct ServeConfig {
     #[arg(long, value_name = "MS", default_value_t = 0, help_heading = "Clients of adapters")]
     pub client_idle_ms: u64,
 
+    /// Let adapters add and remove the cluster's nodes for clients whom they trust
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
+          default_missing_value = "true", value_parser = BoolishValueParser::new(),
+          action = clap::ArgAction::Set, hide_possible_values = true, hide_default_value = true,
+          help_heading = "Clients of adapters")]
+    pub adapters_change_nodes: bool,
+
     /// What is logged: `error`, `warn`, `info`, `debug`, `trace`, or a filter as `info,statehouse::log=debug`
     #[arg(long, value_name = "LEVEL", default_value = "info", help_heading = "Observation")]
     pub log_level: String,

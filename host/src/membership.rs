@@ -196,6 +196,37 @@ impl fmt::Display for ChangeKind {
     }
 }
 
+/// A node that an adapter wants to be a full one.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeToAdd {
+    /// The node.
+    pub node: NodeId,
+    /// It receives all and votes nowhere.
+    #[serde(default)]
+    pub learner: bool,
+}
+
+/// What an adapter asks for: nodes that come, then nodes that go.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NodeChanges {
+    /// Who comes.
+    pub add: Vec<NodeToAdd>,
+    /// Who goes.
+    pub remove: Vec<NodeId>,
+    /// How long all of it may take, milliseconds.
+    pub wait_ms: Option<u64>,
+}
+
+impl NodeChanges {
+    /// The changes, in the order in which they are carried out.
+    pub fn kinds(&self) -> Vec<ChangeKind> {
+        let added = self.add.iter().map(|add| ChangeKind::NodeAdd { node: add.node, learner: add.learner });
+        added.chain(self.remove.iter().map(|node| ChangeKind::NodeRemove { node: *node })).collect()
+    }
+}
+
 /// How far a change is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ChangeState {

@@ -91,6 +91,8 @@ pub enum ErrorCode {
     NotCaughtUp,
     /// The change was cancelled.
     Cancelled,
+    /// This node's operator does not let adapters do that.
+    Forbidden,
 }
 
 impl ErrorCode {
@@ -126,6 +128,7 @@ impl ErrorCode {
             Self::LastVoter => "last_voter",
             Self::NotCaughtUp => "not_caught_up",
             Self::Cancelled => "cancelled",
+            Self::Forbidden => "forbidden",
         }
     }
 
@@ -133,7 +136,7 @@ impl ErrorCode {
     pub fn status(self) -> u16 {
         match self {
             Self::BadRequest | Self::BadSequence => 400,
-            Self::WrongSecret => 403,
+            Self::WrongSecret | Self::Forbidden => 403,
             Self::ModuleNotFound
             | Self::GroupNotFound
             | Self::SessionNotFound
@@ -193,6 +196,7 @@ impl ErrorCode {
             Self::LastVoter => "add another voter first, or remove the group",
             Self::NotCaughtUp => "wait until it has caught up: `statehouse member ls GROUP` shows how far it is",
             Self::Cancelled => "what it had done by then stays; ask for what you want instead",
+            Self::Forbidden => "start the node with the flag that the detail names",
         }
     }
 }

@@ -22,6 +22,8 @@ use znode_tree::wire::Stat;
 use znode_tree::wire::op;
 
 use crate::cluster::own_address;
+use crate::http::Http;
+use crate::http::Request;
 use crate::program;
 use crate::wait;
 
@@ -348,6 +350,8 @@ impl Connection {
 #[derive(Debug)]
 pub struct Ensemble {
     nodes: Vec<Option<Keeper>>,
+    /// How many of them began the cluster; the others joined.
+    founders: usize,
     address: IpAddr,
     flags: Vec<String>,
     folder: tempfile::TempDir,
@@ -359,7 +363,7 @@ impl Ensemble {
     pub fn start(count: usize, flags: &[&str]) -> Self {
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
         let folder = tempfile::tempdir().unwrap();
-        let mut ensemble = Self { nodes: Vec::new(), address: own_address(), flags, folder };
+        let mut ensemble = Self { nodes: Vec::new(), founders: count, address: own_address(), flags, folder };
         ensemble.nodes.resize_with(count, || None);
         for number in 0..count {
             ensemble.spawn(number);
@@ -386,15 +390,18 @@ impl Ensemble {
 
     fn spawn(&mut self, number: usize) {
         let peers: Vec<_> =
-            (0..self.nodes.len()).map(|number| format!("{}={}", number + 1, self.port(7170, number))).collect();
+            (0..self.founders).map(|number| format!("{}={}", number + 1, self.port(7170, number))).collect();
         let id = (number + 1).to_string();
         let data = self.folder.path().join(format!("node-{id}"));
         let (client, http) = (self.client(number).to_string(), self.port(7070, number).to_string());
         let (peer, peers) = (self.port(7170, number).to_string(), peers.join(","));
         let mut args = vec!["--node-id", &id, "--data-dir", data.to_str().unwrap(), "--log-segment-bytes", "8MiB"];
         args.extend(["--client", &client, "--http", &http, "--peer", &peer, "--four-letter-words", "*"]);
-        if self.nodes.len() > 1 {
-            args.extend(["--initial-cluster", &peers]);
+        let through = self.port(7170, 0).to_string();
+        match number {
+            joins if joins >= self.founders => args.extend(["--join", &through]),
+            _ if self.founders > 1 => args.extend(["--initial-cluster", &peers]),
+            _ => {}
         }
         args.extend(self.flags.iter().map(String::as_str));
         let log = self.folder.path().join(format!("node-{id}.log"));
@@ -420,6 +427,33 @@ impl Ensemble {
             let leads = |answer: &io::Result<String>| answer.as_ref().is_ok_and(|said| said.contains("Mode: leader"));
             answers.iter().find(|(_, answer)| leads(answer)).map(|(number, _)| *number).ok_or(answers)
         })
+    }
+
+    /// Starts a node that joins through the first one, and waits until it has; its number. It gets no clients yet.
+    #[track_caller]
+    pub fn join(&mut self) -> usize {
+        let number = self.nodes.len();
+        self.nodes.push(None);
+        self.spawn(number);
+        let mut ready = self.http(number);
+        wait::until(&format!("node {} has joined", number + 1), || match ready.send(&Request::new("GET", "/readyz")) {
+            Ok(answer) if answer.status == 200 => Ok(()),
+            other => Err(format!("{other:?}; it said:\n{}", self.node(number).said())),
+        });
+        number
+    }
+
+    /// The HTTP API of a node.
+    pub fn http(&self, number: usize) -> Http {
+        Http::new(self.port(7070, number))
+    }
+
+    /// Waits until a node has ended because it was removed.
+    #[track_caller]
+    pub fn until_removed(&mut self, number: usize) {
+        let mut node = self.nodes[number].take().expect("the node runs");
+        let ended = program::wait(&mut node.child, wait::PATIENCE);
+        assert_eq!(ended.and_then(|status| status.code()), Some(5), "{}", node.said());
     }
 
     /// `kill -9`.

@@ -52,7 +52,7 @@ pub mod own {
     /// `dump`.
     pub const EPHEMERALS: i32 = 10_001;
     /// Command, `{members buffer}`: becomes the data of `/zookeeper/config`, with the entry's zxid as its version behind it
-    /// (of `/keeper/config`, which has none), if the members differ; no body in the answer.
+    /// (of `/keeper/config`, which has none), if the members differ; answered as a getData of it.
     pub const SET_CONFIG: i32 = 10_002;
     /// Query, `{paths vector}`: for each path whether the caller may read it, as a byte (1, 0; 2 when
     /// there is no such node).
@@ -164,7 +164,8 @@ pub enum Route {
     Command,
     /// To `query`.
     Query,
-    /// The adapter's own: ping, auth, sync, whoAmI, the watch tables, the session.
+    /// The adapter's own: ping, auth, sync, whoAmI, the watch tables, the session. A reconfig too, which it asks the state
+    /// machine leave for by a query of the same body.
     Adapter,
     /// Nobody's: `Unimplemented`.
     Unknown,
@@ -183,7 +184,6 @@ pub fn route(operation: i32) -> Route {
         | op::SET_ACL
         | op::CHECK
         | op::MULTI
-        | op::RECONFIG
         | op::CREATE_IF_NOT_EXISTS
         | op::REMOVE_RECURSIVE
         | op::TRY_REMOVE
@@ -204,6 +204,7 @@ pub fn route(operation: i32) -> Route {
         | op::FILTERED_LIST_WITH_STATS_AND_DATA
         | op::LIST_RECURSIVE => Route::Query,
         op::SYNC
+        | op::RECONFIG
         | op::PING
         | op::CHECK_WATCHES
         | op::REMOVE_WATCHES

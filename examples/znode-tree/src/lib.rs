@@ -5,7 +5,7 @@
 //! * [`tree`], [`acl`], [`path`], [`quota`]: the state, which knows no requests;
 //! * [`ops`]: requests, checked in ZooKeeper's order, one kind a file;
 //! * [`adapter`]: ZooKeeper's client protocol;
-//! * [`keeper`]: what ClickHouse adds; [`params`]: what a group is made with;
+//! * [`reconfig`]: what a client wants the members to be; [`keeper`]: what ClickHouse adds; [`params`]: what a group is made with;
 //! * [`snapshot`]: the state as bytes; `fuzz`: clients that mean no good, for tests;
 //! * this file: all of it as a state machine, with the timers.
 
@@ -20,6 +20,7 @@ pub mod ops;
 pub mod params;
 pub mod path;
 pub mod quota;
+pub mod reconfig;
 pub mod snapshot;
 pub mod tree;
 pub mod wire;

@@ -43,7 +43,7 @@ pub struct Params {
     /// When nodes take about so many bytes, creates, sets and multis that add more than they remove are
     /// refused with ClickHouse's `OutOfMemory`, so that deletes still find room; 0: never.
     pub memory_soft_limit_bytes: u64,
-    /// A reconfiguration may be asked for; as it is, it is answered `Unimplemented` then.
+    /// A client that may write `/zookeeper/config` may change the cluster's members, at nodes whose host allows it.
     pub reconfig_enabled: bool,
     /// The longest request, bytes: what the adapter takes as a frame.
     pub jute_maxbuffer: u32,

@@ -38,7 +38,7 @@ use crate::status::Finding;
 use crate::status::NodeStatus;
 
 /// Every code, so that tests can go through them.
-pub const CODES: [ErrorCode; 29] = [
+pub const CODES: [ErrorCode; 30] = [
     ErrorCode::BadRequest,
     ErrorCode::Rejected,
     ErrorCode::Trapped,
@@ -68,6 +68,7 @@ pub const CODES: [ErrorCode; 29] = [
     ErrorCode::LastVoter,
     ErrorCode::NotCaughtUp,
     ErrorCode::Cancelled,
+    ErrorCode::Forbidden,
 ];
 
 const SECRET: [u8; 16] = [0xab; 16];

@@ -198,5 +198,6 @@ fn title(code: ErrorCode) -> &'static str {
         ErrorCode::LastVoter => "It is the last voter",
         ErrorCode::NotCaughtUp => "The learner lags behind",
         ErrorCode::Cancelled => "The change was cancelled",
+        ErrorCode::Forbidden => "The node does not allow it",
     }
 }

@@ -44,6 +44,7 @@ use crate::service::Consistency;
 use crate::service::ErrorCode;
 use crate::service::ServiceError;
 use crate::types::EntryKind;
+use crate::types::NodeId;
 
 /// Bytes of one step's input, about.
 const STEP_BYTES: usize = 1 << 20;
@@ -708,7 +709,8 @@ impl<P: Platform, T: Transport> Driver<P, T> {
 impl<P: Platform, T: Transport> Shared<P, T> {
     async fn tell(&self, what: &str) -> Answer {
         let group = &self.options.group;
-        let told = match what {
+        let (word, rest) = what.split_once(' ').unwrap_or((what, ""));
+        let told = match word {
             "status" => self.status().await,
             "snapshot" => serde_json::json!({ "index": group.snapshot().await? }),
             "lead" => {
@@ -719,12 +721,28 @@ impl<P: Platform, T: Transport> Shared<P, T> {
                 group.hand_over().await;
                 serde_json::json!({ "leads": group.leads() })
             }
+            "change" => self.change(rest).await?,
             other => {
-                let detail = format!("there is no {other:?} to ask for: status, snapshot, lead, yield");
+                let detail = format!("there is no {other:?} to ask for: status, snapshot, lead, yield, change");
                 return Err(ServiceError::new(ErrorCode::BadRequest, detail));
             }
         };
         Ok(Bytes::from(told.to_string()))
+    }
+
+    async fn change(&self, wish: &str) -> Result<serde_json::Value, ServiceError> {
+        let Some(changer) = &self.options.changer else {
+            let detail = format!("node {} was not started with --adapters-change-nodes", self.options.group.node());
+            return Err(ServiceError::new(ErrorCode::Forbidden, detail));
+        };
+        let changes = serde_json::from_str(wish)
+            .map_err(|error| ServiceError::new(ErrorCode::BadRequest, format!("change: {error}")))?;
+        let roster = changer(changes).await?;
+        let members = roster.members.iter().map(|(id, member)| {
+            let role = if member.voter { "voter" } else { "learner" };
+            member_json(*id, &member.address, role, member.matched)
+        });
+        Ok(serde_json::json!({ "done": true, "members": members.collect::<Vec<_>>() }))
     }
 
     async fn status(&self) -> serde_json::Value {
@@ -736,10 +754,7 @@ impl<P: Platform, T: Transport> Shared<P, T> {
         let members: Vec<serde_json::Value> = standing
             .members
             .iter()
-            .map(|member| {
-                let matched = member.matched;
-                serde_json::json!({ "id": member.id, "address": member.address, "role": member.role, "matched": matched })
-            })
+            .map(|member| member_json(member.id, &member.address, &member.role, member.matched))
             .collect();
         let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         let uptime = InstantOf::<P>::now() - self.started;
@@ -776,4 +791,8 @@ impl<P: Platform, T: Transport> Shared<P, T> {
             "version": env!("CARGO_PKG_VERSION"),
         })
     }
+}
+
+fn member_json(id: NodeId, address: &str, role: &str, matched: Option<u64>) -> serde_json::Value {
+    serde_json::json!({ "id": id, "address": address, "role": role, "matched": matched })
 }

@@ -21,6 +21,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use openraft::Instant;
 use openraft::async_runtime::AsyncRuntime;
 use tokio::sync::watch;
@@ -32,12 +33,15 @@ use self::client::Mailbox;
 use self::client::add;
 use crate::group::Group;
 use crate::log::NodeLog;
+use crate::membership::NodeChanges;
+use crate::membership::Roster;
 use crate::module::Limits;
 use crate::module::Module;
 use crate::net::Listener;
 use crate::net::Net;
 use crate::peer::Transport;
 use crate::platform::Platform;
+use crate::service::ServiceResult;
 
 type ListenerOf<P> = <<P as Platform>::Net as Net>::Listener;
 type ConnectionOf<P> = <ListenerOf<P> as Listener>::Connection;
@@ -63,6 +67,9 @@ pub struct ClientLimits {
     pub command_bytes_max: u64,
 }
 
+/// Changes the cluster's nodes; the members of the gateway's group afterwards, as its leader sees them.
+pub type MemberChanger = Arc<dyn Fn(NodeChanges) -> BoxFuture<'static, ServiceResult<Roster>> + Send + Sync>;
+
 /// What a gateway is made of.
 pub struct GatewayOptions<P: Platform, T: Transport> {
     /// The group.
@@ -83,6 +90,8 @@ pub struct GatewayOptions<P: Platform, T: Transport> {
     pub log: NodeLog,
     /// Where the node's data is.
     pub data_dir: PathBuf,
+    /// How the adapter changes the cluster's nodes, if it may.
+    pub changer: Option<MemberChanger>,
 }
 
 /// How one listener stands.

@@ -119,7 +119,7 @@ pub struct KeeperConfig {
           action = clap::ArgAction::Set, hide_possible_values = true, hide_default_value = true)]
     pub extended_types: bool,
 
-    /// * Answer a reconfiguration with "not here" instead of "switched off"
+    /// * Let clients that may write `/zookeeper/config` add and remove the cluster's nodes (`reconfig`); at this node too
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
           default_missing_value = "true", value_parser = BoolishValueParser::new(),
           action = clap::ArgAction::Set, hide_possible_values = true, hide_default_value = true)]
@@ -222,6 +222,7 @@ impl KeeperConfig {
         node.session_timeout_max_ms = longest.max(86_400_000);
         node.listen.push((GROUP.to_owned(), Some(self.client.clone())));
         node.listen_params.insert(GROUP.to_owned(), listen_params);
+        node.adapters_change_nodes |= self.reconfig_enabled;
         node.command_bytes_max = node.command_bytes_max.max(self.jute_max_buffer + CALL_OVERHEAD_BYTES);
         node.log_segment_bytes = node.log_segment_bytes.max((node.command_bytes_max * 4).next_multiple_of(1 << 20));
         // A client that asked for several of the longest replies is not one that does not read.
@@ -272,6 +273,14 @@ mod tests {
         // What the adapter may grant, the gateway must not shorten.
         assert!(told.session_timeout_min_ms <= 1_000 && told.session_timeout_max_ms >= 40_000);
         assert!(told.command_bytes_max > 1_048_575 && told.log_segment_bytes >= 4 * told.command_bytes_max);
+    }
+
+    #[test]
+    fn who_lets_clients_reconfigure_lets_the_adapter_change_nodes() {
+        assert!(!parse(&[]).node(node()).unwrap().adapters_change_nodes);
+        assert!(parse(&["--reconfig-enabled"]).node(node()).unwrap().adapters_change_nodes);
+        let said = ServeConfig { adapters_change_nodes: true, ..node() };
+        assert!(parse(&[]).node(said).unwrap().adapters_change_nodes);
     }
 
     #[test]

@@ -39,6 +39,8 @@ pub struct ListenSettings {
     pub queued_bytes_max: usize,
     /// How long a connection may be silent; `None`: for ever.
     pub idle: Option<Duration>,
+    /// Whether adapters may have nodes come and go.
+    pub adapters_change_nodes: bool,
 }
 
 impl Default for ListenSettings {
@@ -52,6 +54,7 @@ impl Default for ListenSettings {
             connections_per_address_max: 10_000,
             queued_bytes_max: 64 << 20,
             idle: None,
+            adapters_change_nodes: false,
         }
     }
 }
@@ -158,6 +161,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
                 platform: setup.platform.clone(),
                 log: setup.log.clone(),
                 data_dir: setup.data_dir.clone(),
+                changer: settings.listen.adapters_change_nodes.then(|| self.member_changer(entry.id)),
             }));
         }
         for refused in &refused {

@@ -5,6 +5,7 @@
 //!   catalog says that it was removed.
 //! - A module named by the catalog was durable at a majority before it was named.
 
+mod asked_changes;
 mod changes;
 mod forward;
 mod gateways;

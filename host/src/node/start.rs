@@ -329,6 +329,7 @@ fn settings(config: &ServeConfig) -> Settings {
             connections_max: size(config.client_connections_max),
             connections_per_address_max: size(config.client_connections_per_address_max),
             queued_bytes_max: size(config.client_queue_bytes_max),
+            adapters_change_nodes: config.adapters_change_nodes,
             idle: (config.client_idle_ms > 0).then(|| Duration::from_millis(config.client_idle_ms)),
         },
     }

@@ -12,6 +12,7 @@ mod formats;
 mod gateway;
 mod keeper;
 mod keeper_bench;
+mod keeper_reconfig;
 mod keeper_sessions;
 mod membership;
 mod redis;

@@ -2,8 +2,15 @@
 
 use std::fmt::Write;
 
+use statehouse_sdk::adapter::Io;
+use statehouse_sdk::adapter::Token;
+
+use super::Shared;
 use super::words::Facts;
 use super::words::Member;
+use crate::call::call_head;
+use crate::call::own;
+use crate::jute::Writer;
 
 /// The members as ZooKeeper writes them, for `/zookeeper/config`, but for the version, which the tree adds. One port serves
 /// what ZooKeeper has two for.
@@ -28,6 +35,14 @@ pub fn clickhouse(facts: &Facts) -> String {
         format!("server.{}={};{role};1", member.id, member.address)
     };
     facts.members.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// Proposes the members for the tree.
+pub fn propose(shared: &mut Shared, io: &mut Io<'_>, token: Token, members: &str) {
+    shared.frame.clear();
+    call_head(own::SET_CONFIG, std::iter::empty(), &mut shared.frame);
+    Writer::new(&mut shared.frame).buffer(Some(members.as_bytes()));
+    io.propose(token, None, &shared.frame);
 }
 
 #[cfg(test)]

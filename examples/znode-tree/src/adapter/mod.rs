@@ -3,7 +3,7 @@
 //! * `connection`: one client: frames, handshake, session; `requests`: its requests in order;
 //! * `watching` and `watches`: who hears of what;
 //! * `long`: answers that come in pieces; `outlet`: how much may be sent at once;
-//! * `words`: four-letter words; `config`: `/zookeeper/config`;
+//! * `words`: four-letter words; `config`: `/zookeeper/config`; `reconfig`: other members;
 //! * `audit`: who changed what, for the log;
 //! * `auth`, `handshake`, `compression`, `settings`, `stats`, `pending`: as they are called;
 //! * this file: the listener as a whole, which gives what happens to whom it concerns.
@@ -25,6 +25,7 @@ mod handshake;
 mod long;
 mod outlet;
 mod pending;
+mod reconfig;
 mod requests;
 mod settings;
 mod stats;
@@ -38,6 +39,7 @@ use std::collections::BTreeMap;
 use statehouse_sdk::Reject;
 use statehouse_sdk::adapter::Adapter;
 use statehouse_sdk::adapter::ConnectionId;
+use statehouse_sdk::adapter::Consistency;
 use statehouse_sdk::adapter::Input;
 use statehouse_sdk::adapter::Io;
 use statehouse_sdk::adapter::Lost;
@@ -59,8 +61,10 @@ use crate::call::Changes;
 use crate::call::Identity;
 use crate::call::Readers;
 use crate::call::call_head;
-use crate::call::own;
+use crate::jute::Reader;
 use crate::jute::Writer;
+use crate::path;
+use crate::wire::op;
 
 /// The one timer.
 const TICK: u64 = 1;
@@ -82,6 +86,8 @@ enum Purpose {
     Members,
     /// That was written.
     Config,
+    /// What was written before, when there is one member alone.
+    LoneConfig,
 }
 
 /// What all connections share.
@@ -210,6 +216,11 @@ impl Adapter for ZooKeeper {
             Input::Told { token, outcome } => match shared.pending.take(token) {
                 Some(Purpose::Word { connection, part }) => words::gathered(shared, connection, part, &outcome),
                 Some(Purpose::Members) => self.members(io, &outcome),
+                Some(Purpose::Request { connection, slot }) => {
+                    if let Some(connection) = self.connections.get_mut(&connection) {
+                        connection.answered(shared, io, slot, 0, &outcome);
+                    }
+                }
                 _ => {}
             },
         }
@@ -297,6 +308,15 @@ impl ZooKeeper {
             Some(Purpose::Word { connection, part }) => {
                 words::gathered(&mut self.shared, connection, part, outcome);
             }
+            Some(Purpose::LoneConfig) => match *outcome {
+                Outcome::Ok(reply) => {
+                    let before = call::split_reply(reply).and_then(|(_, body)| Reader::new(body).buffer());
+                    if before.is_ok_and(|before| before.is_some_and(|data| !data.is_empty())) {
+                        self.propose_config(io);
+                    }
+                }
+                _ => self.config.clear(),
+            },
             // Whatever went wrong, the next tick tries again.
             Some(Purpose::Config) if !matches!(outcome, Outcome::Ok(_)) => self.config.clear(),
             _ => {}
@@ -419,15 +439,23 @@ impl ZooKeeper {
         let Some(facts) = words::Facts::parse(json) else { return };
         let is_clickhouse = self.shared.settings.is_clickhouse();
         let text = if is_clickhouse { config::clickhouse(&facts) } else { config::zookeeper(&facts) };
-        // A server by itself has an empty one, as ZooKeeper's.
-        if (facts.members.len() < 2 && !is_clickhouse) || text == self.config {
+        if text == self.config {
             return;
         }
-        let token = self.shared.pending.keep(Purpose::Config);
-        self.shared.frame.clear();
-        call_head(own::SET_CONFIG, std::iter::empty(), &mut self.shared.frame);
-        Writer::new(&mut self.shared.frame).buffer(Some(text.as_bytes()));
-        io.propose(token, None, &self.shared.frame);
         self.config = text;
+        if facts.members.len() > 1 || is_clickhouse {
+            return self.propose_config(io);
+        }
+        // A server that was always by itself has an empty one, as ZooKeeper's.
+        let token = self.shared.pending.keep(Purpose::LoneConfig);
+        self.shared.frame.clear();
+        call_head(op::GET_DATA, std::iter::empty(), &mut self.shared.frame);
+        Writer::new(&mut self.shared.frame).text(path::CONFIG).bool(false);
+        io.query(token, Consistency::Local, None, &self.shared.frame);
+    }
+
+    fn propose_config(&mut self, io: &mut Io<'_>) {
+        let token = self.shared.pending.keep(Purpose::Config);
+        config::propose(&mut self.shared, io, token, &self.config);
     }
 }

@@ -6,8 +6,9 @@
 //!
 //! * a read waits for the writes before it, a write for the reads before it; writes go together, and so do reads
 //!   that came together (what is asked of the host in one call is answered in order);
-//! * a *lonely* request (sync, the watch tables) waits for everything before it, and everything after waits for it;
-//! * answers leave in the order of the requests.
+//! * a *lonely* request (sync, the watch tables, reconfig) waits for everything before it, and everything after waits for
+//!   it;
+//! * answers leave in the order of the requests, but for a ping's while members change.
 //!
 //! The host applies a session's writes in the order they were proposed. So an answer is never kept back for long, and a
 //! watch is registered when its answer comes: no event slips between them.
@@ -31,6 +32,7 @@ use super::compression::send;
 use super::connection::Connection;
 use super::connection::Phase;
 use super::handshake::Format;
+use super::reconfig::Next;
 use super::settings::Settings;
 use super::watching;
 use super::watching::Wanted;
@@ -135,6 +137,11 @@ impl Requests {
         !self.is_over && self.queue.len() < limit && self.waiting_bytes < WAITING_BYTES
     }
 
+    /// Whether the one that all others wait for asks for other members.
+    fn change_members(&self) -> bool {
+        self.queue.front().is_some_and(|first| matches!(first.state, State::Asked(Wanted::Members(_), _)))
+    }
+
     /// Whether the client has asked to end its session.
     pub fn closes_session(&self) -> bool {
         self.queue.back().is_some_and(|request| request.operation == op::CLOSE_SESSION)
@@ -165,6 +172,12 @@ impl Connection {
         let xid = if self.format.has_wide_xids { reader.i64() } else { reader.i32().map(i64::from) };
         let (Ok(xid), Ok(operation)) = (xid, reader.i32()) else { return false };
         let body = reader.rest();
+        if operation == op::PING && self.requests.change_members() {
+            let (received_ms, turn, state) = (io.time_ms(), Turn::Any, State::Asked(Wanted::Nothing, None));
+            let ping = Request { xid: PING_XID, operation, received_ms, turn, state };
+            self.reply(shared, io, &ping, &Answer::error(ErrorCode::Ok));
+            return true;
+        }
         let (turn, state) = match self.arrange(shared, operation, body) {
             Ok(arranged) => arranged,
             Err(Malformed) => return false,
@@ -210,7 +223,9 @@ impl Connection {
         };
         if self.read_only.is_some() {
             match (route, operation) {
-                (Route::Command, _) | (_, op::SYNC) => return known(ErrorCode::NotReadOnly, None, Vec::new(), false),
+                (Route::Command, _) | (_, op::SYNC | op::RECONFIG) => {
+                    return known(ErrorCode::NotReadOnly, None, Vec::new(), false);
+                }
                 (_, op::CLOSE_SESSION) => {
                     self.requests.is_over = true;
                     return known(ErrorCode::Ok, None, Vec::new(), true);
@@ -222,7 +237,9 @@ impl Connection {
             (Route::Command, _) => Ok((Turn::Write, None)),
             (Route::Query, _) => Ok((Turn::Read, None)),
             (Route::Adapter, op::PING) => known(ErrorCode::Ok, None, Vec::new(), false),
-            (Route::Adapter, op::SYNC | op::CHECK_WATCHES | op::REMOVE_WATCHES) => Ok((Turn::Lonely, None)),
+            (Route::Adapter, op::SYNC | op::CHECK_WATCHES | op::REMOVE_WATCHES | op::RECONFIG) => {
+                Ok((Turn::Lonely, None))
+            }
             (Route::Adapter, op::CLOSE_SESSION) => {
                 self.requests.is_over = true;
                 Ok((Turn::Write, None))
@@ -296,7 +313,7 @@ impl Connection {
             return State::Asked(if deeds.is_empty() { Wanted::Nothing } else { Wanted::Audited(deeds) }, None);
         }
         let consistency = match self.read_only {
-            _ if is_sync => Consistency::Linearizable,
+            _ if is_sync || operation == op::RECONFIG => Consistency::Linearizable,
             Some(_) => Consistency::Local,
             None => shared.settings.consistency(),
         };
@@ -328,7 +345,17 @@ impl Connection {
             return;
         }
         let mut outcome = *outcome;
-        let refused;
+        let (refused, told);
+        if let State::Asked(Wanted::Members(members), _) = &mut request.state {
+            match members.go_on(shared, io, (self.id, slot), &outcome) {
+                Next::Waits => return,
+                Next::Answer => {}
+                Next::Reply(reply) => {
+                    told = reply;
+                    outcome = Outcome::Ok(&told);
+                }
+            }
+        }
         if let Outcome::Ok(bytes) = outcome
             && let Some(long) = LongAnswer::decode(bytes)
         {
@@ -368,9 +395,12 @@ impl Connection {
                 return self.close(shared, io);
             }
         };
-        if let Wanted::Audited(deeds) = &wanted {
-            let who = audit::Who { session: self.session.map_or(0, |held| held.id), identities: &self.identities };
-            audit::write(&mut shared.audit, &who, deeds, error, body);
+        match &wanted {
+            Wanted::Audited(deeds) => self.audit(shared, deeds, error, body),
+            Wanted::Members(_) if shared.settings.audit => {
+                self.audit(shared, &[audit::RECONFIG.to_owned()], error, body);
+            }
+            _ => {}
         }
         let then_close = closes || error == ErrorCode::SessionExpired.number();
         let changed = watching::watch(shared, io, (self.id, self.format), wanted, error, body);
@@ -386,6 +416,12 @@ impl Connection {
         }
         self.advance(shared, io);
         self.resume(shared, io);
+    }
+
+    /// Writes down what a request changed, or would have.
+    fn audit(&self, shared: &mut Shared, deeds: &[String], error: i32, body: &[u8]) {
+        let who = audit::Who { session: self.session.map_or(0, |held| held.id), identities: &self.identities };
+        audit::write(&mut shared.audit, &who, deeds, error, body);
     }
 
     /// The first request of the queue has left it.

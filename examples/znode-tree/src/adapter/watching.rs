@@ -6,6 +6,7 @@ use statehouse_sdk::adapter::Io;
 use super::Shared;
 use super::compression::send;
 use super::handshake::Format;
+use super::reconfig::Reconfiguration;
 use super::requests::head;
 use super::settings::Settings;
 use super::watches::CHILD;
@@ -53,6 +54,8 @@ pub enum Wanted {
     Many(Box<[u8]>),
     /// No watch: what is written to the log of who changed what.
     Audited(Vec<String>),
+    /// No watch: other members, which take several answers.
+    Members(Reconfiguration),
     /// No watch: the body of the answer, whatever the host says it is.
     Body(Box<[u8]>),
 }
@@ -83,6 +86,7 @@ impl Wanted {
                 Ok(_) => Self::Body(body.get(..body.len() - reader.rest().len()).unwrap_or_default().into()),
                 Err(Malformed) => Self::Nothing,
             },
+            op::RECONFIG => Self::Members(Reconfiguration::new(body)),
             _ => Self::Nothing,
         }
     }
@@ -99,7 +103,7 @@ pub fn watch(
     body: &[u8],
 ) -> Option<(i32, Vec<u8>)> {
     match wanted {
-        Wanted::Nothing | Wanted::Audited(_) => {}
+        Wanted::Nothing | Wanted::Audited(_) | Wanted::Members(_) => {}
         Wanted::Path { path, found, missing } => match error {
             0 => shared.watches.add(connection, &path, found),
             _ if error == ErrorCode::NoNode.number() => shared.watches.add(connection, &path, missing),

@@ -77,8 +77,6 @@ pub enum Write<'a> {
     CheckNotExists(PathVersion<'a>),
     /// checkStat.
     CheckStat(PathVersion<'a>, Stat),
-    /// reconfig.
-    Reconfig,
     /// [`own::SET_CONFIG`].
     SetConfig(&'a [u8]),
 }
@@ -99,7 +97,6 @@ impl<'a> Write<'a> {
             op::CHECK => Self::Check(PathVersion::read(reader)?),
             op::CHECK_NOT_EXISTS => Self::CheckNotExists(PathVersion::read(reader)?),
             op::CHECK_STAT => Self::CheckStat(PathVersion::read(reader)?, Stat::read(reader)?),
-            op::RECONFIG => Self::Reconfig,
             own::SET_CONFIG => Self::SetConfig(reader.buffer()?.unwrap_or_default()),
             _ => return Ok(None),
         }))
@@ -140,15 +137,8 @@ impl ZnodeTree {
             Write::Check(request) => self.check(txn, *request),
             Write::CheckNotExists(request) => self.check_not_exists(txn, *request),
             Write::CheckStat(request, stat) => self.check_stat(txn, *request, stat),
-            Write::Reconfig => Err(self.refuse_reconfig()),
-            Write::SetConfig(members) => self.set_config(txn, members),
+            Write::SetConfig(members) => self.set_config(txn, members, out),
         }
-    }
-
-    /// Reconfiguration is the host's (`statehouse member …`), so this is the word for it that each
-    /// client knows.
-    fn refuse_reconfig(&self) -> ErrorCode {
-        if self.params.reconfig_enabled { ErrorCode::Unimplemented } else { ErrorCode::ReconfigDisabled }
     }
 
     /// The node at a path.

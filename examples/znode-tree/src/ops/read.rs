@@ -8,6 +8,7 @@ use crate::call::Identity;
 use crate::call::own;
 use crate::jute::Reader;
 use crate::jute::Writer;
+use crate::tree::arena::NodeId;
 use crate::wire::ErrorCode;
 use crate::wire::EventType;
 use crate::wire::PathWatch;
@@ -38,6 +39,7 @@ impl ZnodeTree {
                 };
                 Ok(())
             }
+            op::RECONFIG => self.may_reconfigure(&call.identities, &mut reader),
             own::STATUS => {
                 self.status(writer);
                 Ok(())
@@ -81,9 +83,14 @@ impl ZnodeTree {
     fn get_data(&self, identities: &[Identity<'_>], path: &str, out: &mut Writer<'_>) -> Result<(), ErrorCode> {
         let id = self.node(path)?;
         self.permit(id, perms::READ, identities)?;
+        self.write_data(id, out);
+        Ok(())
+    }
+
+    /// What a getData answers.
+    pub(crate) fn write_data(&self, id: NodeId, out: &mut Writer<'_>) {
         out.buffer(self.tree.get(id).data.as_deref());
         self.stat(id).write(out);
-        Ok(())
     }
 
     fn exists(&self, identities: &[Identity<'_>], path: &str, out: &mut Writer<'_>) -> Result<(), ErrorCode> {

@@ -2,18 +2,24 @@
 
 use crate::ZnodeTree;
 use crate::acl;
+use crate::call::Identity;
+use crate::jute::Reader;
 use crate::jute::Writer;
 use crate::ops::Txn;
 use crate::ops::check_version;
 use crate::ops::next_version;
 use crate::path;
 use crate::quota;
+use crate::reconfig::ReconfigRequest;
 use crate::tree::arena::NodeId;
 use crate::wire::ErrorCode;
 use crate::wire::EventType;
 use crate::wire::SetAclRequest;
 use crate::wire::SetDataRequest;
 use crate::wire::perms;
+
+/// What stands before the version of a configuration, in its last line.
+const VERSION: &[u8] = b"version=";
 
 impl ZnodeTree {
     /// Sets a node's data; appends its stat.
@@ -74,8 +80,12 @@ impl ZnodeTree {
     }
 
     /// The members of the cluster have changed, or are told for the first time.
-    pub(crate) fn set_config(&mut self, txn: &mut Txn<'_>, members: &[u8]) -> Result<(), ErrorCode> {
-        const VERSION: &[u8] = b"version=";
+    pub(crate) fn set_config(
+        &mut self,
+        txn: &mut Txn<'_>,
+        members: &[u8],
+        out: &mut Writer<'_>,
+    ) -> Result<(), ErrorCode> {
         let path = self.config_path();
         let id = self.node(path)?;
         let is = self.tree.get(id).data.as_deref().unwrap_or_default();
@@ -85,6 +95,7 @@ impl ZnodeTree {
             None => false,
         };
         if is_same {
+            self.write_data(id, out);
             return Ok(());
         }
         let mut data = members.to_vec();
@@ -95,6 +106,34 @@ impl ZnodeTree {
         }
         self.put_data(txn, id, Some(&data));
         self.tell(txn, EventType::NodeDataChanged, path, id);
+        self.write_data(id, out);
         Ok(())
     }
+
+    /// Whether a client may ask for other members, in ZooKeeper's order of checks; who the members are the host knows.
+    pub(crate) fn may_reconfigure(
+        &self,
+        identities: &[Identity<'_>],
+        reader: &mut Reader<'_>,
+    ) -> Result<(), ErrorCode> {
+        let request = ReconfigRequest::read(reader)?;
+        if !self.params.reconfig_enabled {
+            return Err(ErrorCode::ReconfigDisabled);
+        }
+        // ClickHouse's is another one, with other addresses.
+        if self.is_clickhouse() {
+            return Err(ErrorCode::Unimplemented);
+        }
+        let id = self.node(self.config_path())?;
+        request.check_version(config_version(self.tree.get(id).data.as_deref().unwrap_or_default()))?;
+        request.wish()?;
+        self.permit(id, perms::WRITE, identities)
+    }
+}
+
+/// The version at the end of a configuration; 0 while there is none.
+fn config_version(data: &[u8]) -> i64 {
+    let last = data.rsplit(|byte| *byte == b'\n').next().and_then(|line| line.strip_prefix(VERSION));
+    let digits = last.and_then(|digits| std::str::from_utf8(digits).ok());
+    digits.and_then(|digits| i64::from_str_radix(digits, 16).ok()).unwrap_or(0)
 }

@@ -8,6 +8,7 @@ mod handshakes;
 mod limits;
 mod order;
 mod readonly;
+mod reconfig;
 mod sessions;
 mod watches;
 mod words;

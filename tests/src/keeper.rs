@@ -412,8 +412,9 @@ impl Ensemble {
         self.nodes[number].as_ref().expect("the node runs")
     }
 
+    /// Waits until the node serves clients.
     #[track_caller]
-    fn until_serving(&self, number: usize) {
+    pub fn until_serving(&self, number: usize) {
         self.node(number).until_it_serves(self.client(number));
     }
 

@@ -165,7 +165,9 @@ mod tests {
         ReconfigRequest { joining: Some(joining), leaving: Some(leaving), members: None, version: -1 }
     }
 
-    fn plan(joining: &str, leaving: &str) -> Result<(Vec<(u64, bool)>, Vec<u64>), ErrorCode> {
+    type Steps = (Vec<(u64, bool)>, Vec<u64>);
+
+    fn plan(joining: &str, leaving: &str) -> Result<Steps, ErrorCode> {
         let now = Servers::from([(1, true), (2, true), (3, true), (7, false)]);
         let Plan { add, remove } = request(joining, leaving).wish()?.plan(&now)?;
         Ok((add.into_iter().collect(), remove))

@@ -36,6 +36,7 @@ pub fn read(bytes: &[u8]) -> Trailer {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::indexing_slicing)]
     use super::*;
 
     #[test]

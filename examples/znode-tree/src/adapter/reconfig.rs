@@ -61,6 +61,11 @@ impl Reconfiguration {
         Self { body: body.into(), waits_for: Step::Leave }
     }
 
+    /// Whether the client may: from then on it may take its time. What is refused is answered at once, and in order.
+    pub fn has_begun(&self) -> bool {
+        self.waits_for != Step::Leave
+    }
+
     /// Goes on by an answer that is for the request `slot` of `connection`.
     pub fn go_on(
         &mut self,

@@ -139,7 +139,9 @@ impl Requests {
 
     /// Whether the one that all others wait for asks for other members.
     fn change_members(&self) -> bool {
-        self.queue.front().is_some_and(|first| matches!(first.state, State::Asked(Wanted::Members(_), _)))
+        self.queue.front().is_some_and(
+            |first| matches!(&first.state, State::Asked(Wanted::Members(members), _) if members.has_begun()),
+        )
     }
 
     /// Whether the client has asked to end its session.

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde::Serialize;
 
 use crate::service::ErrorCode;
+use crate::service::MemberView;
 use crate::service::ServiceError;
 use crate::types::LogId;
 use crate::types::NodeId;
@@ -51,6 +52,17 @@ impl Roster {
     /// The voters' ids.
     pub fn voters(&self) -> BTreeSet<NodeId> {
         self.members.iter().filter(|(_, member)| member.voter).map(|(id, _)| *id).collect()
+    }
+
+    /// The members, for those who ask from outside.
+    pub fn views(&self) -> Vec<MemberView> {
+        let view = |(id, member): (&NodeId, &RosterMember)| MemberView {
+            id: *id,
+            address: member.address.clone(),
+            role: if member.voter { "voter" } else { "learner" }.to_string(),
+            matched: member.matched,
+        };
+        self.members.iter().map(view).collect()
     }
 
     /// How many entries the member lacks, as the leader sees it; `None` when it holds nothing yet, or is no member.

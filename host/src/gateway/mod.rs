@@ -6,6 +6,7 @@
 //!   that holds no session.
 //! - A listener accepts only while an adapter runs behind it.
 
+mod asks;
 mod client;
 mod driver;
 mod records;

@@ -54,7 +54,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
         let wait_ms = changes.wait_ms.unwrap_or(WAIT_MS).min(WAIT_MS_MAX);
         let until = InstantOf::<P>::now() + Duration::from_millis(wait_ms);
         let unavailable = |why: String| ServiceError::new(ErrorCode::NoLeader, why);
-        let nodes = self.leaders_roster(CATALOG).await.map_err(unavailable)?;
+        let nodes = self.wait_leaders_roster(CATALOG, CATALOG_NAME).await?;
         // What cannot be is said before the first step.
         check(changes, &nodes)?;
         for kind in changes.kinds() {

@@ -79,16 +79,6 @@ fn module_view(name: &str, entry: &ModuleEntry, catalog: &Catalog) -> ModuleView
     }
 }
 
-fn member_views(roster: &Roster) -> Vec<MemberView> {
-    let view = |(id, member): (&NodeId, &RosterMember)| MemberView {
-        id: *id,
-        address: member.address.clone(),
-        role: if member.voter { "voter" } else { "learner" }.to_string(),
-        matched: member.matched,
-    };
-    roster.members.iter().map(view).collect()
-}
-
 impl<P: Platform, T: Transport> Node<P, T> {
     fn timeout(&self, asked_ms: Option<u64>) -> Duration {
         asked_ms.map_or(self.0.setup.settings.request_timeout, Duration::from_millis)
@@ -342,7 +332,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
     /// The part of a group's view that its leader knows, for a node without a replica.
     async fn view_from_afar(&self, entry: &GroupEntry, view: GroupView) -> GroupView {
         match self.leaders_roster(entry.id).await {
-            Ok(roster) => GroupView { leader: roster.leader, members: member_views(&roster), ..view },
+            Ok(roster) => GroupView { leader: roster.leader, members: roster.views(), ..view },
             Err(_) => view,
         }
     }
@@ -606,7 +596,7 @@ impl<P: Platform, T: Transport> Service for Node<P, T> {
     }
 
     fn member_list(&self, group: String) -> BoxFuture<'_, ServiceResult<Vec<MemberView>>> {
-        Box::pin(async move { Ok(member_views(&self.roster_of(&group).await?)) })
+        Box::pin(async move { Ok(self.roster_of(&group).await?.views()) })
     }
 
     fn leader_transfer(&self, group: String, to: Option<NodeId>) -> BoxFuture<'_, ServiceResult<NodeId>> {

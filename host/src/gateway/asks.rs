@@ -1,0 +1,93 @@
+//! What an adapter asks of the host itself, in words: how it stands, and what only a host can do for it.
+
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use openraft::Instant;
+use openraft::async_runtime::AsyncRuntime;
+
+use super::Shared;
+use crate::group::state::Answer;
+use crate::peer::Transport;
+use crate::platform::Platform;
+use crate::service::ErrorCode;
+use crate::service::ServiceError;
+
+impl<P: Platform, T: Transport> Shared<P, T> {
+    /// Answers it.
+    pub(super) async fn tell(&self, what: &str) -> Answer {
+        let group = &self.options.group;
+        let (word, rest) = what.split_once(' ').unwrap_or((what, ""));
+        let told = match word {
+            "status" => self.status().await,
+            "snapshot" => serde_json::json!({ "index": group.snapshot().await? }),
+            "lead" => {
+                group.take_lead().await?;
+                serde_json::json!({ "leads": group.leads() })
+            }
+            "yield" => {
+                group.hand_over().await;
+                serde_json::json!({ "leads": group.leads() })
+            }
+            "change" => self.change(rest).await?,
+            other => {
+                let detail = format!("there is no {other:?} to ask for: status, snapshot, lead, yield, change");
+                return Err(ServiceError::new(ErrorCode::BadRequest, detail));
+            }
+        };
+        Ok(Bytes::from(told.to_string()))
+    }
+
+    async fn change(&self, wish: &str) -> Result<serde_json::Value, ServiceError> {
+        let Some(changer) = &self.options.changer else {
+            let detail = format!("node {} was not started with --adapters-change-nodes", self.options.group.node());
+            return Err(ServiceError::new(ErrorCode::Forbidden, detail));
+        };
+        let changes = serde_json::from_str(wish)
+            .map_err(|error| ServiceError::new(ErrorCode::BadRequest, format!("change: {error}")))?;
+        let roster = changer(changes).await?;
+        Ok(serde_json::json!({ "done": true, "members": roster.views() }))
+    }
+
+    async fn status(&self) -> serde_json::Value {
+        let group = &self.options.group;
+        let standing = group.standing();
+        let (sessions, timers) = group.tables().await;
+        let voters = standing.members.iter().filter(|member| member.role == "voter").count();
+        let role = if group.leads() && voters == 1 { "standalone" } else { standing.state.as_str() };
+        let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        let uptime = <P::Runtime as AsyncRuntime>::Instant::now() - self.started;
+        let platform = self.options.platform.clone();
+        // It reads a folder with an entry a connection.
+        let files = self.options.platform.run_guest(move || platform.open_files()).await.flatten();
+        serde_json::json!({
+            "node": group.node(),
+            "group": group.name(),
+            "role": role,
+            "term": standing.term,
+            "leader": standing.leader,
+            "applied": standing.applied,
+            "commit": standing.commit,
+            "last": standing.last,
+            "snapshot": standing.snapshot,
+            "purged": standing.purged,
+            "snapshot_bytes": group.snapshot_bytes(),
+            "log_bytes": self.options.log.stats().live_bytes,
+            "data_dir": self.options.data_dir.display().to_string(),
+            "members": standing.members,
+            "sessions": sessions,
+            "timers": timers,
+            "held_sessions": self.sessions.load(Ordering::Relaxed),
+            "connections": self.open_connections(),
+            "received_bytes": count(&self.counts.received_bytes),
+            "sent_bytes": count(&self.counts.sent_bytes),
+            "reads": count(&self.counts.reads),
+            "writes": count(&self.counts.writes),
+            "waiting": group.waiting(),
+            "uptime_s": uptime.as_secs(),
+            "open_files": files.map(|(open, _)| open),
+            "max_files": files.map(|(_, max)| max),
+            "version": env!("CARGO_PKG_VERSION"),
+        })
+    }
+}

@@ -93,6 +93,8 @@ pub enum ErrorCode {
     Cancelled,
     /// This node's operator does not let adapters do that.
     Forbidden,
+    /// A file is not what was saved.
+    FileDamaged,
 }
 
 impl ErrorCode {
@@ -129,6 +131,7 @@ impl ErrorCode {
             Self::NotCaughtUp => "not_caught_up",
             Self::Cancelled => "cancelled",
             Self::Forbidden => "forbidden",
+            Self::FileDamaged => "file_damaged",
         }
     }
 
@@ -152,7 +155,7 @@ impl ErrorCode {
             | Self::NotCaughtUp
             | Self::Cancelled => 409,
             Self::TooLarge => 413,
-            Self::Rejected | Self::Trapped | Self::ModuleRefused => 422,
+            Self::Rejected | Self::Trapped | Self::ModuleRefused | Self::FileDamaged => 422,
             Self::Internal | Self::GroupStopped => 500,
             Self::NoLeader | Self::Overloaded | Self::Unavailable => 503,
             Self::Timeout | Self::OutcomeUnknown => 504,
@@ -197,6 +200,7 @@ impl ErrorCode {
             Self::NotCaughtUp => "wait until it has caught up: `statehouse member ls GROUP` shows how far it is",
             Self::Cancelled => "what it had done by then stays; ask for what you want instead",
             Self::Forbidden => "start the node with the flag that the detail names",
+            Self::FileDamaged => "nothing was made: take another copy of the file",
         }
     }
 }
@@ -276,6 +280,42 @@ pub struct GroupRequest {
     pub listen: Vec<String>,
     /// What the adapter is told as `listen`: an object, or null for an empty one.
     pub listen_params: serde_json::Value,
+}
+
+/// A group that is to begin from a file.
+#[derive(Clone, Debug, Default)]
+pub struct RestoreRequest {
+    /// Its name.
+    pub name: String,
+    /// The module's name; `None`: whichever has the digest that the file names.
+    pub module: Option<String>,
+    /// As for [`GroupRequest`].
+    pub replicas: Option<u64>,
+    /// As for [`GroupRequest`].
+    pub listen: Vec<String>,
+    /// As for [`GroupRequest`].
+    pub listen_params: serde_json::Value,
+}
+
+/// A file's bytes as they come.
+pub type FileStream = BoxStream<'static, std::io::Result<Bytes>>;
+
+/// A snapshot on its way out of the cluster.
+pub struct SavedGroup {
+    /// The index it covers.
+    pub index: u64,
+    /// Its size, bytes.
+    pub size: u64,
+    /// SHA-256 over all but its last 32 bytes, which repeat it; hexadecimal.
+    pub digest: String,
+    /// The file.
+    pub file: FileStream,
+}
+
+impl fmt::Debug for SavedGroup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a snapshot of {} bytes that covers {}", self.size, self.index)
+    }
 }
 
 /// Where clients of a group's adapter are listened for on this node.
@@ -453,6 +493,8 @@ pub trait Service: Send + Sync + 'static {
     fn module_list(&self) -> BoxFuture<'_, ServiceResult<Vec<ModuleView>>>;
     /// One module.
     fn module_get(&self, name: String) -> BoxFuture<'_, ServiceResult<ModuleView>>;
+    /// A module's file.
+    fn module_file(&self, name: String) -> BoxFuture<'_, ServiceResult<Bytes>>;
     /// Removes a module that no group runs.
     fn module_remove(&self, name: String) -> BoxFuture<'_, ServiceResult<()>>;
     /// Runs the upload gate on this node and adds nothing.
@@ -470,6 +512,11 @@ pub trait Service: Send + Sync + 'static {
     fn group_digest(&self, name: String) -> BoxFuture<'_, ServiceResult<DigestView>>;
     /// Takes a snapshot of the group on this node now; answers the index it covers.
     fn group_snapshot(&self, name: String) -> BoxFuture<'_, ServiceResult<u64>>;
+    /// A snapshot file that holds everything acknowledged before the call.
+    fn group_save(&self, name: String) -> BoxFuture<'_, ServiceResult<SavedGroup>>;
+    /// Creates a group that begins from a snapshot file, and waits until it has a leader. Nothing is made before the whole
+    /// file was seen and verified, and a majority of the group's members holds it durably.
+    fn group_restore(&self, request: RestoreRequest, file: FileStream) -> BoxFuture<'_, ServiceResult<GroupView>>;
 
     /// Applies a command.
     fn apply(&self, request: ApplyRequest) -> BoxFuture<'_, ServiceResult<Applied>>;

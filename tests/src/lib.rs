@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::disallowed_methods)]
 
 pub mod cluster;
+pub mod disk;
 pub mod http;
 pub mod keeper;
 pub mod lines;
@@ -13,6 +14,7 @@ pub mod load;
 pub mod modules;
 pub mod program;
 pub mod redis;
+pub mod s3;
 pub mod wait;
 
 /// Says something even if the test passes: the test runner keeps what those `println!` to itself.

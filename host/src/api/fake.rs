@@ -11,6 +11,8 @@ use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream;
 use futures_util::stream::BoxStream;
+use sha2::Digest;
+use sha2::Sha256;
 
 use crate::membership::Change;
 use crate::membership::ChangeKind;
@@ -23,11 +25,14 @@ use crate::service::DigestView;
 use crate::service::ErrorCode;
 use crate::service::Event;
 use crate::service::EventItem;
+use crate::service::FileStream;
 use crate::service::GroupRequest;
 use crate::service::GroupView;
 use crate::service::MemberView;
 use crate::service::ModuleView;
 use crate::service::NodeView;
+use crate::service::RestoreRequest;
+use crate::service::SavedGroup;
 use crate::service::Service;
 use crate::service::ServiceError;
 use crate::service::ServiceResult;
@@ -38,7 +43,7 @@ use crate::status::Finding;
 use crate::status::NodeStatus;
 
 /// Every code, so that tests can go through them.
-pub const CODES: [ErrorCode; 30] = [
+pub const CODES: [ErrorCode; 31] = [
     ErrorCode::BadRequest,
     ErrorCode::Rejected,
     ErrorCode::Trapped,
@@ -69,6 +74,7 @@ pub const CODES: [ErrorCode; 30] = [
     ErrorCode::NotCaughtUp,
     ErrorCode::Cancelled,
     ErrorCode::Forbidden,
+    ErrorCode::FileDamaged,
 ];
 
 const SECRET: [u8; 16] = [0xab; 16];
@@ -268,6 +274,10 @@ impl Service for Fake {
     fn module_get(&self, name: String) -> BoxFuture<'_, ServiceResult<ModuleView>> {
         now(Self::module_view(&self.state(), &name))
     }
+    fn module_file(&self, name: String) -> BoxFuture<'_, ServiceResult<Bytes>> {
+        let found = self.state().modules.get(&name).cloned();
+        now(found.ok_or_else(|| error(ErrorCode::ModuleNotFound, format!("no module {name:?}"))))
+    }
     fn module_remove(&self, name: String) -> BoxFuture<'_, ServiceResult<()>> {
         let mut state = self.state();
         match Self::module_view(&state, &name) {
@@ -316,6 +326,36 @@ impl Service for Fake {
     }
     fn group_get(&self, name: String) -> BoxFuture<'_, ServiceResult<GroupView>> {
         now(self.with_group(&name.clone(), |group| Ok(self.group_view(&name, group))))
+    }
+    /// The file is the sum, in words.
+    fn group_save(&self, name: String) -> BoxFuture<'_, ServiceResult<SavedGroup>> {
+        now(self.with_group(&name, |group| {
+            let file = Bytes::from(format!("sum {}", group.sum));
+            let (size, digest) = (file.len() as u64, hex::encode(Sha256::digest(&file)));
+            let pieces: Vec<_> = file.chunks(2).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
+            Ok(SavedGroup { index: group.applied, size, digest, file: stream::iter(pieces).boxed() })
+        }))
+    }
+    fn group_restore(&self, request: RestoreRequest, file: FileStream) -> BoxFuture<'_, ServiceResult<GroupView>> {
+        Box::pin(async move {
+            let mut bytes = Vec::new();
+            let mut file = file;
+            while let Some(piece) = file.next().await {
+                let piece = piece.map_err(|why| error(ErrorCode::BadRequest, format!("the file broke off: {why}")))?;
+                bytes.extend_from_slice(&piece);
+            }
+            let text = String::from_utf8_lossy(&bytes).into_owned();
+            let sum = text.strip_prefix("sum ").and_then(|sum| sum.parse().ok());
+            let sum = sum.ok_or_else(|| error(ErrorCode::FileDamaged, format!("{text:?} is no sum")))?;
+            let RestoreRequest { name, module, listen, listen_params, .. } = request;
+            let module = module.unwrap_or_else(|| "counter".into());
+            let create = GroupRequest { name: name.clone(), module, listen, listen_params, ..GroupRequest::default() };
+            self.group_create(create).await?;
+            self.with_group(&name, |group| {
+                group.sum = sum;
+                Ok(self.group_view(&name, group))
+            })
+        })
     }
     fn group_remove(&self, name: String) -> BoxFuture<'_, ServiceResult<()>> {
         let removed = self.state().groups.remove(&name);

@@ -2,7 +2,7 @@
 //!
 //! - `server.rs` accepts connections, counts requests, and lets replies out on the way down.
 //! - `request.rs` and `problem.rs` are the edges of every handler: what it takes, how it fails.
-//! - `modules.rs`, `groups.rs`, `membership.rs`, `commands.rs`, `sessions.rs`, `events.rs`, `status.rs` hold the handlers.
+//! - `modules.rs`, `groups.rs`, `membership.rs`, `commands.rs`, `sessions.rs`, `events.rs`, `files.rs`, `status.rs` hold the handlers.
 //! - `schema.rs` and `openapi.rs` are what clients may rely on.
 //!
 //! The path of a command is kept short: its bytes are taken from the connection's buffer and given
@@ -15,6 +15,7 @@ mod commands;
 mod events;
 #[cfg(test)]
 pub(crate) mod fake;
+mod files;
 mod groups;
 mod membership;
 mod modules;
@@ -52,6 +53,8 @@ use crate::service::Service;
 
 /// The log index an answer belongs to.
 pub const INDEX: &str = "statehouse-index";
+/// The digest of a snapshot file.
+pub const DIGEST: &str = "statehouse-digest";
 
 /// What the API is told.
 #[derive(Clone, Debug)]
@@ -101,10 +104,12 @@ fn routes() -> Vec<(&'static str, MethodRouter<Shared>)> {
         ("/v1/modules", get(modules::list).post(modules::add)),
         ("/v1/modules/check", post(modules::check)),
         ("/v1/modules/{name}", get(modules::show).delete(modules::remove)),
+        ("/v1/modules/{name}/file", get(modules::file)),
         ("/v1/groups", get(groups::list).post(groups::create)),
         ("/v1/groups/{name}", get(groups::show).delete(groups::remove)),
         ("/v1/groups/{name}/digest", get(groups::digest)),
-        ("/v1/groups/{name}/snapshot", post(groups::snapshot)),
+        ("/v1/groups/{name}/snapshot", get(files::save).post(groups::snapshot)),
+        ("/v1/groups/{name}/restore", post(files::restore)),
         ("/v1/groups/{name}/members", get(membership::members).post(membership::add_member)),
         ("/v1/groups/{name}/members/{id}", delete(membership::remove_member)),
         ("/v1/groups/{name}/members/{id}/promote", post(membership::promote_member)),

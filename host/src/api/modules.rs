@@ -100,6 +100,17 @@ pub(super) async fn show(State(context): State<Shared>, Name(name): Name) -> Res
     Ok(json(StatusCode::OK, &Module::from(context.service.module_get(name).await?)))
 }
 
+/// A module's file
+#[utoipa::path(get, path = "/v1/modules/{name}/file", tag = "modules", params(("name" = String, Path)), responses(
+    (status = 200, description = "the .wasm file", content_type = "application/wasm", body = Vec<u8>),
+    (status = 404, description = "module_not_found", body = Problem, content_type = "application/problem+json"),
+    (status = "default", body = Problem, content_type = "application/problem+json"),
+))]
+pub(super) async fn file(State(context): State<Shared>, Name(name): Name) -> Result<Response, Box<Problem>> {
+    let wasm = context.service.module_file(name).await?;
+    Ok(([(hyper::header::CONTENT_TYPE, "application/wasm")], wasm).into_response())
+}
+
 /// Removes a module that no group runs
 #[utoipa::path(delete, path = "/v1/modules/{name}", tag = "modules", params(("name" = String, Path)), responses(
     (status = 204, description = "it is gone"),

@@ -199,5 +199,6 @@ fn title(code: ErrorCode) -> &'static str {
         ErrorCode::NotCaughtUp => "The learner lags behind",
         ErrorCode::Cancelled => "The change was cancelled",
         ErrorCode::Forbidden => "The node does not allow it",
+        ErrorCode::FileDamaged => "The file is damaged",
     }
 }

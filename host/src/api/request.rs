@@ -1,6 +1,7 @@
 //! What handlers take out of a request: names, sessions, bodies within a limit. Everything that can be
 //! wrong with these becomes a [`Problem`] here, in one style.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -9,15 +10,19 @@ use axum::extract::FromRequestParts;
 use axum::extract::RawPathParams;
 use bytes::Bytes;
 use bytes::BytesMut;
+use futures_util::StreamExt;
+use futures_util::stream;
 use http_body_util::BodyExt;
 use hyper::HeaderMap;
 use hyper::Uri;
 use hyper::header;
 use hyper::http::request::Parts;
 use serde::de::DeserializeOwned;
+use tokio::sync::Mutex;
 
 use super::problem::Problem;
 use crate::service::ErrorCode;
+use crate::service::FileStream;
 
 /// Session id and secret: `ID:SECRET`.
 pub const SESSION: &str = "statehouse-session";
@@ -155,7 +160,7 @@ pub async fn read_body(headers: &HeaderMap, mut body: Body, limit: u64, setting:
     if body.size_hint().lower() > limit {
         // Who asked first (`Expect: 100-continue`) has not sent anything yet.
         if !headers.contains_key(header::EXPECT) {
-            drain(body).await;
+            drain(&mut body).await;
         }
         return Err(Problem::too_large(limit, setting));
     }
@@ -179,7 +184,7 @@ pub async fn read_body(headers: &HeaderMap, mut body: Body, limit: u64, setting:
         let length = first.len() as u64 + rest.len() as u64 + data.len() as u64;
         if length > limit {
             drop((first, rest));
-            drain(body).await;
+            drain(&mut body).await;
             return Err(Problem::too_large(limit, setting));
         }
         if first.is_empty() && rest.is_empty() {
@@ -196,7 +201,33 @@ pub async fn read_body(headers: &HeaderMap, mut body: Body, limit: u64, setting:
     Ok(if rest.is_empty() { first } else { rest.freeze() })
 }
 
-async fn drain(mut body: Body) {
+/// A body of any length, as it comes; and what reads the rest of it, so that a client that only reads after it wrote gets to see
+/// the answer.
+pub fn stream_body(body: Body) -> (FileStream, impl Future<Output = ()> + Send) {
+    let shared = Arc::new(Mutex::new(body));
+    let rest = shared.clone();
+    let pieces = stream::unfold(Some(shared), |shared| async move {
+        let shared = shared?;
+        let broke = loop {
+            let mut body = shared.lock().await;
+            match tokio::time::timeout(BODY_PAUSE_MAX, body.frame()).await {
+                Ok(None) => return None,
+                Ok(Some(Ok(frame))) => {
+                    drop(body);
+                    if let Ok(data) = frame.into_data() {
+                        return Some((Ok(data), Some(shared)));
+                    }
+                }
+                Ok(Some(Err(error))) => break root_cause(&error),
+                Err(_) => break format!("no byte came for {} s", BODY_PAUSE_MAX.as_secs()),
+            }
+        };
+        Some((Err(std::io::Error::other(broke)), None))
+    });
+    (pieces.boxed(), async move { drain(&mut *rest.lock().await).await })
+}
+
+async fn drain(body: &mut Body) {
     let drained = async {
         let mut left = DRAIN_BYTES_MAX;
         while let Some(Ok(frame)) = body.frame().await {

@@ -189,6 +189,44 @@ async fn the_life_of_a_module_and_its_group() {
 }
 
 #[tokio::test]
+async fn a_groups_state_goes_out_as_a_file_and_comes_in_as_another_group() {
+    let api = Api::with_group().await;
+    api.post("/v1/groups/c1/apply", "41").await;
+    let saved = api.get("/v1/groups/c1/snapshot").await;
+    assert_eq!((saved.status, saved.header("statehouse-index"), saved.header("content-length")), (200, "2", "6"));
+    assert_eq!(
+        (saved.header("statehouse-digest").len(), saved.header("content-type")),
+        (64, "application/octet-stream")
+    );
+    let path = "/v1/groups/c2/restore?module=counter&listen=a:1,b:2&listen_params=%7B%22x%22%3A1%7D";
+    let restored = api.call("POST", path, &[], saved.body).await;
+    assert_eq!(restored.status, 201, "{}", restored.text());
+    let (listen, params) = (&restored.json()["listen"], &restored.json()["listen_params"]);
+    assert_eq!((listen, params), (&serde_json::json!(["a:1", "b:2"]), &serde_json::json!({ "x": 1 })));
+    assert_eq!(api.post("/v1/groups/c2/query", "").await.text(), "41 Linearizable None");
+    assert_eq!(api.get("/v1/modules/counter/file").await.body, Bytes::from_static(b"\0asm"));
+
+    for (path, code) in [
+        ("/v1/groups/c2/restore", "already_exists"),
+        ("/v1/groups/c3/restore?module=nope", "module_not_found"),
+        ("/v1/groups/C3/restore", "bad_request"),
+        ("/v1/groups/c3/restore?listen_params=5", "bad_request"),
+        ("/v1/groups/c3/restore?replica=5", "bad_request"),
+    ] {
+        assert_eq!(api.post(path, "sum 5").await.problem().code, code, "{path}");
+    }
+    let damaged = api.post("/v1/groups/c3/restore", "sun 5").await.problem();
+    assert_eq!((damaged.code.as_str(), damaged.status), ("file_damaged", 422));
+    // A body that ends before its declared length.
+    let cut = "POST /v1/groups/c3/restore HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nsum 5";
+    let mut stream = TcpStream::connect(api.address).await.unwrap();
+    stream.write_all(cut.as_bytes()).await.unwrap();
+    stream.shutdown().await.unwrap();
+    drop(stream.read_to_end(&mut Vec::new()).await);
+    assert_eq!(api.get("/v1/groups/c3").await.problem().code, "group_not_found");
+}
+
+#[tokio::test]
 async fn replies_are_bytes_and_say_their_index() {
     let api = Api::with_group().await;
     let reply = api.post("/v1/groups/c1/apply", "5").await;

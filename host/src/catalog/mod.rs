@@ -36,6 +36,7 @@ use crate::module::Outcome;
 use crate::service::ErrorCode;
 use crate::service::ServiceError;
 use crate::service::ServiceResult;
+use crate::snapshot::BaseId;
 use crate::types::GroupId;
 use crate::types::NodeId;
 
@@ -50,6 +51,17 @@ pub struct ModuleEntry {
     pub created_ms: u64,
     /// Its optional exports.
     pub exports: Vec<String>,
+}
+
+impl ModuleEntry {
+    /// Whether a group of this module, called `name`, can listen for clients, if it is to.
+    pub fn check_listens(&self, name: &str, listen: &[String]) -> ServiceResult<()> {
+        if listen.is_empty() || self.exports.iter().any(|export| export == "adapter") {
+            return Ok(());
+        }
+        let detail = format!("module {name} has no adapter (adapter_open, adapter_step) to listen with");
+        Err(ServiceError::new(ErrorCode::BadRequest, detail))
+    }
 }
 
 /// A group.
@@ -80,6 +92,8 @@ pub struct GroupEntry {
     pub listen: Vec<String>,
     /// What the adapter is told as `listen`, JSON.
     pub listen_params: Vec<u8>,
+    /// The file that its first members begin from, which a majority of them holds; `None`: from what the module's `init` makes.
+    pub base: Option<BaseId>,
 }
 
 /// A change of the catalog.
@@ -122,6 +136,8 @@ pub enum CatalogCommand {
         listen: Vec<String>,
         /// What the adapter is told as `listen`, JSON.
         listen_params: Vec<u8>,
+        /// The file that its members begin from.
+        base: Option<BaseId>,
     },
     /// Removes a group and its state.
     RemoveGroup {
@@ -315,6 +331,7 @@ impl Catalog {
                 replicas,
                 listen,
                 listen_params,
+                base,
             } => {
                 let Some(entry) = self.modules.get(&module) else { return Err(no_module(&module)) };
                 if entry.digest != digest {
@@ -325,8 +342,9 @@ impl Catalog {
                         && known.replicas == replicas
                         && known.params == params
                         && known.listen == listen
-                        && known.listen_params == listen_params;
-                    let detail = format!("group {name} exists, with module {} and its own params", known.module);
+                        && known.listen_params == listen_params
+                        && known.base == base;
+                    let detail = format!("group {name} exists, with module {} and its own state", known.module);
                     return if same { Ok(known.id) } else { Err(ServiceError::new(ErrorCode::AlreadyExists, detail)) };
                 }
                 let id = self.next_group;
@@ -346,6 +364,7 @@ impl Catalog {
                     replicas,
                     listen,
                     listen_params,
+                    base,
                 };
                 self.groups.insert(name, entry);
                 Ok(id)

@@ -5,7 +5,9 @@
 //! changes something and breaks after it may have left is [`Failure::OutcomeUnknown`], never a success
 //! and never a plain failure.
 
-use std::convert::Infallible;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
@@ -39,6 +41,7 @@ use crate::api::INDEX;
 use crate::api::problem;
 use crate::api::problem::Problem;
 use crate::service::ErrorCode;
+use crate::service::FileStream;
 
 /// How long making a connection may take.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(3);
@@ -48,8 +51,62 @@ const ANSWER_TIME_MAX: Duration = Duration::from_secs(60);
 const IDLE_TIME_MAX: Duration = Duration::from_secs(20);
 /// The pieces in which a body with progress is sent.
 const PIECE_BYTES: usize = 64 << 10;
+/// … and a file is read.
+const FILE_PIECE_BYTES: usize = 256 << 10;
 
-type Body = UnsyncBoxBody<Bytes, Infallible>;
+type Body = UnsyncBoxBody<Bytes, io::Error>;
+
+/// Gives a body's pieces, from its beginning, as often as it is sent.
+pub type Source = Arc<dyn Fn() -> FileStream + Send + Sync>;
+
+/// What a request carries.
+#[derive(Clone)]
+enum Cargo {
+    Bytes(Bytes),
+    /// So many bytes, as they come.
+    Stream(Source, u64),
+}
+
+impl Cargo {
+    fn len(&self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::Stream(_, length) => *length,
+        }
+    }
+
+    fn pieces(&self) -> FileStream {
+        match self {
+            Self::Bytes(bytes) => {
+                let pieces = stream::unfold(bytes.clone(), |mut rest| {
+                    let piece = rest.split_to(rest.len().min(PIECE_BYTES));
+                    std::future::ready((!piece.is_empty()).then_some((Ok(piece), rest)))
+                });
+                pieces.boxed()
+            }
+            Self::Stream(source, _) => source(),
+        }
+    }
+}
+
+/// A file's pieces.
+pub fn file_source(file: Arc<File>, length: u64) -> Source {
+    Arc::new(move || {
+        let file = file.clone();
+        let pieces = stream::unfold(Some(0), move |offset| {
+            let read = offset.filter(|offset| *offset < length).map(|offset| {
+                let left = usize::try_from(length - offset).unwrap_or(FILE_PIECE_BYTES);
+                let mut piece = vec![0; left.min(FILE_PIECE_BYTES)];
+                match file.read_exact_at(&mut piece, offset) {
+                    Ok(()) => (Ok(Bytes::from(piece)), Some(offset + left.min(FILE_PIECE_BYTES) as u64)),
+                    Err(error) => (Err(error), None),
+                }
+            });
+            std::future::ready(read)
+        });
+        pieces.boxed()
+    })
+}
 
 /// What may be done with a request whose fate is not known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,7 +128,7 @@ pub struct Call {
     method: Method,
     path: String,
     headers: HeaderMap,
-    body: Bytes,
+    body: Cargo,
     repeat: Repeat,
     time_max: Duration,
     progress: Option<Progress>,
@@ -89,7 +146,7 @@ impl Call {
             method,
             path,
             headers: HeaderMap::new(),
-            body: Bytes::new(),
+            body: Cargo::Bytes(Bytes::new()),
             repeat,
             time_max: ANSWER_TIME_MAX,
             progress: None,
@@ -103,7 +160,12 @@ impl Call {
 
     /// Sends something.
     pub fn post(path: impl Into<String>, body: impl Into<Bytes>, repeat: Repeat) -> Self {
-        Self { body: body.into(), ..Self::new(Method::POST, path.into(), repeat) }
+        Self { body: Cargo::Bytes(body.into()), ..Self::new(Method::POST, path.into(), repeat) }
+    }
+
+    /// Sends so many bytes, piece by piece.
+    pub fn post_stream(path: impl Into<String>, source: Source, length: u64, repeat: Repeat) -> Self {
+        Self { body: Cargo::Stream(source, length), ..Self::new(Method::POST, path.into(), repeat) }
     }
 
     /// Removes something. A second removal would answer "not there", which is not what happened.
@@ -132,15 +194,17 @@ impl Call {
     }
 
     fn body(&self) -> Body {
-        let Some(progress) = self.progress.clone() else { return Full::new(self.body.clone()).boxed_unsync() };
-        let rest = self.body.clone();
-        let pieces = stream::unfold(rest, move |mut rest| {
-            let progress = progress.clone();
-            async move {
-                let piece = rest.split_to(rest.len().min(PIECE_BYTES));
-                progress(piece.len() as u64);
-                (!piece.is_empty()).then_some((Ok(Frame::data(piece)), rest))
+        let progress = match (&self.body, self.progress.clone()) {
+            (Cargo::Bytes(bytes), None) => {
+                return Full::new(bytes.clone()).map_err(|never| match never {}).boxed_unsync();
             }
+            (_, progress) => progress,
+        };
+        let pieces = self.body.pieces().map(move |piece| {
+            if let (Some(progress), Ok(piece)) = (&progress, &piece) {
+                progress(piece.len() as u64);
+            }
+            piece.map(Frame::data)
         });
         StreamBody::new(pieces).boxed_unsync()
     }
@@ -321,7 +385,7 @@ fn not_a_statehouse(status: StatusCode) -> Box<Problem> {
 }
 
 /// The last words of an error and its causes, which are the most telling.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut texts = vec![error.to_string()];
     let mut cause = error.source();
     while let Some(error) = cause {

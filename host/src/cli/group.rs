@@ -1,5 +1,7 @@
 //! `statehouse group`: replicated state machines.
 
+use std::path::PathBuf;
+
 use clap::Args;
 use clap::Subcommand;
 
@@ -12,6 +14,8 @@ use super::client::encode;
 use super::membership;
 use super::membership::Wait;
 use super::output;
+use super::state_file;
+use super::state_file::Restore;
 use crate::api::schema::Digest;
 use crate::api::schema::Group;
 use crate::api::schema::GroupList;
@@ -19,7 +23,6 @@ use crate::api::schema::Listener;
 use crate::api::schema::Member;
 use crate::api::schema::Move;
 use crate::api::schema::NewGroup;
-use crate::api::schema::Snapshot;
 
 /// Create, look at and remove groups
 ///
@@ -30,6 +33,7 @@ Examples:
   statehouse group create c1 --module counter
   statehouse group create c2 --module counter --param start=100
   statehouse group create kv --module kv --listen 127.0.0.1:6379
+  statehouse group restore c3 c1.snap                            begins from a file of `snapshot save`
   statehouse group status c1 --server http://127.0.0.1:7071      as that node sees it")]
 pub(super) struct GroupVerbs {
     #[command(subcommand)]
@@ -55,6 +59,29 @@ enum GroupVerb {
         replicas: Option<u64>,
         /// Where the module's adapter listens for its clients, on every node (each adds its
         /// --listen-port-offset to the port; its --listen says otherwise)
+        #[arg(long, value_name = "HOST:PORT,…", value_delimiter = ',')]
+        listen: Vec<String>,
+        /// A setting for the adapter's listener: the value is JSON, or else text (repeatable)
+        #[arg(long = "listen-param", value_name = "KEY=VALUE", value_parser = parse_param)]
+        listen_params: Vec<(String, serde_json::Value)>,
+    },
+    /// Create a group that begins from a file of `snapshot save`
+    ///
+    /// It begins at the index that the file covers, with its sessions and timers, and has its own members: the cluster may
+    /// be another one, of another size. The file is verified before anything is sent, and again before anything is made.
+    /// The cluster must have the module that wrote the file (`module push`).
+    Restore {
+        /// The new group's name
+        name: String,
+        /// The file; a .snap file of a node's data directory will do as well
+        file: PathBuf,
+        /// The module's name; left out: whichever has the digest that the file names
+        #[arg(long, value_name = "NAME")]
+        module: Option<String>,
+        /// How many replicas it gets, spread evenly over the nodes; left out: one on every full node
+        #[arg(long, value_name = "N")]
+        replicas: Option<u64>,
+        /// Where the module's adapter listens for its clients, as for `group create`
         #[arg(long, value_name = "HOST:PORT,…", value_delimiter = ',')]
         listen: Vec<String>,
         /// A setting for the adapter's listener: the value is JSON, or else text (repeatable)
@@ -91,7 +118,7 @@ enum GroupVerb {
         #[command(flatten)]
         wait: Wait,
     },
-    /// Take a snapshot on the answering node now
+    /// The same as `snapshot take`
     Snapshot {
         /// The group
         name: String,
@@ -115,6 +142,11 @@ pub(super) async fn run(verbs: GroupVerbs) -> Result<(), Failure> {
             let body = serde_json::to_vec(&group).unwrap_or_default();
             let group: Group = client.send(Call::post("/v1/groups", body, Repeat::Never)).await?.json()?;
             show(form, &group)
+        }
+        GroupVerb::Restore { name, file, module, replicas, listen, listen_params } => {
+            let listen_params = serde_json::Value::Object(listen_params.into_iter().collect());
+            let wanted = Restore { name, module, replicas, listen, listen_params };
+            show(form, &state_file::restore(&client, &file, &wanted).await?)
         }
         GroupVerb::Ls => {
             let list: GroupList = client.send(Call::get("/v1/groups")).await?.json()?;
@@ -161,14 +193,7 @@ pub(super) async fn run(verbs: GroupVerbs) -> Result<(), Failure> {
         GroupVerb::Move { name, from, to, wait } => {
             membership::move_group(&client, form, wait, &name, &Move { from, to }).await
         }
-        GroupVerb::Snapshot { name } => {
-            let call = Call::post(format!("/v1/groups/{}/snapshot", encode(&name)), "", Repeat::Harmless);
-            let snapshot: Snapshot = client.send(call).await?.json()?;
-            match form {
-                Output::Json => output::json(&snapshot),
-                Output::Table => output::line(snapshot.index.to_string()),
-            }
-        }
+        GroupVerb::Snapshot { name } => state_file::take(&client, form, &name).await,
     }
 }
 

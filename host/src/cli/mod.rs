@@ -5,6 +5,7 @@
 #![allow(clippy::disallowed_methods)]
 
 mod apply;
+mod backup;
 mod bench;
 mod client;
 mod completions;
@@ -16,13 +17,17 @@ mod local;
 mod membership;
 mod module;
 mod output;
+mod progress;
 mod query;
 mod serve;
 mod session;
+mod snapshot;
+mod state_file;
 mod status;
 #[cfg(test)]
 mod tests;
 mod watch;
+mod whole_file;
 
 use std::ffi::OsString;
 use std::io::Read;
@@ -53,6 +58,7 @@ Try it:
   statehouse apply c1 '{\"Add\":5}'                      a command
   statehouse query c1 '\"Get\"'                          a query
   statehouse keeper                                    a ZooKeeper replacement at 127.0.0.1:2181
+  statehouse backup create backups                     all modules and groups, into a folder
 
 Every flag is also an environment variable (--data-dir is STATEHOUSE_DATA_DIR) and a key of the
 TOML file that --config names (data-dir). Flags win over variables, variables over the file.
@@ -87,6 +93,8 @@ enum Verb {
     Status(status::Status),
     Doctor(status::Doctor),
     Session(session::SessionVerbs),
+    Snapshot(snapshot::SnapshotVerbs),
+    Backup(backup::BackupVerbs),
     Apply(apply::Apply),
     Query(query::Query),
     Watch(watch::Watch),
@@ -175,6 +183,8 @@ fn run(args: Vec<OsString>) -> Result<(), Failure> {
         Verb::Status(verb) => block_on(status::run_status(verb)),
         Verb::Doctor(verb) => block_on(status::run_doctor(verb)),
         Verb::Session(verbs) => block_on(session::run(verbs)),
+        Verb::Snapshot(verbs) => block_on(snapshot::run(verbs)),
+        Verb::Backup(verbs) => block_on(backup::run(verbs)),
         Verb::Apply(apply) => block_on(apply::run(apply)),
         Verb::Query(query) => block_on(query::run(query)),
         Verb::Watch(watch) => block_on(watch::run(watch)),

@@ -57,6 +57,7 @@ use crate::service::ErrorCode;
 use crate::service::MemberView;
 use crate::service::ServiceError;
 use crate::service::ServiceResult;
+use crate::snapshot::HeldSnapshot;
 use crate::snapshot::Receiver;
 use crate::snapshot::SnapshotError;
 use crate::snapshot::SnapshotStore;
@@ -157,8 +158,7 @@ pub struct Group<P: Platform, T: Transport> {
     lease: ReadBarrier,
     receiver: Arc<Mutex<Receiver>>,
     store: SnapshotStore,
-    /// The module's digest.
-    module: [u8; 32],
+    factory: Arc<dyn ModelFactory>,
     /// Touched sessions this node has yet to tell the leader of.
     touched: Mutex<Vec<u64>>,
     stopped: Mutex<bool>,
@@ -251,7 +251,7 @@ impl<P: Platform, T: Transport> Group<P, T> {
             ..openraft::Config::default()
         };
         let config = Arc::new(config.validate().map_err(io::Error::other)?);
-        let machine = StateMachine::new(shared.clone(), factory, store.clone(), platform.clone());
+        let machine = StateMachine::new(shared.clone(), factory.clone(), store.clone(), platform.clone());
         let hurry = Hurry::default();
         let network = GroupNetwork::<P::Runtime, T>::new(id, options.transport.clone(), hurry.clone());
         let raft = Raft::<P>::new(node, config, network, options.log, machine).await.map_err(io::Error::other)?;
@@ -271,7 +271,7 @@ impl<P: Platform, T: Transport> Group<P, T> {
             lease: ReadBarrier::default(),
             receiver: Arc::new(Mutex::new(Receiver::new(store.clone()))),
             store,
-            module: options.factory.module(),
+            factory,
             touched: Mutex::default(),
             stopped: Mutex::new(false),
             votes: Mutex::new(false),
@@ -312,7 +312,10 @@ impl<P: Platform, T: Transport> Group<P, T> {
             return Ok(());
         }
         let voters: Vec<NodeId> = self.raft.voter_ids().collect();
-        if voters == [self.node] {
+        // A group that begins from a file has its members, and nobody has led it yet.
+        let is_new = self.raft.with_raft_state(|state| state.vote_ref().leader_id.term == 0).await;
+        let is_new = is_new.map_err(io::Error::other)?;
+        if voters == [self.node] || (is_new && self.stands_first && voters.contains(&self.node)) {
             self.raft.trigger().elect(false).await.map_err(io::Error::other)?;
         }
         Ok(())
@@ -414,8 +417,8 @@ impl<P: Platform, T: Transport> Group<P, T> {
     /// Writes a snapshot of what is applied now and lets the log be purged behind it; the index it covers.
     /// When it cannot be written (a full disk), nothing changes: the log stays as long as it must.
     pub async fn snapshot(&self) -> ServiceResult<u64> {
-        let (shared, store, module) = (self.shared.clone(), self.store.clone(), self.module);
-        let written = self.platform.run_guest(move || shared.write_snapshot(&store, module)).await;
+        let (shared, store, factory) = (self.shared.clone(), self.store.clone(), self.factory.clone());
+        let written = self.platform.run_guest(move || shared.write_snapshot(&store, &*factory)).await;
         let index = match written {
             Some(Ok(Some(index))) => index,
             Some(Ok(None)) => return Ok(0),
@@ -432,6 +435,23 @@ impl<P: Platform, T: Transport> Group<P, T> {
         let stopped = |error: openraft::errors::Fatal<Types<P::Runtime>>| self.error(ErrorCode::GroupStopped, error);
         self.raft.trigger().snapshot().await.map_err(stopped)?;
         Ok(index)
+    }
+
+    /// A snapshot that covers everything that was acknowledged before now, held open: the index it covers, and the file.
+    pub async fn save(self: &Arc<Self>) -> ServiceResult<(u64, HeldSnapshot)> {
+        self.wait_read_index(false).await?;
+        self.snapshot().await?;
+        let shared = self.shared.clone();
+        let held = self.platform.run_guest(move || {
+            let (head, file) = shared.newest_snapshot()?;
+            Some(file.hold().map(|held| (head.last_log_id.index, held)))
+        });
+        match held.await.flatten() {
+            Some(Ok(held)) => Ok(held),
+            // Two newer ones were written in this moment.
+            Some(Err(error)) => Err(self.error(ErrorCode::Unavailable, error)),
+            None => Err(self.error(ErrorCode::Internal, "there is no snapshot although one was written")),
+        }
     }
 
     fn error(&self, code: ErrorCode, detail: impl std::fmt::Display) -> ServiceError {

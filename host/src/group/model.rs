@@ -35,6 +35,10 @@ pub trait FrozenModel: Send {
 pub trait ModelFactory: Send + Sync + 'static {
     /// The module's digest; all zero for the catalog.
     fn module(&self) -> [u8; 32];
+    /// What the group was made with, as its snapshots carry it: [`crate::snapshot::Made`] as JSON.
+    fn made(&self) -> Vec<u8> {
+        Vec::new()
+    }
     /// The state before the first entry, and what making it did (events, timers).
     fn create(&self) -> Result<(Box<dyn Model>, Effects), ModelError>;
     /// The state a snapshot's payload describes.
@@ -54,6 +58,8 @@ pub struct WasmFactory {
     pub limits: Limits,
     /// The params of `init`, JSON.
     pub params: Vec<u8>,
+    /// See [`ModelFactory::made`].
+    pub made: Vec<u8>,
     /// Index 0, the group's creation time, its seed.
     pub context: Context,
 }
@@ -61,6 +67,10 @@ pub struct WasmFactory {
 impl ModelFactory for WasmFactory {
     fn module(&self) -> [u8; 32] {
         self.module.info().digest
+    }
+
+    fn made(&self) -> Vec<u8> {
+        self.made.clone()
     }
 
     fn create(&self) -> Result<(Box<dyn Model>, Effects), ModelError> {

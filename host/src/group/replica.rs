@@ -222,6 +222,11 @@ impl Shared {
         lock(&self.current).as_ref().map_or(0, |(_, file)| file.size())
     }
 
+    /// The newest snapshot.
+    pub fn newest_snapshot(&self) -> Option<(Head, SnapshotFile)> {
+        lock(&self.current).clone()
+    }
+
     /// Ready once entry `index` is applied; an error when the replica goes away first.
     pub fn wait_applied(&self, index: u64) -> oneshot::Receiver<()> {
         let (sender, receiver) = oneshot::channel();
@@ -390,7 +395,7 @@ impl Shared {
 
     /// Writes a snapshot of what is applied now: freezes the state under its lock, writes while entries go on
     /// being applied. The index it covers; `None` when nothing was applied yet.
-    pub fn write_snapshot(&self, store: &SnapshotStore, module: [u8; 32]) -> io::Result<Option<u64>> {
+    pub fn write_snapshot(&self, store: &SnapshotStore, factory: &dyn ModelFactory) -> io::Result<Option<u64>> {
         let (head, frozen, bytes) = {
             let mut core = self.core();
             let Some(last_log_id) = core.applied else { return Ok(None) };
@@ -401,8 +406,9 @@ impl Shared {
                 group: self.group,
                 last_log_id,
                 membership: core.membership.clone(),
-                module,
+                module: factory.module(),
                 host_state: codec::encode(&core.host)?,
+                made: factory.made(),
             };
             let frozen = core.model.freeze().map_err(io::Error::other)?;
             (head, frozen, lock(&self.progress).bytes)
@@ -619,7 +625,7 @@ impl<P: Platform> RaftStateMachine<Types<P::Runtime>> for StateMachine<P> {
 
     async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<Self::SnapshotBuilder> {
         let (shared, store) = (self.shared.clone(), self.store.clone());
-        Some(Builder { shared, store, module: self.factory.module(), platform: self.platform.clone() })
+        Some(Builder { shared, store, factory: self.factory.clone(), platform: self.platform.clone() })
     }
 
     #[expect(clippy::unreachable, reason = "openraft calls it only from the default of try_create_snapshot_builder")]
@@ -685,7 +691,7 @@ fn snapshot_of<P: Platform>(head: &Head, file: SnapshotFile) -> SnapshotOf<Types
 pub struct Builder<P: Platform> {
     shared: Arc<Shared>,
     store: SnapshotStore,
-    module: [u8; 32],
+    factory: Arc<dyn ModelFactory>,
     platform: P,
 }
 
@@ -697,8 +703,8 @@ impl<P: Platform> RaftSnapshotBuilder<Types<P::Runtime>> for Builder<P> {
         if let Some((head, file)) = current {
             return Ok(snapshot_of::<P>(&head, file));
         }
-        let (shared, store, module) = (self.shared.clone(), self.store.clone(), self.module);
-        let written = self.platform.run_guest(move || shared.write_snapshot(&store, module)).await;
+        let (shared, store, factory) = (self.shared.clone(), self.store.clone(), self.factory.clone());
+        let written = self.platform.run_guest(move || shared.write_snapshot(&store, &*factory)).await;
         written.ok_or_else(job_failed)??;
         let current = lock(&self.shared.current).clone();
         let (head, file) =

@@ -7,6 +7,7 @@
 
 mod asked_changes;
 mod changes;
+mod copies;
 mod forward;
 mod gateways;
 pub mod identity;
@@ -56,6 +57,8 @@ use crate::peer::message::PeerResponse;
 use crate::peer::message::PeerStatus;
 use crate::platform::Platform;
 use crate::platform::random_u64;
+use crate::snapshot::Bases;
+use crate::snapshot::Made;
 use crate::types::CATALOG;
 use crate::types::CATALOG_NAME;
 use crate::types::GroupId;
@@ -129,6 +132,7 @@ struct Inner<P: Platform, T: Transport> {
     may_vote: Mutex<bool>,
     /// See [`removal`].
     removed: removal::Removed,
+    copies: copies::Copies<P>,
 }
 
 /// A running node. Cheap to clone.
@@ -154,6 +158,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
         let incarnation = random_u64(&setup.platform);
         let view = Arc::new(View::default());
         let files = ModuleFiles::open(setup.disk.clone(), setup.data_dir.join("modules"))?;
+        let bases = Bases::open(setup.disk.clone(), setup.data_dir.join("bases"))?;
         let may_vote = !settle::is_marked(&*setup.disk, &setup.data_dir)?;
         let catalog = Group::open(GroupOptions {
             id: CATALOG,
@@ -190,6 +195,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
             stopping: Mutex::new(false),
             may_vote: Mutex::new(may_vote),
             removed: removal::Removed::default(),
+            copies: copies::Copies::new(bases),
         }));
         let transport = node.0.setup.transport.clone();
         drop(P::Runtime::spawn(node.catalog().clone().watch_members(move |members| {
@@ -203,6 +209,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
         drop(P::Runtime::spawn(async move { follower.follow_catalog().await }));
         drop(P::Runtime::spawn(node.clone().drive_changes()));
         drop(P::Runtime::spawn(node.clone().look_for_removal()));
+        drop(P::Runtime::spawn(node.clone().tidy_copies()));
         Ok(node)
     }
 
@@ -293,10 +300,22 @@ impl<P: Platform, T: Transport> Node<P, T> {
         let module = setup.platform.run_guest(move || modules.load(&wasm)).await;
         let module =
             module.ok_or_else(|| io::Error::other("compiling the module failed"))?.map_err(io::Error::other)?;
+        let made = Made {
+            group: name.to_string(),
+            module: entry.module.clone(),
+            params: serde_json::from_slice(&entry.params).unwrap_or_default(),
+            limits: entry.limits.clone(),
+        };
+        let made = serde_json::to_vec(&made).map_err(io::Error::other)?;
+        let members = match entry.base {
+            Some(base) => self.begin_from(base, entry, made.clone()).await?,
+            None => entry.members.clone(),
+        };
         let factory = WasmFactory {
             module: module.clone(),
             limits: entry.limits.clone(),
             params: entry.params.clone(),
+            made,
             context: Context { index: 0, time_ms: entry.created_ms, seed: entry.seed, session: 0 },
         };
         let may_vote = self.may_vote();
@@ -306,7 +325,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
             node: setup.id,
             incarnation: self.0.incarnation,
             seed: entry.seed,
-            members: entry.members.clone(),
+            members,
             may_vote,
             stands_first: self.stands_first(entry),
             factory: Arc::new(factory),
@@ -446,6 +465,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
             PeerRequest::Serve { group, call, timeout_ms } => {
                 return Ok(PeerResponse::Served(self.serve_call(*group, call.clone(), *timeout_ms).await));
             }
+            PeerRequest::Copy(step) => return Ok(PeerResponse::Copied(self.answer_copy(step.clone()).await)),
             PeerRequest::Condition => return Ok(PeerResponse::Condition(self.condition().await)),
             PeerRequest::Report => return Ok(PeerResponse::Report(Box::new(self.report().await))),
             PeerRequest::Status => {

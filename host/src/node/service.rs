@@ -43,11 +43,14 @@ use crate::service::Consistency;
 use crate::service::DigestView;
 use crate::service::ErrorCode;
 use crate::service::EventItem;
+use crate::service::FileStream;
 use crate::service::GroupRequest;
 use crate::service::GroupView;
 use crate::service::MemberView;
 use crate::service::ModuleView;
 use crate::service::NodeView;
+use crate::service::RestoreRequest;
+use crate::service::SavedGroup;
 use crate::service::Service;
 use crate::service::ServiceError;
 use crate::service::ServiceResult;
@@ -77,6 +80,26 @@ fn module_view(name: &str, entry: &ModuleEntry, catalog: &Catalog) -> ModuleView
         exports: entry.exports.clone(),
         groups: catalog.users(name),
     }
+}
+
+/// Params as the catalog keeps them.
+pub(super) fn object(value: &serde_json::Value) -> Vec<u8> {
+    match value {
+        serde_json::Value::Null => b"{}".to_vec(),
+        other => other.to_string().into_bytes(),
+    }
+}
+
+fn check_group(name: &str, listen: &[String]) -> ServiceResult<()> {
+    if name == CATALOG_NAME {
+        return Err(error(ErrorCode::AlreadyExists, "the cluster's own group is called catalog"));
+    }
+    for address in listen {
+        if let Err(why) = with_offset(address, 0) {
+            return Err(error(ErrorCode::BadRequest, format!("`listen` has {address:?}: {why}")));
+        }
+    }
+    Ok(())
 }
 
 impl<P: Platform, T: Transport> Node<P, T> {
@@ -172,7 +195,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
         let context = Context { index: 0, time_ms: self.0.setup.platform.wall_ms(), seed: 0, session: 0 };
         let tried = self.0.setup.platform.run_guest(move || {
             let module = modules.load(&wasm).map_err(|failed| failed.to_string())?;
-            let factory = WasmFactory { module, limits, params, context };
+            let factory = WasmFactory { module, limits, params, made: Vec::new(), context };
             factory.create().map(|_| ()).map_err(|failed| failed.to_string())
         });
         match tried.await {
@@ -184,28 +207,14 @@ impl<P: Platform, T: Transport> Node<P, T> {
 
     async fn create_group(&self, request: GroupRequest) -> ServiceResult<GroupView> {
         let GroupRequest { name, module, params, replicas, listen, listen_params } = request;
-        let object = |value: serde_json::Value| match value {
-            serde_json::Value::Null => b"{}".to_vec(),
-            other => other.to_string().into_bytes(),
-        };
-        let (params, listen_params) = (object(params), object(listen_params));
-        for address in &listen {
-            if let Err(why) = with_offset(address, 0) {
-                return Err(error(ErrorCode::BadRequest, format!("`listen` has {address:?}: {why}")));
-            }
-        }
+        let (params, listen_params) = (object(&params), object(&listen_params));
+        check_group(&name, &listen)?;
         let mut catalog = self.0.view.get();
         if !catalog.modules.contains_key(&module) {
             catalog = self.fresh_catalog().await?;
         }
         let entry = catalog.modules.get(&module).ok_or_else(|| no_module(&module))?;
-        if !listen.is_empty() && !entry.exports.iter().any(|export| export == "adapter") {
-            let detail = format!("module {module} has no adapter (adapter_open, adapter_step) to listen with");
-            return Err(error(ErrorCode::BadRequest, detail));
-        }
-        if name == CATALOG_NAME {
-            return Err(error(ErrorCode::AlreadyExists, "the cluster's own group is called catalog"));
-        }
+        entry.check_listens(&module, &listen)?;
         self.try_params(entry, &params).await?;
         let command = CatalogCommand::CreateGroup {
             name: name.clone(),
@@ -217,11 +226,30 @@ impl<P: Platform, T: Transport> Node<P, T> {
             replicas,
             listen,
             listen_params,
+            base: None,
         };
         let id = self.change_catalog(&command).await?;
-        let deadline = <P::Runtime as AsyncRuntime>::Instant::now() + self.timeout(None);
-        // Ready means: it has a leader, and the replica here, if there is to be one, has seen the leader's first entry.
-        while let Err(failed) = self.is_led(&name, id).await {
+        self.wait_until_led(&name, id, self.timeout(None)).await?;
+        self.view_of(&name).await
+    }
+
+    /// Whether a group of this name can be made.
+    pub(super) fn check_new_group(&self, name: &str, listen: &[String], catalog: &Catalog) -> ServiceResult<()> {
+        check_group(name, listen)?;
+        match catalog.groups.get(name) {
+            Some(known) => {
+                let detail = format!("group {name} exists, with module {}", known.module);
+                Err(error(ErrorCode::AlreadyExists, detail))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until a new group is ready: it has a leader, and the replica here, if there is to be one, has seen the leader's first
+    /// entry.
+    pub(super) async fn wait_until_led(&self, name: &str, id: GroupId, patience: Duration) -> ServiceResult<()> {
+        let deadline = <P::Runtime as AsyncRuntime>::Instant::now() + patience;
+        while let Err(failed) = self.is_led(name, id).await {
             if <P::Runtime as AsyncRuntime>::Instant::now() >= deadline || self.is_stopping() {
                 // Not `no_leader`, which says that nothing was done: the group is there.
                 let detail = format!("group {name} is created, but has not answered yet: {}", failed.detail);
@@ -229,11 +257,15 @@ impl<P: Platform, T: Transport> Node<P, T> {
             }
             P::Runtime::sleep(Duration::from_millis(5)).await;
         }
-        self.view_of(&name).await
+        Ok(())
     }
 
     /// Who holds a new group: all full nodes, or of them those that hold the fewest replicas.
-    fn first_members(&self, catalog: &Catalog, replicas: Option<u64>) -> ServiceResult<BTreeMap<u64, String>> {
+    pub(super) fn first_members(
+        &self,
+        catalog: &Catalog,
+        replicas: Option<u64>,
+    ) -> ServiceResult<BTreeMap<u64, String>> {
         let nodes = self.full_nodes();
         let Some(replicas) = replicas else { return Ok(nodes) };
         if replicas == 0 || replicas > nodes.len() as u64 {
@@ -265,7 +297,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
         voters.map(|member| (member.id, member.address)).collect()
     }
 
-    async fn view_of(&self, name: &str) -> ServiceResult<GroupView> {
+    pub(super) async fn view_of(&self, name: &str) -> ServiceResult<GroupView> {
         let mut catalog = self.0.view.get();
         if !catalog.groups.contains_key(name) {
             catalog = self.fresh_catalog().await?;
@@ -439,6 +471,14 @@ impl<P: Platform, T: Transport> Service for Node<P, T> {
         })
     }
 
+    fn module_file(&self, name: String) -> BoxFuture<'_, ServiceResult<Bytes>> {
+        Box::pin(async move {
+            let catalog = self.fresh_catalog().await?;
+            let entry = catalog.modules.get(&name).ok_or_else(|| no_module(&name))?;
+            self.module_bytes(&entry.digest).await.map_err(|why| error(ErrorCode::Unavailable, why))
+        })
+    }
+
     fn module_remove(&self, name: String) -> BoxFuture<'_, ServiceResult<()>> {
         Box::pin(async move { self.change_catalog(&CatalogCommand::RemoveModule { name }).await.map(|_| ()) })
     }
@@ -490,6 +530,14 @@ impl<P: Platform, T: Transport> Service for Node<P, T> {
 
     fn group_snapshot(&self, name: String) -> BoxFuture<'_, ServiceResult<u64>> {
         Box::pin(async move { self.group(&name).await?.snapshot().await })
+    }
+
+    fn group_save(&self, name: String) -> BoxFuture<'_, ServiceResult<SavedGroup>> {
+        Box::pin(async move { self.save_group(&name).await })
+    }
+
+    fn group_restore(&self, request: RestoreRequest, file: FileStream) -> BoxFuture<'_, ServiceResult<GroupView>> {
+        Box::pin(self.restore_group(request, file))
     }
 
     fn apply(&self, request: ApplyRequest) -> BoxFuture<'_, ServiceResult<Applied>> {

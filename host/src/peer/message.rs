@@ -18,7 +18,9 @@ use crate::membership::MemberChange;
 use crate::membership::Roster;
 use crate::service::Applied;
 use crate::service::Consistency;
+use crate::service::ServiceError;
 use crate::service::ServiceResult;
+use crate::snapshot::BaseId;
 use crate::status::NodeReport;
 use crate::types::EntryKind;
 use crate::types::GroupId;
@@ -137,6 +139,68 @@ pub enum PeerRequest<RT: AsyncRuntime> {
     },
     /// Asks how a node and its replicas stand; answered by [`PeerResponse::Report`].
     Report,
+    /// A step of a group's state on its way into a file or out of one; answered by [`PeerResponse::Copied`].
+    Copy(CopyStep),
+}
+
+/// A step of a group's state on its way into a file that a client takes away, or out of one that a new group begins from.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum CopyStep {
+    /// Writes a snapshot of the group that covers everything acknowledged before, and holds it open.
+    Take(GroupId),
+    /// Bytes of a snapshot that is held open.
+    Read {
+        /// Its number at the holder.
+        number: u64,
+        /// From where on.
+        offset: u64,
+    },
+    /// A file is to come.
+    Begin(BaseId),
+    /// The next bytes of a file.
+    Part {
+        /// The file.
+        base: BaseId,
+        /// Where in the file these bytes belong.
+        offset: u64,
+        /// The bytes.
+        data: Bytes,
+    },
+    /// All bytes are sent: verify the file and hold it durably.
+    Finish {
+        /// The file.
+        base: BaseId,
+        /// The digest it must have.
+        digest: [u8; 32],
+    },
+    /// Asks whether the file is held, and that it be held on.
+    Hold(BaseId),
+    /// The file is not needed.
+    Drop(BaseId),
+}
+
+/// The answer to a [`CopyStep`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum CopyAnswer {
+    /// To `Take`.
+    Taken {
+        /// What to call it in `Read`.
+        number: u64,
+        /// The index it covers.
+        index: u64,
+        /// The file's size, bytes.
+        size: u64,
+        /// The file's digest.
+        digest: [u8; 32],
+    },
+    /// To `Read`.
+    Bytes(Bytes),
+    /// To `Part`: where the next bytes begin.
+    Offset(u64),
+    /// To the others.
+    Done,
+    /// It failed.
+    Failed(ServiceError),
 }
 
 /// What is asked of a group's replica.
@@ -234,6 +298,8 @@ pub enum PeerResponse<RT: AsyncRuntime> {
     Served(ServiceResult<Applied>),
     /// To `Report`.
     Report(Box<NodeReport>),
+    /// To `Copy`.
+    Copied(CopyAnswer),
 }
 
 /// How a node stands.

@@ -9,14 +9,15 @@ use serde::Serialize;
 use sha2::Digest;
 use sha2::Sha256;
 
+use super::Made;
 use crate::codec;
 use crate::types::GroupId;
 use crate::types::LogId;
 
 /// The first eight bytes of every snapshot file.
 pub const MAGIC: &[u8; 8] = b"STHSNAP\0";
-/// The version this code writes and reads.
-pub const VERSION: u32 = 1;
+/// The version this code writes. It reads version 1 too, whose head does not say what the group was made with.
+pub const VERSION: u32 = 2;
 /// magic, version, head length, head checksum.
 pub const FIXED_BYTES: usize = 8 + 4 + 4 + 4;
 /// A chunk's payload is at most this long.
@@ -46,6 +47,35 @@ pub struct Head {
     pub module: [u8; 32],
     /// The host's part of the replicated state (sessions, kept replies, timers), as the group encodes it.
     pub host_state: Vec<u8>,
+    /// What the group was made with: a [`Made`] as JSON, so that it can grow. Empty for the catalog.
+    pub made: Vec<u8>,
+}
+
+impl Head {
+    /// What the group was made with; `None` when the file does not say so.
+    ///
+    /// # Errors
+    /// It says it in a way that this version does not know.
+    pub fn made(&self) -> Result<Option<Made>, serde_json::Error> {
+        if self.made.is_empty() { Ok(None) } else { serde_json::from_slice(&self.made).map(Some) }
+    }
+}
+
+/// The head of version 1.
+#[derive(Deserialize)]
+struct Head1 {
+    group: GroupId,
+    last_log_id: LogId,
+    membership: StoredMembership,
+    module: [u8; 32],
+    host_state: Vec<u8>,
+}
+
+impl From<Head1> for Head {
+    fn from(head: Head1) -> Self {
+        let Head1 { group, last_log_id, membership, module, host_state } = head;
+        Self { group, last_log_id, membership, module, host_state, made: Vec::new() }
+    }
 }
 
 /// The file's first bytes for `head`.
@@ -100,8 +130,8 @@ pub fn decode_head(source: &mut dyn Read) -> Result<(Head, u64), Wrong> {
         return Err(Wrong::new(0, "it is no snapshot file"));
     }
     let version = array(&fixed, 8).map_or(0, u32::from_le_bytes);
-    if version != VERSION {
-        return Err(Wrong::new(8, format!("its version is {version}, this program knows {VERSION}")));
+    if version != VERSION && version != 1 {
+        return Err(Wrong::new(8, format!("its version is {version}, this program knows 1 and {VERSION}")));
     }
     let length = array(&fixed, 12).map_or(0, u32::from_le_bytes);
     let checksum = array(&fixed, 16).map_or(0, u32::from_le_bytes);
@@ -119,7 +149,8 @@ pub fn decode_head(source: &mut dyn Read) -> Result<(Head, u64), Wrong> {
     if crc32c::crc32c(&body) != checksum {
         return Err(Wrong::new(at, "its head's checksum does not match"));
     }
-    let head = codec::decode(&body).map_err(|error| Wrong::new(at, error.to_string()))?;
+    let head = if version == 1 { codec::decode::<Head1>(&body).map(Head::from) } else { codec::decode(&body) };
+    let head = head.map_err(|error| Wrong::new(at, error.to_string()))?;
     Ok((head, at + u64::from(length)))
 }
 

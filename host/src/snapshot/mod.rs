@@ -8,19 +8,42 @@
 //!
 //! The format is drawn in `docs/formats.md`.
 
+mod base;
 mod format;
 mod receive;
 mod store;
 
+pub use base::BaseId;
+pub use base::Bases;
+pub use base::begin;
 pub use format::Head;
 pub use format::SnapshotReader;
 pub use format::decode_head;
 pub use receive::Receiver;
+pub use store::HeldSnapshot;
 pub use store::SnapshotFile;
 pub use store::SnapshotStore;
 pub use store::SnapshotWriter;
 
 use std::path::PathBuf;
+
+use serde::Deserialize;
+use serde::Serialize;
+
+use crate::module::Limits;
+
+/// What a group was made with. A snapshot carries it, so that the file alone is enough to make the group anew.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Made {
+    /// The group's name.
+    pub group: String,
+    /// The module's name.
+    pub module: String,
+    /// The params of `init`.
+    pub params: serde_json::Value,
+    /// What its module may use: a part of the state's history, since they decide outcomes.
+    pub limits: Limits,
+}
 
 /// A snapshot could not be written, read or believed.
 #[derive(Debug, thiserror::Error)]

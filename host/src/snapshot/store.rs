@@ -43,6 +43,10 @@ impl SnapshotFile {
         self.size
     }
 
+    pub(super) fn moved_to(self, path: PathBuf) -> Self {
+        Self { path, ..self }
+    }
+
     /// Where it lies.
     pub fn path(&self) -> &Path {
         &self.path
@@ -63,9 +67,49 @@ impl SnapshotFile {
         Ok(bytes)
     }
 
+    /// The file held open: it can be read to its end even when newer snapshots take its place.
+    pub fn hold(&self) -> Result<HeldSnapshot, SnapshotError> {
+        let file = self.disk.open(&self.path);
+        let file = file.map_err(|source| SnapshotError::Io { path: self.path.clone(), source })?;
+        Ok(HeldSnapshot { file, size: self.size, digest: self.digest })
+    }
+
     /// Head and payload.
     pub fn reader(&self) -> Result<(Head, SnapshotReader<FileReader>), SnapshotError> {
         reader(&*self.disk, &self.path)
+    }
+}
+
+/// A snapshot file that is held open.
+pub struct HeldSnapshot {
+    file: Box<dyn DiskFile>,
+    size: u64,
+    digest: [u8; 32],
+}
+
+impl std::fmt::Debug for HeldSnapshot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "a snapshot of {} bytes", self.size)
+    }
+}
+
+impl HeldSnapshot {
+    /// SHA-256 over the file, as its foot says.
+    pub fn digest(&self) -> [u8; 32] {
+        self.digest
+    }
+
+    /// The file's size, bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Up to `length` bytes from `offset`; fewer only at the end.
+    pub fn read(&self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        let left = usize::try_from(self.size.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let mut bytes = vec![0; length.min(left)];
+        self.file.read_exact_at(offset, &mut bytes)?;
+        Ok(bytes)
     }
 }
 
@@ -169,6 +213,11 @@ impl SnapshotStore {
         names.sort();
         names.reverse();
         Ok(names)
+    }
+
+    /// Whether there is no snapshot, not even a damaged one.
+    pub fn is_empty(&self) -> Result<bool, SnapshotError> {
+        Ok(self.names()?.is_empty())
     }
 
     /// The newest snapshot that verifies, and the errors of newer ones that do not.

@@ -482,6 +482,7 @@ mod tests {
             replicas: None,
             listen: Vec::new(),
             listen_params: Vec::new(),
+            base: None,
         };
         world.catalog.groups.insert("store".into(), entry);
         let member = |voter| RosterMember { address: String::new(), voter, matched: Some(1) };

@@ -7,6 +7,7 @@ use std::process::Command;
 
 use serde_json::json;
 use statehouse_tests::cluster::Cluster;
+use statehouse_tests::disk::SmallDisk;
 use statehouse_tests::http::Request;
 use statehouse_tests::load::Session;
 use statehouse_tests::modules;
@@ -222,26 +223,6 @@ fn a_damaged_log_is_refused_with_file_and_offset_and_left_as_it_is() {
     assert_eq!(cluster.node(1).client().post("/v1/groups/counter/query", "\"Get\"").expect(200).text(), "20");
 }
 
-/// A file system of its own, as small as it may be.
-struct SmallDisk(tempfile::TempDir);
-
-impl SmallDisk {
-    /// `None` where mounting is not allowed.
-    fn mount(mib: u32) -> Option<Self> {
-        let folder = tempfile::tempdir().unwrap();
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &format!("size={mib}m"), "statehouse-test"]).arg(folder.path());
-        let mounted = mount.output().is_ok_and(|output| output.status.success());
-        mounted.then_some(Self(folder))
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        drop(Command::new("umount").arg("--lazy").arg(self.0.path()).output());
-    }
-}
-
 /// One disk of three is full: that node says so and where, the other two go on, and with room it is back.
 #[test]
 fn a_full_disk_stops_no_cluster_and_loses_nothing() {
@@ -250,11 +231,11 @@ fn a_full_disk_stops_no_cluster_and_loses_nothing() {
         return;
     };
     let mut cluster = Cluster::prepare(3, &["--snapshot-entries", "1000000"]);
-    cluster.node_mut(3).data_dir = disk.0.path().join("node-3");
+    cluster.node_mut(3).data_dir = disk.path().join("node-3");
     cluster.start_all();
     cluster.deploy("kv", modules::bundled("kv"));
     // What else is on the disk leaves no room for another segment.
-    let filler = disk.0.path().join("filler");
+    let filler = disk.path().join("filler");
     drop(Command::new("dd").args(["if=/dev/zero", "bs=64k"]).arg(format!("of={}", filler.display())).output().unwrap());
     let load = statehouse_tests::load::Load::start(&cluster.addresses()[..2], "kv", 4);
     let value = "v".repeat(100_000);
@@ -272,7 +253,7 @@ fn a_full_disk_stops_no_cluster_and_loses_nothing() {
         cluster.node(3).said().contains("disk is full")
     });
     std::fs::remove_file(&filler).unwrap();
-    drop(Command::new("mount").args(["-o", "remount,size=400m"]).arg(disk.0.path()).output().unwrap());
+    drop(Command::new("mount").args(["-o", "remount,size=400m"]).arg(disk.path()).output().unwrap());
     cluster.node_mut(3).kill();
     cluster.start_all();
     cluster.assert_equal_state("kv");

@@ -317,3 +317,8 @@ fn the_page_on_status_does_what_it_says() {
 fn the_page_on_membership_does_what_it_says() {
     Reader::new().follow("docs/operations/membership.md");
 }
+
+#[test]
+fn the_page_on_backups_does_what_it_says() {
+    Reader::new().follow("docs/operations/backup.md");
+}

@@ -50,6 +50,7 @@ fn snapshot() -> (Head, Vec<u8>) {
         membership: Default::default(),
         module: [0xab; 32],
         host_state: b"host state".to_vec(),
+        made: br#"{"group":"g","module":"m","params":{},"limits":{}}"#.to_vec(),
     };
     let mut writer = store.write(&head).unwrap();
     writer.write_all(b"the module's own bytes").unwrap();
@@ -86,6 +87,19 @@ fn the_bytes_on_disk_and_wire_are_the_documented_ones() {
     }
     let golden = std::fs::read_to_string(path).unwrap_or_default();
     assert!(text == golden, "the formats changed: give them a new version, say so in docs/formats.md. Now:\n{text}");
+}
+
+/// A file of the first version says nothing of what the group was made with; it is read all the same.
+#[test]
+fn a_snapshot_of_version_1_is_still_read() {
+    let text = include_str!("../../golden/snapshot-1.txt");
+    let digit = |place: usize| u8::from_str_radix(&text[place..place + 2], 16).unwrap();
+    let bytes: Vec<u8> = (0..text.len()).step_by(2).map(digit).collect();
+    let (head, mut payload) = SnapshotReader::open(&bytes[..]).unwrap();
+    assert_eq!(head, Head { made: Vec::new(), ..snapshot().0 });
+    let mut read = String::new();
+    payload.read_to_string(&mut read).unwrap();
+    assert_eq!((read.as_str(), payload.digest().is_some()), ("the module's own bytes", true));
 }
 
 /// A snapshot is believed whole or not at all.

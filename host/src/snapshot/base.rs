@@ -1,0 +1,278 @@
+//! Files that new groups begin from: a snapshot of another group, or of another cluster's.
+//!
+//! Invariants:
+//! - A file is *held* only after it was verified whole, synced, renamed, and the directory synced. Nobody counts on one
+//!   before, and a group is made only when enough of its members hold its file.
+//! - A file is named by a number drawn for one restore, so that two restores of the same bytes never share one.
+//! - What a group begins with is a function of the file and of the group's definition alone: all members that hold the file
+//!   write equal first snapshots.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+
+use openraft::Membership;
+use openraft::StoredMembership;
+use openraft::vote::leader_id_std::CommittedLeaderId;
+
+use super::Head;
+use super::SnapshotError;
+use super::SnapshotFile;
+use super::SnapshotReader;
+use super::SnapshotStore;
+use super::store;
+use super::store::FileReader;
+use super::store::UNFINISHED_SUFFIX;
+use super::store::create_anew;
+use crate::disk::Disk;
+use crate::disk::DiskFile;
+use crate::types::GroupId;
+use crate::types::LogId;
+use crate::types::NodeId;
+
+/// Names the file of one restore: 16 random bytes.
+pub type BaseId = [u8; 16];
+
+const SUFFIX: &str = ".base";
+
+/// The directory of such files.
+pub struct Bases {
+    disk: Arc<dyn Disk>,
+    directory: PathBuf,
+    incoming: Mutex<BTreeMap<BaseId, Incoming>>,
+}
+
+struct Incoming {
+    path: PathBuf,
+    file: Box<dyn DiskFile>,
+    received: u64,
+}
+
+impl std::fmt::Debug for Bases {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "files to begin from in {}", self.directory.display())
+    }
+}
+
+impl Bases {
+    /// Opens the directory, and removes what a crash left unfinished.
+    pub fn open(disk: Arc<dyn Disk>, directory: PathBuf) -> io::Result<Self> {
+        disk.create_dir_all(&directory)?;
+        for name in disk.list(&directory)? {
+            if name.ends_with(UNFINISHED_SUFFIX) {
+                disk.remove(&directory.join(name))?;
+            }
+        }
+        Ok(Self { disk, directory, incoming: Mutex::default() })
+    }
+
+    fn path(&self, id: &BaseId) -> PathBuf {
+        self.directory.join(format!("{}{SUFFIX}", hex::encode(id)))
+    }
+
+    fn incoming(&self) -> MutexGuard<'_, BTreeMap<BaseId, Incoming>> {
+        // No code that can panic runs under it.
+        self.incoming.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to receive a file.
+    pub fn begin(&self, id: BaseId) -> Result<(), SnapshotError> {
+        let path = self.path(&id).with_extension("part");
+        let file = create_anew(&*self.disk, &path);
+        let file = file.map_err(|source| SnapshotError::Io { path: path.clone(), source })?;
+        self.incoming().insert(id, Incoming { path, file, received: 0 });
+        Ok(())
+    }
+
+    /// Takes the bytes at `offset`; where the next ones begin. What is there already, or leaves a gap, changes nothing.
+    pub fn part(&self, id: BaseId, offset: u64, bytes: &[u8]) -> Result<u64, SnapshotError> {
+        let mut incoming = self.incoming();
+        let Some(file) = incoming.get_mut(&id) else { return Err(self.unknown(&id)) };
+        if offset == file.received {
+            let wrote = file.file.write_all_at(offset, bytes);
+            wrote.map_err(|source| SnapshotError::Io { path: file.path.clone(), source })?;
+            file.received = offset.saturating_add(bytes.len() as u64);
+        }
+        Ok(file.received)
+    }
+
+    /// All bytes are here: verifies them and makes them durable. From now on the file is held.
+    pub fn finish(&self, id: BaseId) -> Result<(Head, SnapshotFile), SnapshotError> {
+        let Some(incoming) = self.incoming().remove(&id) else { return Err(self.unknown(&id)) };
+        let verified = store::verify(&self.disk, &incoming.path);
+        let (head, file) = match verified {
+            Ok(verified) => verified,
+            Err(error) => {
+                // It is found and removed at the next start otherwise.
+                let _gone = self.disk.remove(&incoming.path);
+                return Err(error);
+            }
+        };
+        let failed = |source| SnapshotError::Sync { path: incoming.path.clone(), source };
+        incoming.file.sync_data().map_err(failed)?;
+        let path = self.path(&id);
+        let io = |source| SnapshotError::Io { path: incoming.path.clone(), source };
+        self.disk.rename(&incoming.path, &path).map_err(io)?;
+        let failed = |source| SnapshotError::Sync { path: self.directory.clone(), source };
+        self.disk.sync_dir(&self.directory).map_err(failed)?;
+        Ok((head, file.moved_to(path)))
+    }
+
+    fn unknown(&self, id: &BaseId) -> SnapshotError {
+        let source = io::Error::new(io::ErrorKind::NotFound, "no such file is being received");
+        SnapshotError::Io { path: self.path(id), source }
+    }
+
+    /// Whether the file is held.
+    pub fn is_held(&self, id: &BaseId) -> bool {
+        self.disk.exists(&self.path(id)).unwrap_or(false)
+    }
+
+    /// The files that are held or being received.
+    pub fn all(&self) -> io::Result<BTreeSet<BaseId>> {
+        let mut all: BTreeSet<BaseId> = self.incoming().keys().copied().collect();
+        for name in self.disk.list(&self.directory)? {
+            let mut id = BaseId::default();
+            if name.strip_suffix(SUFFIX).is_some_and(|text| hex::decode_to_slice(text, &mut id).is_ok()) {
+                all.insert(id);
+            }
+        }
+        Ok(all)
+    }
+
+    /// Head and payload of a held file; `None` when it is not held.
+    pub fn reader(&self, id: &BaseId) -> Result<Option<(Head, SnapshotReader<FileReader>)>, SnapshotError> {
+        if self.is_held(id) { store::reader(&*self.disk, &self.path(id)).map(Some) } else { Ok(None) }
+    }
+
+    /// Forgets a file, whether it is held, on its way, or neither.
+    pub fn remove(&self, id: &BaseId) -> io::Result<()> {
+        if let Some(incoming) = self.incoming().remove(id) {
+            self.disk.remove(&incoming.path)?;
+        }
+        let path = self.path(id);
+        if self.disk.exists(&path)? {
+            self.disk.remove(&path)?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes the snapshot that a group begins with: the state of `base`, at the index that it covers, with `members` as the first
+/// voters.
+///
+/// The index is kept, not begun anew at 0: session ids are indexes, modules see indexes as time (ZooKeeper's zxids are made of
+/// them), and neither may come again or go back. The term is 0, that of the entry by which any new group gets its members: so
+/// it contradicts no vote, and every leader's entries are newer.
+pub fn begin(
+    store: &SnapshotStore,
+    (head, mut payload): (Head, SnapshotReader<FileReader>),
+    group: GroupId,
+    members: &BTreeMap<NodeId, String>,
+    made: Vec<u8>,
+) -> Result<SnapshotFile, SnapshotError> {
+    let failed = |source| SnapshotError::Io { path: store.directory.clone(), source };
+    let last_log_id = LogId::new(CommittedLeaderId::new(0), head.last_log_id.index);
+    let nodes: BTreeMap<NodeId, openraft::BasicNode> =
+        members.iter().map(|(id, address)| (*id, openraft::BasicNode { addr: address.clone() })).collect();
+    let membership = Membership::new(vec![members.keys().copied().collect()], nodes);
+    let membership = membership.map_err(|error| failed(io::Error::other(error)))?;
+    let membership = StoredMembership::new(Some(last_log_id), membership);
+    let head = Head { group, last_log_id, membership, made, ..head };
+    let mut writer = store.write(&head)?;
+    if let Err(error) = io::copy(&mut payload, &mut writer) {
+        writer.abandon();
+        return Err(failed(error));
+    }
+    writer.finish(&head)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+    use std::io::Read;
+    use std::io::Write;
+
+    use super::*;
+    use crate::disk::RealDisk;
+
+    fn stores(folder: &std::path::Path) -> (SnapshotStore, Bases) {
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+        let store = SnapshotStore::open(disk.clone(), folder.join("group"), 2).unwrap();
+        (store, Bases::open(disk, folder.join("bases")).unwrap())
+    }
+
+    fn saved(store: &SnapshotStore) -> Vec<u8> {
+        let head = Head {
+            group: 3,
+            last_log_id: LogId::new(CommittedLeaderId::new(6), 77),
+            membership: StoredMembership::default(),
+            module: [9; 32],
+            host_state: b"sessions".to_vec(),
+            made: b"{}".to_vec(),
+        };
+        let mut writer = store.write(&head).unwrap();
+        writer.write_all(&[5; 300_000]).unwrap();
+        let file = writer.finish(&head).unwrap();
+        let bytes = std::fs::read(file.path()).unwrap();
+        std::fs::remove_file(file.path()).unwrap();
+        bytes
+    }
+
+    fn receive(bases: &Bases, id: BaseId, bytes: &[u8]) -> Result<(Head, SnapshotFile), SnapshotError> {
+        bases.begin(id).unwrap();
+        let (first, second) = bytes.split_at(bytes.len() / 2);
+        assert_eq!(bases.part(id, 0, first).unwrap(), first.len() as u64);
+        assert_eq!(bases.part(id, 0, first).unwrap(), first.len() as u64, "a part that came twice");
+        bases.part(id, first.len() as u64, second).unwrap();
+        bases.finish(id)
+    }
+
+    #[test]
+    fn no_flipped_bit_of_a_file_gets_past_the_door() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, bases) = stores(folder.path());
+        let bytes = saved(&store);
+        receive(&bases, [1; 16], &bytes).unwrap();
+        // All of the head and the foot, and a part of what is between.
+        let places = (0..600).chain((600..bytes.len() - 100).step_by(7_001)).chain(bytes.len() - 100..bytes.len());
+        for place in places {
+            let mut damaged = bytes.clone();
+            damaged[place] ^= 1 << (place % 8);
+            assert!(receive(&bases, [2; 16], &damaged).is_err(), "byte {place}");
+            assert!(!bases.is_held(&[2; 16]));
+        }
+        for length in [0, 7, 20, 100, bytes.len() - 1] {
+            assert!(receive(&bases, [2; 16], &bytes[..length]).is_err(), "cut at {length}");
+        }
+        let longer = [bytes.as_slice(), b"x"].concat();
+        assert!(receive(&bases, [2; 16], &longer).is_err());
+        assert_eq!(bases.all().unwrap().into_iter().collect::<Vec<_>>(), [[1; 16]]);
+    }
+
+    #[test]
+    fn a_group_begins_at_the_index_of_its_file_with_members_of_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, bases) = stores(folder.path());
+        let bytes = saved(&store);
+        receive(&bases, [1; 16], &bytes).unwrap();
+        let members = BTreeMap::from([(4, "a:1".to_string()), (5, "b:1".to_string())]);
+        let made = b"{\"new\":1}".to_vec();
+        let base = bases.reader(&[1; 16]).unwrap().expect("it is held");
+        let first = begin(&store, base, 8, &members, made.clone()).unwrap();
+        let (head, mut payload) = first.reader().unwrap();
+        assert_eq!((head.group, head.last_log_id.index, head.made), (8, 77, made));
+        assert_eq!(head.membership.voter_ids().collect::<Vec<_>>(), [4, 5]);
+        assert_eq!((head.module, head.host_state.as_slice()), ([9; 32], b"sessions".as_slice()));
+        let mut read = Vec::new();
+        payload.read_to_end(&mut read).unwrap();
+        assert_eq!(read, vec![5; 300_000]);
+        bases.remove(&[1; 16]).unwrap();
+        assert!(bases.reader(&[1; 16]).unwrap().is_none());
+    }
+}

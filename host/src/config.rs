@@ -71,6 +71,13 @@ pub struct ServeConfig {
     #[arg(long, value_name = "ADDR", value_parser = parse_address, help_heading = "Cluster")]
     pub advertise_peer: Option<String>,
 
+    /// When this node's log is damaged, and a majority of the other nodes is well: set it aside and get everything
+    /// again from them. `false`: do not start
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "true",
+          default_missing_value = "true", value_parser = BoolishValueParser::new(),
+          action = clap::ArgAction::Set, hide_possible_values = true, help_heading = "Cluster")]
+    pub repair_from_peers: bool,
+
     /// The cluster's name; nodes of another name are refused
     #[arg(long, value_name = "NAME", default_value = "statehouse", help_heading = "Cluster")]
     pub cluster_name: String,

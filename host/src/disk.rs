@@ -9,6 +9,7 @@
 //!   succeeds proves nothing. Whoever owns the file ends the process (rule 2 of the design).
 //! - A failed write may have written a part.
 
+pub mod read_only;
 pub mod sim;
 
 use std::fs;

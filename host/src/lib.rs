@@ -21,6 +21,7 @@ pub mod module;
 pub mod net;
 pub mod node;
 pub mod observe;
+pub mod offline;
 pub mod peer;
 pub mod platform;
 pub mod service;

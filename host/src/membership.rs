@@ -34,6 +34,8 @@ pub struct RosterMember {
 pub struct Roster {
     /// The replica that answers.
     pub node: NodeId,
+    /// The term it is in.
+    pub term: u64,
     /// The leader it knows.
     pub leader: Option<NodeId>,
     /// The entry of the membership.

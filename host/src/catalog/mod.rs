@@ -165,6 +165,14 @@ pub enum CatalogCommand {
         /// How far it is.
         state: ChangeState,
     },
+    /// The cluster lost its majority, and this node is a new one on its own (`statehouse recover`): it holds the groups that are
+    /// not lost, and nobody else holds anything.
+    Recover {
+        /// The node.
+        node: NodeId,
+        /// The groups of which it has no replica.
+        lost: BTreeSet<GroupId>,
+    },
 }
 
 /// The catalog's state.
@@ -295,9 +303,23 @@ impl Catalog {
         self.groups.iter().filter(|(_, group)| group.module == module).map(|(name, _)| name.clone()).collect()
     }
 
+    /// Whether no other node holds anything, and nothing is under way.
+    pub fn is_alone(&self, node: NodeId) -> bool {
+        let alone = BTreeSet::from([node]);
+        self.groups.values().all(|entry| entry.hosts == alone) && !self.changes.values().any(Change::is_running)
+    }
+
     /// How many replicas a node holds.
     pub fn replicas_on(&self, node: NodeId) -> usize {
         self.groups.values().filter(|group| group.hosts.contains(&node)).count()
+    }
+
+    /// Applies what an entry of the catalog's log carries, without anyone being told: for who reads a log from outside.
+    pub fn replay(&mut self, context: &Context, command: &[u8]) {
+        if let Ok(command) = codec::decode(command) {
+            // A refusal changed nothing when it was applied, either.
+            let _refused = self.apply(context, command);
+        }
     }
 
     fn apply(&mut self, context: &Context, command: CatalogCommand) -> CatalogAnswer {
@@ -393,6 +415,22 @@ impl Catalog {
                 change.state = state;
                 change.changed_ms = context.time_ms;
                 Ok(id)
+            }
+            CatalogCommand::Recover { node, lost } => {
+                self.groups.retain(|_, entry| !lost.contains(&entry.id));
+                for entry in self.groups.values_mut() {
+                    entry.hosts = BTreeSet::from([node]);
+                    entry.members.clear();
+                }
+                let given_up = ServiceError::new(
+                    ErrorCode::Cancelled,
+                    format!("the cluster lost its majority, and node {node} was made a new one"),
+                );
+                for change in self.changes.values_mut().filter(|change| change.is_running()) {
+                    change.state = ChangeState::Failed(given_up.clone());
+                    change.changed_ms = context.time_ms;
+                }
+                Ok(0)
             }
         }
     }

@@ -45,12 +45,24 @@ pub enum Failure {
         /// What to do.
         remedy: String,
     },
+    /// What was looked at is damaged; what can be read of it was told: exit code 6.
+    Damaged {
+        /// What is damaged.
+        what: String,
+        /// What to do.
+        remedy: String,
+    },
 }
 
 impl Failure {
     /// Something on this machine is in the way.
     pub fn here(what: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self::Refused { what: what.into(), code: None, remedy: remedy.into() }
+    }
+
+    /// Files that were looked at are damaged.
+    pub fn damaged(what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self::Damaged { what: what.into(), remedy: remedy.into() }
     }
 
     /// The command line makes no sense.
@@ -66,6 +78,7 @@ impl Failure {
             Self::Unreachable { .. } => 3,
             Self::OutcomeUnknown { .. } => 4,
             Self::Removed { .. } => 5,
+            Self::Damaged { .. } => 6,
         }
     }
 }
@@ -101,7 +114,8 @@ impl fmt::Display for Failure {
             Self::Refused { what, code: Some(code), remedy } => write!(f, "error: {what} ({code})\n  try: {remedy}"),
             Self::Refused { what, code: None, remedy }
             | Self::Usage { what, remedy }
-            | Self::Removed { what, remedy } => {
+            | Self::Removed { what, remedy }
+            | Self::Damaged { what, remedy } => {
                 write!(f, "error: {what}\n  try: {remedy}")
             }
             Self::Unreachable { what } => {

@@ -203,9 +203,10 @@ fn removed(failure: Failure, name: &str, command: &str) -> Failure {
     match failure {
         Failure::OutcomeUnknown { what, .. } => Failure::OutcomeUnknown { what: told(what), remedy },
         Failure::Refused { what, code, .. } => Failure::Refused { what: told(what), code, remedy },
-        Failure::Usage { what, .. } | Failure::Unreachable { what } | Failure::Removed { what, .. } => {
-            Failure::here(told(what), remedy)
-        }
+        Failure::Usage { what, .. }
+        | Failure::Unreachable { what }
+        | Failure::Removed { what, .. }
+        | Failure::Damaged { what, .. } => Failure::here(told(what), remedy),
     }
 }
 

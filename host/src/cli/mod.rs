@@ -14,14 +14,17 @@ mod group;
 mod keeper;
 mod keeper_import;
 mod local;
+mod log;
 mod membership;
 mod module;
 mod output;
 mod progress;
 mod query;
+mod recover;
 mod serve;
 mod session;
 mod snapshot;
+mod snapshot_files;
 mod state_file;
 mod status;
 #[cfg(test)]
@@ -64,7 +67,7 @@ Every flag is also an environment variable (--data-dir is STATEHOUSE_DATA_DIR) a
 TOML file that --config names (data-dir). Flags win over variables, variables over the file.
 
 Exit codes: 0 ok, 1 refused, 2 usage, 3 no server reached, 4 the outcome is unknown, 5 this node was
-removed from its cluster.";
+removed from its cluster, 6 what was looked at is damaged.";
 
 /// Runs your WebAssembly state machine as a replicated service
 #[derive(Debug, Parser)]
@@ -95,6 +98,8 @@ enum Verb {
     Session(session::SessionVerbs),
     Snapshot(snapshot::SnapshotVerbs),
     Backup(backup::BackupVerbs),
+    Log(log::LogVerbs),
+    Recover(recover::Recover),
     Apply(apply::Apply),
     Query(query::Query),
     Watch(watch::Watch),
@@ -183,8 +188,10 @@ fn run(args: Vec<OsString>) -> Result<(), Failure> {
         Verb::Status(verb) => block_on(status::run_status(verb)),
         Verb::Doctor(verb) => block_on(status::run_doctor(verb)),
         Verb::Session(verbs) => block_on(session::run(verbs)),
-        Verb::Snapshot(verbs) => block_on(snapshot::run(verbs)),
+        Verb::Snapshot(verbs) => snapshot::run(verbs),
         Verb::Backup(verbs) => block_on(backup::run(verbs)),
+        Verb::Log(verbs) => log::run(verbs),
+        Verb::Recover(recover) => recover::run(&recover),
         Verb::Apply(apply) => block_on(apply::run(apply)),
         Verb::Query(query) => block_on(query::run(query)),
         Verb::Watch(watch) => block_on(watch::run(watch)),

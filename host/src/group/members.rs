@@ -46,6 +46,7 @@ impl<P: Platform, T: Transport> Group<P, T> {
         };
         Ok(Roster {
             node: self.node,
+            term: metrics.current_term,
             // A leader that was removed takes itself for the leader for as long as it hears of no other.
             leader: self.leader_of(&metrics).filter(|leader| membership.get_node(leader).is_some()),
             membership: *membership.log_id(),

@@ -575,6 +575,18 @@ impl<P: Platform, T: Transport> Group<P, T> {
     }
 }
 
+/// The replica's snapshots do not reach to where its log begins: one is damaged, or gone.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Unjoined(String);
+
+impl Unjoined {
+    /// Whether this is why a group could not be opened.
+    pub fn is(error: &io::Error) -> bool {
+        error.get_ref().is_some_and(|inner| inner.is::<Self>())
+    }
+}
+
 /// The log must begin where the snapshot ends, or before (DESIGN section 5, step 3).
 async fn check_joins<P: Platform, T: Transport>(options: &GroupOptions<P, T>, shared: &Shared) -> io::Result<()> {
     use openraft::storage::RaftLogStorage;
@@ -590,7 +602,7 @@ async fn check_joins<P: Platform, T: Transport>(options: &GroupOptions<P, T>, sh
             options.id,
             options.directory.display()
         );
-        return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, Unjoined(reason)));
     }
     Ok(())
 }

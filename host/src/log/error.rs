@@ -138,6 +138,12 @@ pub enum LogError {
 }
 
 impl LogError {
+    /// Whether files are not what was written to them, as against a machine that cannot read or write now, or a program that is not
+    /// the right one.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Corrupt { .. } | Self::Missing { .. } | Self::Hole { .. })
+    }
+
     pub(super) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
         Self::Io { action, path: path.to_owned(), source: Arc::new(source) }
     }

@@ -14,6 +14,7 @@
 //! Nothing here knows a clock, a thread (but for [`ThreadDriver`]) or random numbers: the salt of a
 //! new log comes with the options.
 
+mod at_once;
 mod driver;
 mod error;
 mod files;
@@ -44,14 +45,22 @@ use openraft::async_runtime::AsyncRuntime;
 use crate::disk::Disk;
 use crate::types::GroupId;
 
+pub use at_once::Addition;
 pub use driver::ThreadDriver;
 pub use error::LogError;
 pub use group::GroupLog;
+pub use inspect::EntryPlace;
+pub use inspect::EntryReader;
+pub use inspect::InspectedGroup;
 pub use inspect::InspectedRecord;
+pub use inspect::InspectedSegment;
+pub use inspect::Inspection;
 pub use inspect::inspect;
+pub use inspect::inspect_records;
 pub use record::MAX_PAYLOAD_BYTES;
 pub use record::Record;
 pub use record::RecordError;
+pub use record::log_id;
 pub use recovery::Cut;
 pub use recovery::RecoveryReport;
 pub use segment::SegmentHeader;

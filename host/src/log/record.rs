@@ -253,7 +253,7 @@ pub(super) fn decode_entry(group: GroupId, index: u64, term: u64, payload: &[u8]
 }
 
 /// `(term, index)`.
-pub(super) fn log_id(term: u64, index: u64) -> LogId {
+pub fn log_id(term: u64, index: u64) -> LogId {
     // Of a leader's id only the term stays in a log id, so the node given here is not kept.
     LogId { leader_id: LeaderId::new(term, 0).to_committed(), index }
 }

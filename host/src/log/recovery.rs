@@ -165,15 +165,7 @@ fn create(files: &Files<'_>, options: &LogOptions, names: &[String]) -> Result<R
     let segment = files.make_segment(header, &mut Vec::new())?;
     let mut state = State::new(options.cache_bytes);
     state.segments.insert(1, SegmentState { file: segment.clone(), live_bytes: 0 });
-    let end = ScanEnd {
-        end: FIRST_BATCH,
-        next_batch: 1,
-        last_batch: None,
-        proven: true,
-        torn_bytes: 0,
-        batches: 0,
-        records: 0,
-    };
+    let end = ScanEnd { proven: true, ..ScanEnd::beginning(&header) };
     let mut recovered = Recovered { state, writer: writer(segment, &end, 1), report: RecoveryReport::default() };
     make_durable(files, &mut recovered, &end)?;
     recovered.report.closed = true;

@@ -21,6 +21,7 @@ use crate::disk::Disk;
 use crate::disk::DiskFile;
 
 use super::error::LogError;
+use super::record::PREFIX_BYTES;
 use super::record::Record;
 use super::record::u32_at;
 use super::record::u64_at;
@@ -142,6 +143,29 @@ impl SegmentFile {
         Ok(Arc::new(Self { header, path, file }))
     }
 
+    /// Opens a segment whose header is damaged, or whose file is too short, as far as it can be read: with one of the
+    /// `salts` of the segments beside it, or with what is left of its own.
+    pub(super) fn open_damaged(disk: &dyn Disk, dir: &Path, sequence: u64, salts: &[u64]) -> Option<Arc<Self>> {
+        let path = dir.join(segment_name(sequence));
+        let file = disk.open(&path).ok()?;
+        let size = file.len().ok()?;
+        let mut sector = [0; SECTOR_BYTES as usize];
+        let read = file.read_at(0, &mut sector).unwrap_or(0);
+        if let Ok(header) = SegmentHeader::decode(sector.get(..read)?, &path) {
+            return Some(Arc::new(Self { header: SegmentHeader { sequence, size, ..header }, path, file }));
+        }
+        let header = SegmentHeader { sequence, salt: 0, size, start: 0, previous_end: 0, first_batch: 0 };
+        let mut segment = Self { header, path, file };
+        for salt in u64_at(&sector, 24).iter().chain(salts) {
+            segment.header.salt = *salt;
+            if let Some((_, number)) = find_batch(&segment, FIRST_BATCH) {
+                segment.header.first_batch = number;
+                return Some(Arc::new(segment));
+            }
+        }
+        None
+    }
+
     fn seed(&self, offset: u64) -> u32 {
         batch_seed(&self.header, offset)
     }
@@ -236,18 +260,36 @@ pub(super) enum Until {
 /// What `scan` hands out: the record, the offset of its bytes in the segment, and their number.
 pub(super) type Visit<'v> = &'v mut dyn FnMut(Record<'_>, u64, u32) -> Result<(), LogError>;
 
+impl ScanEnd {
+    /// Where a scan begins.
+    pub(super) fn beginning(header: &SegmentHeader) -> Self {
+        Self {
+            end: FIRST_BATCH,
+            next_batch: header.first_batch,
+            last_batch: None,
+            proven: false,
+            torn_bytes: 0,
+            batches: 0,
+            records: 0,
+        }
+    }
+}
+
 /// Reads a segment's batches in order and gives each record to `visit`.
 pub(super) fn scan(segment: &SegmentFile, until: Until, visit: Visit<'_>) -> Result<ScanEnd, LogError> {
+    let mut scan = ScanEnd::beginning(&segment.header);
+    scan_on(segment, &mut scan, until, visit)?;
+    Ok(scan)
+}
+
+/// The same from where `scan` stands. After an error it stands at the batch that is damaged.
+pub(super) fn scan_on(
+    segment: &SegmentFile,
+    scan: &mut ScanEnd,
+    until: Until,
+    visit: Visit<'_>,
+) -> Result<(), LogError> {
     let mut window = Window { segment, start: 0, bytes: Vec::new() };
-    let mut scan = ScanEnd {
-        end: FIRST_BATCH,
-        next_batch: segment.header.first_batch,
-        last_batch: None,
-        proven: false,
-        torn_bytes: 0,
-        batches: 0,
-        records: 0,
-    };
     loop {
         let at = scan.end;
         if let Until::Known { end, next_batch } = until
@@ -255,7 +297,7 @@ pub(super) fn scan(segment: &SegmentFile, until: Until, visit: Visit<'_>) -> Res
         {
             if at == end && scan.next_batch == next_batch && later_batch(&mut window, at, next_batch)?.is_none() {
                 scan.proven = true;
-                return Ok(scan);
+                return Ok(());
             }
             return Err(LogError::corrupt(&segment.path, at, "its end is not the one that the next segment names"));
         }
@@ -305,15 +347,15 @@ fn end_of(
     segment: &SegmentFile,
     window: &mut Window<'_>,
     until: Until,
-    scan: ScanEnd,
+    scan: &ScanEnd,
     behind: u64,
     what: &str,
-) -> Result<ScanEnd, LogError> {
+) -> Result<(), LogError> {
     if matches!(until, Until::Known { .. }) {
         return Err(LogError::corrupt(&segment.path, scan.end, format!("{what}, and later segments follow")));
     }
     match later_batch(window, behind, scan.next_batch)? {
-        None => Ok(scan),
+        None => Ok(()),
         Some((at, number)) => {
             let what = format!("{what}, but it was synced: batch {number} follows at byte offset {at}");
             Err(LogError::corrupt(&segment.path, scan.end, what))
@@ -341,6 +383,44 @@ fn later_batch(window: &mut Window<'_>, mut at: u64, number: u64) -> Result<Opti
     }
 }
 
+/// The place and number of the first batch from `at` on that has a valid header, passing over what cannot be read.
+pub(super) fn find_batch(segment: &SegmentFile, at: u64) -> Option<(u64, u64)> {
+    let mut window = Window { segment, start: 0, bytes: Vec::new() };
+    let mut at = to_sector(at);
+    while at < segment.header.size {
+        match later_batch(&mut window, at, 0) {
+            Ok(found) => return found,
+            Err(LogError::Corrupt { offset, .. }) => at = to_sector(offset.max(at) + 1),
+            Err(_) => return None,
+        }
+    }
+    None
+}
+
+/// Gives those records of the batch at `at` to `visit` whose own checksums hold, though the batch's does not. There are none when
+/// its header is damaged: then nothing says whose the bytes are.
+pub(super) fn salvage(segment: &SegmentFile, at: u64, visit: Visit<'_>) -> Result<(), LogError> {
+    let mut window = Window { segment, start: 0, bytes: Vec::new() };
+    let header = window.at(at, BATCH_HEADER_BYTES).ok().and_then(|bytes| BatchHeader::decode(bytes, segment.seed(at)));
+    let Some(header) = header else { return Ok(()) };
+    let whole = window.at(at, BATCH_HEADER_BYTES + header.body_length as usize)?;
+    let mut body = whole.get(BATCH_HEADER_BYTES..).unwrap_or_default();
+    let mut offset = at + BATCH_HEADER_BYTES as u64;
+    while !body.is_empty() {
+        let length = match Record::decode(body) {
+            Ok((record, length)) => {
+                visit(record, offset, length as u32)?;
+                length
+            }
+            // Its length may be right all the same: the next record's checksum tells.
+            Err(_) => PREFIX_BYTES + u32_at(body, 0).unwrap_or(0) as usize,
+        };
+        offset += length as u64;
+        body = body.get(length..).unwrap_or_default();
+    }
+    Ok(())
+}
+
 /// Reads a segment front to back in large steps.
 struct Window<'a> {
     segment: &'a SegmentFile,
@@ -358,9 +438,15 @@ impl Window<'_> {
             let want = length.max(WINDOW_BYTES).min(size.saturating_sub(offset) as usize);
             self.bytes.resize(want, 0);
             self.start = offset;
-            let read = self.segment.file.read_at(offset, &mut self.bytes);
-            let read = read.map_err(|error| unreadable(&self.segment.path, offset, &error))?;
-            self.bytes.truncate(read);
+            let mut read = self.segment.file.read_at(offset, &mut self.bytes);
+            if read.is_err() && length < want {
+                // What is far behind may be what cannot be read.
+                self.bytes.truncate(length);
+                read = self.segment.file.read_at(offset, &mut self.bytes);
+            }
+            // Or a later call would take the zeros for what was read.
+            self.bytes.truncate(read.as_ref().copied().unwrap_or(0));
+            read.map_err(|error| unreadable(&self.segment.path, offset, &error))?;
         }
         let from = (offset - self.start) as usize;
         let to = (from + length).min(self.bytes.len());

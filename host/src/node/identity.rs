@@ -25,6 +25,10 @@ pub struct Identity {
     /// Whether the node came to a cluster that was there: then it never begins one.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub joined: bool,
+    /// Whether `statehouse recover` has begun and not finished: then no node starts here. From this mark on the directory is the
+    /// new cluster's.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub recovering: bool,
 }
 
 const NAME: &str = "identity.json";
@@ -71,6 +75,9 @@ pub enum IdentityError {
         /// The node.
         node: NodeId,
     },
+    /// It is half of one cluster and half of another.
+    #[error("data directory {} was being made a new cluster by `statehouse recover`, which did not finish", .0.display())]
+    Recovering(PathBuf),
     /// There is a log, but nothing says whose.
     #[error("data directory {} has a log but no {NAME}", .0.display())]
     Missing(PathBuf),
@@ -86,6 +93,10 @@ impl IdentityError {
             Self::Removed { path, .. } => {
                 format!("to bring the node back, empty {} and start it with --join", path.display())
             }
+            Self::Recovering(path) => format!(
+                "run `statehouse recover --unsafe-force-new-cluster --data-dir {}` again: it goes on where it stopped",
+                path.display()
+            ),
             Self::Missing(_) => format!("restore {NAME} from a copy, or give another --data-dir"),
         }
     }
@@ -119,6 +130,9 @@ pub fn check(
     }
     if identity.node != node {
         return Err(IdentityError::Node { path, found: identity.node, node });
+    }
+    if identity.recovering {
+        return Err(IdentityError::Recovering(path));
     }
     let mut cluster = [0; 16];
     if hex::decode_to_slice(&identity.cluster, &mut cluster).is_err() {

@@ -15,6 +15,7 @@ mod join;
 mod metrics;
 mod modules;
 pub mod removal;
+pub mod repair;
 mod roster;
 mod service;
 pub mod settle;
@@ -44,6 +45,7 @@ use crate::disk::Disk;
 use crate::group::Group;
 use crate::group::GroupOptions;
 use crate::group::Timing;
+use crate::group::Unjoined;
 use crate::group::model::WasmFactory;
 use crate::log::NodeLog;
 use crate::module::Context;
@@ -86,6 +88,8 @@ pub struct Settings {
     pub session_timeout_min_ms: u64,
     /// The longest.
     pub session_timeout_max_ms: u64,
+    /// Whether what is damaged here may be given up when the other nodes have it.
+    pub repair_from_peers: bool,
     /// Client listeners.
     pub listen: ListenSettings,
 }
@@ -130,6 +134,8 @@ struct Inner<P: Platform, T: Transport> {
     stopping: Mutex<bool>,
     /// See [`settle`].
     may_vote: Mutex<bool>,
+    /// See [`repair`].
+    repair: Mutex<Option<repair::Repair>>,
     /// See [`removal`].
     removed: removal::Removed,
     copies: copies::Copies<P>,
@@ -156,32 +162,26 @@ impl<P: Platform, T: Transport> Node<P, T> {
     /// DESIGN section 5, steps 3 and 4: the catalog, then every group placed here.
     pub async fn open(setup: Setup<P, T>) -> io::Result<Self> {
         let incarnation = random_u64(&setup.platform);
-        let view = Arc::new(View::default());
         let files = ModuleFiles::open(setup.disk.clone(), setup.data_dir.join("modules"))?;
         let bases = Bases::open(setup.disk.clone(), setup.data_dir.join("bases"))?;
-        let may_vote = !settle::is_marked(&*setup.disk, &setup.data_dir)?;
-        let catalog = Group::open(GroupOptions {
-            id: CATALOG,
-            name: CATALOG_NAME.to_string(),
-            node: setup.id,
-            incarnation,
-            seed: u64::from_le_bytes(setup.cluster.first_chunk().copied().unwrap_or_default()),
-            members: setup.members.clone(),
-            may_vote,
-            stands_first: false,
-            factory: Arc::new(CatalogFactory(view.clone())),
-            log: setup.log.group(CATALOG),
-            disk: setup.disk.clone(),
-            directory: group_directory(&setup.data_dir, CATALOG),
-            snapshots_kept: setup.settings.snapshots_kept,
-            events_kept: 1,
-            timing: setup.settings.timing,
-            platform: setup.platform.clone(),
-            transport: setup.transport.clone(),
-        });
-        let catalog = catalog
-            .await
-            .map_err(|error| io::Error::new(error.kind(), format!("the catalog cannot be opened: {error}")))?;
+        let view = Arc::new(View::default());
+        let mut may_vote = !settle::is_marked(&*setup.disk, &setup.data_dir)?;
+        let mut repair = repair::read(&*setup.disk, &setup.data_dir)?;
+        for (id, address) in repair.iter().flat_map(|repair| &repair.peers) {
+            setup.transport.learn(*id, address);
+        }
+        Self::renew_promise(&setup, repair.as_ref(), CATALOG, repair::START_PATIENCE).await?;
+        let catalog = match Self::open_catalog(&setup, incarnation, view.clone(), may_vote).await {
+            Err(error) if Unjoined::is(&error) && setup.settings.repair_from_peers => {
+                repair = Some(Self::give_up_catalog(&setup, &error).await?);
+                may_vote = false;
+                Self::renew_promise(&setup, repair.as_ref(), CATALOG, repair::START_PATIENCE).await?;
+                Self::open_catalog(&setup, incarnation, view.clone(), may_vote).await
+            }
+            opened => opened,
+        };
+        let catalog =
+            catalog.map_err(|error| io::Error::new(error.kind(), format!("the catalog cannot be opened: {error}")))?;
         let node = Self(Arc::new(Inner {
             setup,
             incarnation,
@@ -194,6 +194,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
             failures: Mutex::default(),
             stopping: Mutex::new(false),
             may_vote: Mutex::new(may_vote),
+            repair: Mutex::new(repair),
             removed: removal::Removed::default(),
             copies: copies::Copies::new(bases),
         }));
@@ -213,6 +214,34 @@ impl<P: Platform, T: Transport> Node<P, T> {
         Ok(node)
     }
 
+    async fn open_catalog(
+        setup: &Setup<P, T>,
+        incarnation: u64,
+        view: Arc<View>,
+        may_vote: bool,
+    ) -> io::Result<Arc<Group<P, T>>> {
+        let options = GroupOptions {
+            id: CATALOG,
+            name: CATALOG_NAME.to_string(),
+            node: setup.id,
+            incarnation,
+            seed: u64::from_le_bytes(setup.cluster.first_chunk().copied().unwrap_or_default()),
+            members: setup.members.clone(),
+            may_vote,
+            stands_first: false,
+            factory: Arc::new(CatalogFactory(view)),
+            log: setup.log.group(CATALOG),
+            disk: setup.disk.clone(),
+            directory: group_directory(&setup.data_dir, CATALOG),
+            snapshots_kept: setup.settings.snapshots_kept,
+            events_kept: 1,
+            timing: setup.settings.timing,
+            platform: setup.platform.clone(),
+            transport: setup.transport.clone(),
+        };
+        Group::open(options).await
+    }
+
     /// Its id.
     pub fn id(&self) -> NodeId {
         self.0.setup.id
@@ -230,6 +259,11 @@ impl<P: Platform, T: Transport> Node<P, T> {
 
     fn may_vote(&self) -> bool {
         *lock(&self.0.may_vote)
+    }
+
+    /// The repair that is under way.
+    pub fn repair(&self) -> Option<repair::Repair> {
+        lock(&self.0.repair).clone()
     }
 
     fn is_stopping(&self) -> bool {
@@ -318,6 +352,8 @@ impl<P: Platform, T: Transport> Node<P, T> {
             made,
             context: Context { index: 0, time_ms: entry.created_ms, seed: entry.seed, session: 0 },
         };
+        let repair = self.repair();
+        Self::renew_promise(setup, repair.as_ref(), entry.id, Duration::ZERO).await?;
         let may_vote = self.may_vote();
         let group = Group::open(GroupOptions {
             id: entry.id,
@@ -338,7 +374,13 @@ impl<P: Platform, T: Transport> Node<P, T> {
             platform: setup.platform.clone(),
             transport: setup.transport.clone(),
         });
-        Ok((group.await?, module))
+        match group.await {
+            Err(error) if Unjoined::is(&error) && setup.settings.repair_from_peers => {
+                // It is opened again as a group that could not be opened is.
+                Err(self.give_up_group(entry.id, &error).await)
+            }
+            opened => Ok((opened?, module)),
+        }
     }
 
     /// Of a new group's members, the catalog's leader is the first to see it created, and known to be well. Where it is
@@ -392,6 +434,11 @@ impl<P: Platform, T: Transport> Node<P, T> {
         let mut reasons = Vec::new();
         if let Some(why) = self.removal() {
             reasons.push(why);
+        } else if let Some(repair) = self.repair() {
+            reasons.push(format!(
+                "the node does not vote until it has from its peers what was damaged here: {}",
+                repair.damage
+            ));
         } else if !self.may_vote() {
             reasons.push("the node began with an empty directory and does not vote until it has caught up".to_string());
         }

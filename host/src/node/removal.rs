@@ -43,6 +43,16 @@ fn mark(disk: &dyn Disk, data_dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// The directory is to be used again.
+pub(crate) fn unmark(disk: &dyn Disk, data_dir: &Path) -> io::Result<()> {
+    let path = data_dir.join(MARK);
+    if disk.exists(&path)? {
+        disk.remove(&path)?;
+        disk.sync_dir(data_dir)?;
+    }
+    Ok(())
+}
+
 /// Whether and why this node belongs to its cluster no more.
 #[derive(Debug, Default)]
 pub(super) struct Removed {

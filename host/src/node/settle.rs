@@ -15,7 +15,10 @@ use std::time::Duration;
 use openraft::async_runtime::AsyncRuntime;
 
 use super::Node;
+use super::Setup;
 use super::lock;
+use super::repair;
+use super::repair::Repair;
 use crate::disk::Disk;
 use crate::peer::Lane;
 use crate::peer::Transport;
@@ -44,9 +47,13 @@ pub fn is_marked(disk: &dyn Disk, data_dir: &Path) -> io::Result<bool> {
     disk.exists(&data_dir.join(MARK))
 }
 
-fn unmark(disk: &dyn Disk, data_dir: &Path) -> io::Result<()> {
-    disk.remove(&data_dir.join(MARK))?;
-    disk.sync_dir(data_dir)
+pub(crate) fn unmark(disk: &dyn Disk, data_dir: &Path) -> io::Result<()> {
+    let path = data_dir.join(MARK);
+    if disk.exists(&path)? {
+        disk.remove(&path)?;
+        disk.sync_dir(data_dir)?;
+    }
+    Ok(())
 }
 
 /// What the peers that answered say.
@@ -69,6 +76,10 @@ impl<P: Platform, T: Transport> Node<P, T> {
                 Cluster::Formed if self.has_caught_up().await => break,
                 Cluster::Formed if !said => {
                     said = true;
+                    if let Some(Repair { damage, .. }) = self.repair() {
+                        tracing::warn!(damage, "this node votes when it has everything again from its peers");
+                        continue;
+                    }
                     tracing::warn!(
                         "this node's data directory was empty, but its cluster has been running: it votes when it has caught up"
                     );
@@ -87,14 +98,24 @@ impl<P: Platform, T: Transport> Node<P, T> {
                 tracing::error!(group = group.name(), %error, "the group cannot begin to vote");
             }
         }
-        if let Err(error) = unmark(&*self.0.setup.disk, &self.0.setup.data_dir) {
+        let Setup { disk, data_dir, .. } = &self.0.setup;
+        // The mark of the repair first: without the other one it means nothing.
+        if let Err(error) = repair::unmark(&**disk, data_dir).and_then(|()| unmark(&**disk, data_dir)) {
             tracing::warn!(%error, "the mark of an empty start cannot be removed; the next start looks around again");
+        }
+        if let Some(done) = lock(&self.0.repair).take() {
+            tracing::warn!(
+                damage = done.damage,
+                set_aside = done.set_aside,
+                "this node has repaired itself from its peers: it holds everything again and votes"
+            );
         }
     }
 
     async fn look_around(&self) -> Cluster {
         let members = &self.0.setup.members;
-        if members.is_empty() {
+        // Who repairs itself had a log.
+        if members.is_empty() || self.repair().is_some() {
             return Cluster::Formed;
         }
         let others = members.keys().filter(|id| **id != self.id());

@@ -26,12 +26,14 @@ use super::identity::Identity;
 use super::identity::IdentityError;
 use super::join::NOT_NOW;
 use super::removal;
+use super::repair;
 use super::settle;
 use crate::codec;
 use crate::config::ServeConfig;
 use crate::disk::Disk;
 use crate::disk::RealDisk;
 use crate::group::Timing;
+use crate::log::LogError;
 use crate::log::LogOptions;
 use crate::log::NodeLog;
 use crate::log::ThreadDriver;
@@ -82,7 +84,15 @@ pub enum StartError {
     },
     /// The log cannot be opened.
     #[error(transparent)]
-    Log(#[from] crate::log::LogError),
+    Log(#[from] LogError),
+    /// The log is damaged, and the other nodes cannot replace it.
+    #[error("{damage}. It is not repaired from the other nodes: {why}")]
+    NotRepaired {
+        /// What is damaged.
+        damage: LogError,
+        /// Why not.
+        why: String,
+    },
     /// Modules cannot be compiled on this machine.
     #[error("{0}")]
     Modules(String),
@@ -110,6 +120,10 @@ impl StartError {
             Self::Identity(error) => error.remedy(),
             Self::Locked { .. } => "stop that process, or give another --data-dir".to_string(),
             Self::Listen { .. } => "stop what listens there, or give another --peer".to_string(),
+            Self::NotRepaired { .. } => {
+                "start it again when the others are well; docs/operations/disaster.md says what else can be done"
+                    .to_string()
+            }
             Self::Log(_) => "the message names file and offset; docs/operations.md says what can be done".to_string(),
             Self::Refused(_) => "the message says what is in the way".to_string(),
             Self::NotJoined(_) => {
@@ -157,7 +171,7 @@ fn cluster_id(config: &ServeConfig) -> [u8; 16] {
 
 /// Takes the directory for this process alone. The file says which process holds it: who wants to end it need
 /// not search.
-fn lock(data_dir: &Path) -> Result<File, StartError> {
+pub(crate) fn lock(data_dir: &Path) -> Result<File, StartError> {
     let fail = |source| StartError::DataDir { path: data_dir.to_owned(), source };
     std::fs::create_dir_all(data_dir).map_err(fail)?;
     let path = data_dir.join("LOCK");
@@ -268,7 +282,7 @@ async fn find_place(config: &ServeConfig, disk: &dyn Disk) -> Result<Place, Star
     } else {
         settle::mark(disk, &config.data_dir).map_err(in_data_dir)?;
         let cluster = hex::encode(cluster);
-        let new = Identity { format: identity::FORMAT, node: config.node_id, cluster, joined: true };
+        let new = Identity { format: identity::FORMAT, node: config.node_id, cluster, joined: true, recovering: false };
         identity::write(disk, &config.data_dir, &new).map_err(in_data_dir)?;
     }
     tracing::info!(cluster = hex::encode(cluster), nodes = ?known.keys(), "this node has joined, as a learner");
@@ -294,9 +308,40 @@ fn settle_identity(config: &ServeConfig, disk: &dyn Disk, found: Option<Identity
         settle::mark(disk, &config.data_dir).map_err(in_data_dir)?;
     }
     let cluster_text = hex::encode(cluster);
-    let new = Identity { format: identity::FORMAT, node: config.node_id, cluster: cluster_text, joined: false };
+    let new = Identity {
+        format: identity::FORMAT,
+        node: config.node_id,
+        cluster: cluster_text,
+        joined: false,
+        recovering: false,
+    };
     identity::write(disk, &config.data_dir, &new).map_err(in_data_dir)?;
     Ok(cluster)
+}
+
+/// Sets a damaged log aside, if the other nodes can do without this one: see [`repair`].
+async fn give_up_log(
+    config: &ServeConfig,
+    disk: &Arc<dyn Disk>,
+    cluster: [u8; 16],
+    known: &BTreeMap<NodeId, String>,
+    damage: LogError,
+) -> Result<(), StartError> {
+    type Runtime = <RealPlatform as Platform>::Runtime;
+    let data_dir = &config.data_dir;
+    tracing::error!(%damage, "the log is damaged; the other nodes are asked whether they can do without it");
+    let around = match repair::look(disk.clone(), data_dir, config.node_id, known) {
+        Ok(around) => around,
+        Err(why) => return Err(StartError::NotRepaired { damage, why }),
+    };
+    let transport = TcpTransport::new(config.node_id, cluster, around.peers.clone());
+    if let Err(why) = repair::is_safe::<Runtime, _>(&transport, config.node_id, &around).await {
+        return Err(StartError::NotRepaired { damage, why });
+    }
+    let set_aside = repair::set_aside(&**disk, data_dir, &damage, around.peers, RealPlatform.wall_ms());
+    let repair = set_aside.map_err(|source| StartError::DataDir { path: data_dir.clone(), source })?;
+    tracing::warn!(set_aside = ?repair.set_aside, "the damaged log is set aside, and nothing of it was removed");
+    Ok(())
 }
 
 fn settings(config: &ServeConfig) -> Settings {
@@ -321,6 +366,7 @@ fn settings(config: &ServeConfig) -> Settings {
         request_timeout: Duration::from_millis(config.request_timeout_ms),
         session_timeout_min_ms: config.session_timeout_min_ms,
         session_timeout_max_ms: config.session_timeout_max_ms,
+        repair_from_peers: config.repair_from_peers,
         listen: ListenSettings {
             addresses: config.listen_addresses(),
             params: config.listen_params.clone(),
@@ -353,8 +399,15 @@ pub async fn start(config: &ServeConfig) -> Result<Running, StartError> {
         salt: random_u64(&platform),
         ..LogOptions::default()
     };
-    let fatal = Arc::new(move |error: &crate::log::LogError| platform.die(&error.to_string()));
-    let (log, report) = NodeLog::open(disk.clone(), &data_dir.join("log"), options, fatal)?;
+    let fatal = Arc::new(move |error: &LogError| platform.die(&error.to_string()));
+    let open = || NodeLog::open(disk.clone(), &data_dir.join("log"), options.clone(), fatal.clone());
+    let (log, report) = match open() {
+        Err(damage) if damage.is_damage() && config.repair_from_peers => {
+            give_up_log(config, &disk, cluster, &known, damage).await?;
+            open()?
+        }
+        opened => opened?,
+    };
     tracing::info!(?report, "the log is open");
     let writer = log.start_thread().map_err(in_data_dir)?;
 

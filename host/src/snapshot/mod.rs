@@ -12,6 +12,7 @@ mod base;
 mod format;
 mod receive;
 mod store;
+mod survey;
 
 pub use base::BaseId;
 pub use base::Bases;
@@ -24,6 +25,9 @@ pub use store::HeldSnapshot;
 pub use store::SnapshotFile;
 pub use store::SnapshotStore;
 pub use store::SnapshotWriter;
+pub use survey::Survey;
+pub use survey::read_payload;
+pub use survey::survey;
 
 use std::path::PathBuf;
 

@@ -141,12 +141,16 @@ impl std::fmt::Debug for FileReader {
     }
 }
 
-pub(super) fn reader(disk: &dyn Disk, path: &Path) -> Result<(Head, SnapshotReader<FileReader>), SnapshotError> {
-    let file = disk.open(path).map_err(|source| SnapshotError::Io { path: path.to_owned(), source })?;
-    SnapshotReader::open(FileReader { file, offset: 0 }).map_err(|wrong| damaged(path, wrong))
+pub(super) fn file_reader(file: Box<dyn DiskFile>) -> FileReader {
+    FileReader { file, offset: 0 }
 }
 
-fn damaged(path: &Path, wrong: format::Wrong) -> SnapshotError {
+pub(super) fn reader(disk: &dyn Disk, path: &Path) -> Result<(Head, SnapshotReader<FileReader>), SnapshotError> {
+    let file = disk.open(path).map_err(|source| SnapshotError::Io { path: path.to_owned(), source })?;
+    SnapshotReader::open(file_reader(file)).map_err(|wrong| damaged(path, wrong))
+}
+
+pub(super) fn damaged(path: &Path, wrong: format::Wrong) -> SnapshotError {
     SnapshotError::Damaged { path: path.to_owned(), offset: wrong.offset, reason: wrong.reason }
 }
 

@@ -103,6 +103,7 @@ pub fn options(seed: u64, random: &mut SimRandom, plan: &Plan) -> SimOptions {
             request_timeout: Duration::from_secs(3),
             session_timeout_min_ms: 100,
             session_timeout_max_ms: clients::FOR_EVER_MS,
+            repair_from_peers: true,
             listen: Default::default(),
         },
         log: LogOptions {

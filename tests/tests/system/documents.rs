@@ -314,6 +314,11 @@ fn the_page_on_status_does_what_it_says() {
 }
 
 #[test]
+fn the_page_on_disaster_does_what_it_says() {
+    Reader::new().follow("docs/operations/disaster.md");
+}
+
+#[test]
 fn the_page_on_membership_does_what_it_says() {
     Reader::new().follow("docs/operations/membership.md");
 }

@@ -6,6 +6,7 @@ mod backup;
 mod bad_input;
 mod command_line;
 mod crashes;
+mod disaster;
 mod documents;
 mod events;
 mod first_steps;

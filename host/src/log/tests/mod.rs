@@ -7,4 +7,5 @@ mod damage;
 mod faults;
 mod golden;
 mod harness;
+mod inspection;
 mod segments;

@@ -1,0 +1,346 @@
+//! A node whose log is damaged sets it aside and gets everything again from its peers, where that is safe. A group whose snapshots are
+//! damaged, so that its log does not reach back to the newest readable one, is given up and comes again in the same way, alone.
+//!
+//! What is damaged may have been acknowledged and may have been promised: an entry that a majority has only with this node, a
+//! vote, a term below which no leader is followed any more. Nothing here guesses which. It is given up, and the node goes on so that
+//! it does not matter what it was.
+//!
+//! Invariants:
+//! - Before this node takes part in a group again, the group's leader has committed an entry that was made after the log was
+//!   given up, without this node: its peers are not answered until then. So a majority of the others has that entry, and what the
+//!   node had helped to acknowledge lies before it.
+//! - From then on it follows nobody of an earlier term: it begins with that leader's vote. A leader that was replaced with this node's
+//!   help cannot use it to commit or confirm anything.
+//! - It votes only when it has applied that entry ([`super::settle`]). A candidate for whom it had voted before needs another
+//!   vote, of one of those who have the entry that the candidate lacks.
+//! - A log is never removed: it is renamed. The marks are durable before it is.
+//!
+//! What is left of the danger: a second node that lost its log at the same time. The groups then have no majority of
+//! nodes that know what they promised, and with three nodes nothing can be committed; with five it could.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::Instant;
+use openraft::async_runtime::AsyncRuntime;
+use openraft::storage::RaftLogStorage;
+use openraft::vote::RaftLeaderId;
+use serde::Deserialize;
+use serde::Serialize;
+
+use super::Node;
+use super::Setup;
+use super::lock;
+use super::settle;
+use crate::disk::Disk;
+use crate::log::LogError;
+use crate::membership::Roster;
+use crate::offline::Directory;
+use crate::offline::OfflineCatalog;
+use crate::offline::members_of;
+use crate::peer::Lane;
+use crate::peer::Transport;
+use crate::peer::message::PeerRequest;
+use crate::peer::message::PeerResponse;
+use crate::peer::raft::call;
+use crate::platform::Platform;
+use crate::types::CATALOG;
+use crate::types::CATALOG_NAME;
+use crate::types::EntryKind;
+use crate::types::GroupId;
+use crate::types::LeaderId;
+use crate::types::NodeId;
+use crate::types::Origin;
+use crate::types::Proposal;
+use crate::types::Vote;
+
+/// There while the node repairs itself: what was damaged, where it is now, and who the others are.
+const MARK: &str = "repairing.json";
+/// How long the others may take until it is known whether they have a majority without this node.
+const PATIENCE: Duration = Duration::from_secs(30);
+const PAUSE: Duration = Duration::from_millis(250);
+/// One question.
+const ANSWER_TIME_MAX: Duration = Duration::from_millis(1000);
+/// One entry, committed.
+const COMMIT_TIME_MAX: Duration = Duration::from_millis(5000);
+
+/// A repair that is under way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Repair {
+    /// What was found.
+    pub damage: String,
+    /// The name of the damaged log in the data directory; `None` when it was one group's snapshots that were damaged.
+    pub set_aside: Option<String>,
+    /// The other nodes, as far as they are known.
+    pub peers: BTreeMap<NodeId, String>,
+}
+
+/// The repair that is under way in this directory.
+pub fn read(disk: &dyn Disk, data_dir: &Path) -> io::Result<Option<Repair>> {
+    let path = data_dir.join(MARK);
+    if !disk.exists(&path)? {
+        return Ok(None);
+    }
+    let file = disk.open(&path)?;
+    let mut bytes = vec![0; usize::try_from(file.len()?).map_err(io::Error::other)?];
+    file.read_exact_at(0, &mut bytes)?;
+    let damaged =
+        |error: serde_json::Error| io::Error::new(io::ErrorKind::InvalidData, format!("{MARK} is damaged: {error}"));
+    serde_json::from_slice(&bytes).map(Some).map_err(damaged)
+}
+
+fn write(disk: &dyn Disk, data_dir: &Path, repair: &Repair) -> io::Result<()> {
+    let part = data_dir.join(format!("{MARK}.part"));
+    if disk.exists(&part)? {
+        disk.remove(&part)?;
+    }
+    let file = disk.create(&part)?;
+    file.write_all_at(0, serde_json::to_string(repair)?.as_bytes())?;
+    file.sync_data()?;
+    disk.rename(&part, &data_dir.join(MARK))?;
+    disk.sync_dir(data_dir)
+}
+
+/// The repair is done.
+pub(super) fn unmark(disk: &dyn Disk, data_dir: &Path) -> io::Result<()> {
+    let path = data_dir.join(MARK);
+    if disk.exists(&path)? {
+        disk.remove(&path)?;
+        disk.sync_dir(data_dir)?;
+    }
+    Ok(())
+}
+
+/// Who the others are, as far as the damaged directory and `known` say; and the groups that this node holds.
+pub struct Surroundings {
+    /// The other nodes.
+    pub peers: BTreeMap<NodeId, String>,
+    /// Groups by id, with their names; the catalog too.
+    pub groups: BTreeMap<GroupId, String>,
+}
+
+/// Reads what can be read of a damaged directory.
+pub fn look(
+    disk: Arc<dyn Disk>,
+    data_dir: &Path,
+    node: NodeId,
+    known: &BTreeMap<NodeId, String>,
+) -> Result<Surroundings, String> {
+    let (mut directory, _) = Directory::on(disk, data_dir).map_err(|error| error.to_string())?;
+    // It is held by this very node, which does not write.
+    directory.holder = None;
+    let log = directory.inspect_log().map_err(|error| error.to_string())?;
+    let catalog = OfflineCatalog::read(&directory, &log).catalog;
+    let mut peers = known.clone();
+    peers.extend(members_of(&directory, &log, CATALOG));
+    peers.remove(&node);
+    let here = catalog.groups.iter().filter(|(_, entry)| entry.hosts.contains(&node));
+    let mut groups: BTreeMap<GroupId, String> = here.map(|(name, entry)| (entry.id, name.clone())).collect();
+    groups.insert(CATALOG, CATALOG_NAME.to_owned());
+    Ok(Surroundings { peers, groups })
+}
+
+/// Makes sure that the others have a majority without this node in all its groups; says why not.
+pub async fn is_safe<RT: AsyncRuntime, T: Transport>(
+    transport: &T,
+    node: NodeId,
+    around: &Surroundings,
+) -> Result<(), String> {
+    if around.peers.is_empty() {
+        return Err("this node is the only one of its cluster, so nobody else has what is damaged".to_owned());
+    }
+    let peers: BTreeSet<NodeId> = around.peers.keys().copied().collect();
+    let deadline = RT::Instant::now() + PATIENCE;
+    for (group, name) in &around.groups {
+        while let Err(why) = promise::<RT, T>(transport, node, *group, &peers).await {
+            if RT::Instant::now() >= deadline {
+                return Err(format!(
+                    "it is safe only while a majority of the other nodes holds and serves all groups, and group {name} is not: {why}"
+                ));
+            }
+            RT::sleep(PAUSE).await;
+        }
+    }
+    Ok(())
+}
+
+/// Gives the damaged log up: from here on the node has promised nothing that it knows of, and does not vote.
+pub fn set_aside(
+    disk: &dyn Disk,
+    data_dir: &Path,
+    damage: &LogError,
+    peers: BTreeMap<NodeId, String>,
+    now_ms: u64,
+) -> io::Result<Repair> {
+    let name = format!("log.damaged-{}", date(now_ms));
+    let repair = Repair { damage: damage.to_string(), set_aside: Some(name.clone()), peers };
+    settle::mark(disk, data_dir)?;
+    write(disk, data_dir, &repair)?;
+    disk.rename(&data_dir.join("log"), &data_dir.join(name))?;
+    disk.sync_dir(data_dir)?;
+    Ok(repair)
+}
+
+/// A time as `20260131-235959`, in UTC.
+fn date(now_ms: u64) -> String {
+    let seconds = now_ms / 1000;
+    let (days, of_day) = (seconds / 86_400, seconds % 86_400);
+    // Years begin in March, so that a leap day is the last of one; 400 of them have 146,097 days.
+    let day = days + 719_468;
+    let (era, of_era) = (day / 146_097, day % 146_097);
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month = (5 * of_year + 2) / 153;
+    let day_of_month = of_year - (153 * month + 2) / 5 + 1;
+    let (month, later) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    let year = era * 400 + year_of_era + later;
+    let (hour, minute, second) = (of_day / 3600, of_day / 60 % 60, of_day % 60);
+    format!("{year:04}{month:02}{day_of_month:02}-{hour:02}{minute:02}{second:02}")
+}
+
+/// Has the group's leader commit an entry, and answers with the leader's vote. Only while this node does not answer for the
+/// group: then a majority of the others has the entry.
+async fn promise<RT: AsyncRuntime, T: Transport>(
+    transport: &T,
+    node: NodeId,
+    group: GroupId,
+    peers: &BTreeSet<NodeId>,
+) -> Result<Vote, String> {
+    let asked = peers.iter().map(|peer| {
+        let sent = call::<RT, T>(transport, *peer, Lane::Bulk, &PeerRequest::Roster(group));
+        RT::timeout(ANSWER_TIME_MAX, sent)
+    });
+    let mut leader: Option<Roster> = None;
+    let mut failed = "none of the other nodes leads it".to_owned();
+    for answer in futures_util::future::join_all(asked).await {
+        match answer {
+            Ok(Ok(PeerResponse::Roster(roster))) if roster.leader == Some(roster.node) => {
+                if leader.as_ref().is_none_or(|known| known.term < roster.term) {
+                    leader = Some(roster);
+                }
+            }
+            Ok(Err(error)) => failed = error.to_string(),
+            _ => {}
+        }
+    }
+    let Some(Roster { node: leader, term, .. }) = leader else { return Err(failed) };
+    // Nobody waits for it, and no timer is due: it changes nothing.
+    let origin = Origin { node, incarnation: 0, number: 0 };
+    let nothing = Proposal { time_ms: 0, origin, kind: EntryKind::Timers { due: Vec::new() } };
+    let request = PeerRequest::Propose { group, term, proposals: vec![nothing] };
+    let sent = call::<RT, T>(transport, leader, Lane::Consensus, &request);
+    match RT::timeout(COMMIT_TIME_MAX, sent).await {
+        Ok(Ok(PeerResponse::Proposed { refused, unknown, .. })) if refused.is_empty() && unknown.is_empty() => {
+            Ok(Vote { leader_id: LeaderId::new(term, leader), committed: true })
+        }
+        Ok(Ok(_)) => Err(format!("node {leader} leads it no more")),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(format!("node {leader} finds no majority of the others to agree with it")),
+    }
+}
+
+impl<P: Platform, T: Transport> Node<P, T> {
+    /// Before a group is opened here: while the node repairs itself, and the group has no vote yet, it gets that of a leader
+    /// who has committed something without this node.
+    pub(super) async fn renew_promise(
+        setup: &Setup<P, T>,
+        repair: Option<&Repair>,
+        group: GroupId,
+        patience: Duration,
+    ) -> io::Result<()> {
+        let Some(repair) = repair else { return Ok(()) };
+        let mut log = setup.log.group::<P::Runtime>(group);
+        if log.vote()?.is_some() {
+            return Ok(());
+        }
+        let peers: BTreeSet<NodeId> = repair.peers.keys().copied().collect();
+        let deadline = <P::Runtime as AsyncRuntime>::Instant::now() + patience;
+        loop {
+            match promise::<P::Runtime, T>(&setup.transport, setup.id, group, &peers).await {
+                Ok(vote) => return log.save_vote(&vote).await,
+                Err(why) if <P::Runtime as AsyncRuntime>::Instant::now() >= deadline => {
+                    return Err(io::Error::other(format!(
+                        "it was given up ({}) and is not taken up again before a majority of the others serves it: {why}",
+                        repair.damage
+                    )));
+                }
+                Err(_) => P::Runtime::sleep(PAUSE).await,
+            }
+        }
+    }
+}
+
+impl<P: Platform, T: Transport> Node<P, T> {
+    /// The catalog's snapshots are damaged, and its log does not reach back far enough: its replica is given up.
+    pub(super) async fn give_up_catalog(setup: &Setup<P, T>, damage: &io::Error) -> io::Result<Repair> {
+        let around = look(setup.disk.clone(), &setup.data_dir, setup.id, &setup.members).map_err(io::Error::other)?;
+        around.peers.iter().for_each(|(id, address)| setup.transport.learn(*id, address));
+        let catalog = BTreeMap::from([(CATALOG, CATALOG_NAME.to_owned())]);
+        let only = Surroundings { peers: around.peers.clone(), groups: catalog };
+        if let Err(why) = is_safe::<P::Runtime, T>(&setup.transport, setup.id, &only).await {
+            return Err(io::Error::other(format!("{damage}. It is not repaired from the other nodes: {why}")));
+        }
+        Self::give_up_replica(setup, CATALOG, damage, around.peers).await
+    }
+
+    /// The same of another group, while the node runs; what to say of it.
+    pub(super) async fn give_up_group(&self, group: GroupId, damage: &io::Error) -> io::Error {
+        let setup = &self.0.setup;
+        let members = self.catalog().standing().members;
+        let peers: BTreeMap<NodeId, String> =
+            members.into_iter().filter(|one| one.id != setup.id).map(|one| (one.id, one.address)).collect();
+        let ids: BTreeSet<NodeId> = peers.keys().copied().collect();
+        if let Err(why) = promise::<P::Runtime, T>(&setup.transport, setup.id, group, &ids).await {
+            return io::Error::other(format!("{damage}. It is not repaired from the other nodes: {why}"));
+        }
+        // Before anything is forgotten. Groups that vote already go on.
+        let voted = std::mem::replace(&mut *lock(&self.0.may_vote), false);
+        let given_up = Self::give_up_replica(setup, group, damage, peers).await;
+        let answer = match &given_up {
+            Ok(_) => io::Error::other(format!("{damage}. It is given up, and comes again from the other nodes")),
+            Err(error) => io::Error::other(format!("{damage}. It cannot be given up: {error}")),
+        };
+        if let Ok(repair) = given_up {
+            *lock(&self.0.repair) = Some(repair);
+        }
+        if voted {
+            drop(P::Runtime::spawn(self.clone().settle()));
+        }
+        answer
+    }
+
+    async fn give_up_replica(
+        setup: &Setup<P, T>,
+        group: GroupId,
+        damage: &io::Error,
+        peers: BTreeMap<NodeId, String>,
+    ) -> io::Result<Repair> {
+        tracing::warn!(group, %damage, "this replica is given up: the other nodes have all of it");
+        let repair = Repair { damage: damage.to_string(), set_aside: None, peers };
+        settle::mark(&*setup.disk, &setup.data_dir)?;
+        write(&*setup.disk, &setup.data_dir, &repair)?;
+        // Its snapshots stay: the older one may be whole, and is a good beginning then.
+        setup.log.remove_group::<P::Runtime>(group).await?;
+        Ok(repair)
+    }
+}
+
+/// How long a start waits for the catalog's other nodes.
+pub(super) const START_PATIENCE: Duration = PATIENCE;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        assert_eq!(date(0), "19700101-000000");
+        assert_eq!(date(951_827_696_000), "20000229-123456");
+        assert_eq!(date(1_767_225_599_000), "20251231-235959");
+        assert_eq!(date(1_795_334_400_999), "20261122-080000");
+    }
+}

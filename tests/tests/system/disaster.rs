@@ -1,0 +1,353 @@
+//! What is left when files are damaged or most of a cluster is gone for good: looked at from outside, and made to go on.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Command;
+
+use serde_json::Value;
+use serde_json::json;
+use statehouse_tests::cluster::Cluster;
+use statehouse_tests::cluster::ask_any;
+use statehouse_tests::http::Request;
+use statehouse_tests::load::Load;
+use statehouse_tests::load::assert_exactly_once;
+use statehouse_tests::modules;
+use statehouse_tests::program;
+use statehouse_tests::wait;
+
+fn offline(verbs: &[&str], data_dir: &Path) -> Command {
+    let mut command = program::command();
+    command.args(verbs).arg("--data-dir").arg(data_dir);
+    command
+}
+
+fn json_of(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+/// Flips one bit of a byte.
+fn flip(path: &Path, offset: u64) {
+    let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset).unwrap();
+    file.write_all_at(&[byte[0] ^ 4], offset).unwrap();
+}
+
+/// Every file below a directory, with its bytes.
+fn bytes_below(directory: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(bytes_below(&path));
+        } else {
+            let bytes = std::fs::read(&path).unwrap();
+            found.push((path, bytes));
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Two of three machines burn. The third has all that was acknowledged, becomes a cluster of its own, serves, and is joined by new
+/// nodes; what is left of the old ones is refused.
+#[test]
+fn a_survivor_becomes_a_cluster_with_all_it_had_and_others_join_it() {
+    let mut cluster = Cluster::start(3, &["--snapshot-entries", "200"]);
+    cluster.deploy("kv", modules::bundled("kv"));
+    cluster.upload(1, "counter", modules::bundled("counter")).expect(201);
+    // A group of which the survivor has no replica: who holds one fewer gets it.
+    let placed = |cluster: &Cluster, name: &str, replicas: u64| {
+        let body = json!({ "name": name, "module": "counter", "replicas": replicas }).to_string();
+        cluster.node(1).client().post("/v1/groups", body).expect(201);
+        wait::until("the group's members", || {
+            let view = cluster.node(1).client().get(&format!("/v1/groups/{name}/members"));
+            if view.status != 200 {
+                return Err(view.to_string());
+            }
+            let members = view.json();
+            Ok(members["members"].as_array().unwrap().iter().map(|one| one["id"].as_u64().unwrap()).collect::<Vec<_>>())
+        })
+    };
+    let single = placed(&cluster, "single", 1);
+    let survivor = (1..=3).find(|id| !single.contains(id)).unwrap();
+    let load = Load::start(&cluster.addresses(), "kv", 4);
+    load.wait_for(500);
+    let told = load.stop();
+    cluster.assert_equal_state("kv");
+    cluster.kill_all();
+
+    let data_dir = cluster.node(survivor).data_dir.clone();
+    let before = bytes_below(&data_dir);
+    let log = json_of(&program::run(&mut offline(&["log", "inspect", "-o", "json"], &data_dir), b"").ok());
+    assert_eq!(log["damage"], json!([]), "{log}");
+    let kv = log["groups"].as_array().unwrap().iter().find(|group| group["group"] == "kv").unwrap().clone();
+    assert!(kv["last"]["index"].as_u64() > Some(500) && kv["purged"]["index"].as_u64() > Some(0), "{kv}");
+    program::run(&mut offline(&["recover"], &data_dir), b"").fails(2, &["--unsafe-force-new-cluster"]);
+    let recover = ["recover", "--unsafe-force-new-cluster"];
+    program::run(&mut offline(&recover, &data_dir), b"lose what is not here\n")
+        .fails(2, &["--yes-lose-what-is-not-here"]);
+    let dry = program::run(offline(&recover, &data_dir).args(["--dry-run", "-o", "json"]), b"");
+    let old = ["must never be started again", "Group single (module counter) is lost", "acknowledged"];
+    dry.fails(0, &old);
+    let plan = json_of(&dry.out);
+    assert_eq!((&plan["cluster"], &plan["lost"][0]["group"]), (&Value::Null, &json!("single")));
+    let after = bytes_below(&data_dir);
+    let but_lock = |files: Vec<(PathBuf, Vec<u8>)>| {
+        files.into_iter().filter(|(path, _)| !path.ends_with("LOCK")).collect::<Vec<_>>()
+    };
+    assert!(but_lock(before) == but_lock(after), "who only asks changes nothing");
+
+    let done = program::run(offline(&recover, &data_dir).args(["--yes-lose-what-is-not-here", "-o", "json"]), b"").ok();
+    assert_ne!(json_of(&done)["cluster"], plan["old_cluster"]);
+    // With the flags it always had.
+    cluster.node_mut(survivor).start();
+    cluster.node_mut(survivor).wait_ready();
+    assert_exactly_once(&[cluster.node(survivor).http], "kv", &told);
+    assert_eq!(cluster.voters(survivor, "kv"), [survivor]);
+    assert_eq!(cluster.voters(survivor, "catalog"), [survivor]);
+    let gone = cluster.node(survivor).client().get("/v1/groups/single");
+    assert_eq!(gone.status, 404, "{gone}");
+
+    // An old node that someone starts all the same.
+    let stale = if survivor == 1 { 2 } else { 1 };
+    cluster.node_mut(stale).start();
+    wait::until("the old node is refused", || {
+        let said = cluster.node(stale).said();
+        if said.contains("belongs to cluster") { Ok(()) } else { Err(said) }
+    });
+    cluster.node_mut(stale).kill();
+
+    // New ones join, and one under an id and an address that was used before.
+    cluster.prepare_joining(1);
+    let peers = [cluster.node(survivor).peer];
+    cluster.node_mut(4).join_through(&peers);
+    cluster.add(survivor, 4);
+    cluster.node(stale).empty();
+    cluster.node_mut(stale).join_through(&peers);
+    cluster.add(4, stale);
+    let mut voters = vec![survivor, stale, 4];
+    voters.sort_unstable();
+    assert_eq!(cluster.voters(4, "kv"), voters);
+    let servers: Vec<_> = voters.iter().map(|id| cluster.node(*id).http).collect();
+    assert_exactly_once(&servers, "kv", &told);
+    // They count: it goes on without the survivor.
+    cluster.node_mut(survivor).kill();
+    let put = Request::new("POST", "/v1/groups/kv/apply").body(br#"{"Put":{"key":"later","value":"1"}}"#);
+    ask_any(&[cluster.node(stale).http, cluster.node(4).http], &put).expect(200);
+    cluster.assert_equal_state("kv");
+}
+
+/// A recovery that was cut short after its first write: the node says so and does not start until it is finished.
+#[test]
+fn a_node_whose_recovery_was_cut_short_does_not_start_until_it_is_finished() {
+    let mut cluster = Cluster::start(3, &[]);
+    cluster.deploy("counter", modules::bundled("counter"));
+    cluster.node(1).client().post("/v1/groups/counter/apply", "{\"Add\":5}").expect(200);
+    cluster.assert_equal_state("counter");
+    cluster.kill_all();
+    let path = cluster.node(1).data_dir.join("identity.json");
+    let mut identity = json_of(&std::fs::read_to_string(&path).unwrap());
+    identity["recovering"] = json!(true);
+    identity["joined"] = json!(true);
+    identity["cluster"] = json!("00112233445566778899aabbccddeeff");
+    std::fs::write(&path, identity.to_string()).unwrap();
+    let refused = cluster.node_mut(1).start_refused();
+    refused.fails(1, &["did not finish", "statehouse recover --unsafe-force-new-cluster"]);
+    let data_dir = cluster.node(1).data_dir.clone();
+    let mut recover = offline(&["recover", "--unsafe-force-new-cluster", "--yes-lose-what-is-not-here"], &data_dir);
+    program::run(&mut recover, b"").fails(0, &["was cut short; this finishes it"]);
+    cluster.node_mut(1).start();
+    cluster.node_mut(1).wait_ready();
+    let value = cluster.node(1).client().post("/v1/groups/counter/query", "\"Get\"").expect(200);
+    assert_eq!(value.text(), "5");
+}
+
+/// One bit flips in a segment of the log, and one in a snapshot: what looks at the files names file and place, tells the rest, and changes
+/// nothing.
+#[test]
+fn one_flipped_bit_in_a_segment_and_in_a_snapshot_is_named_and_the_rest_is_told() {
+    let mut cluster = Cluster::start(1, &[]);
+    cluster.deploy("kv", modules::bundled("kv"));
+    for number in 0..20 {
+        let put = json!({ "Put": { "key": format!("key-{number}"), "value": "v" } }).to_string();
+        cluster.node(1).client().post("/v1/groups/kv/apply", put).expect(200);
+    }
+    cluster.node(1).client().post("/v1/groups/kv/snapshot", "").expect(200);
+    let data_dir = cluster.node(1).data_dir.clone();
+    // Also while the node runs.
+    let running = program::run(&mut offline(&["log", "inspect"], &data_dir), b"");
+    running.fails(0, &["uses this directory"]);
+    assert!(running.out.contains("kv"), "{running:?}");
+    cluster.node_mut(1).stop();
+
+    let inspected = program::run(&mut offline(&["log", "inspect"], &data_dir), b"").ok();
+    for word in ["closed in order", "0000000000000001.seg", "catalog", "kv", "whole"] {
+        assert!(inspected.contains(word), "{word:?} is not in {inspected}");
+    }
+    let dump = |more: &[&str]| {
+        let output = program::run(offline(&["log", "dump", "-o", "json"], &data_dir).args(more), b"");
+        let lines: Vec<Value> = output.out.lines().map(json_of).collect();
+        (output, lines)
+    };
+    let (whole, entries) = dump(&["--group", "kv"]);
+    whole.ok();
+    let puts: Vec<&Value> = entries.iter().filter(|entry| entry["kind"] == "command").collect();
+    assert_eq!(puts.len(), 20);
+    assert_eq!(puts[3]["data"]["Put"]["key"], "key-3");
+    let index = puts[3]["index"].as_u64().unwrap().to_string();
+    assert_eq!(dump(&["--group", "kv", "--from", &index, "--to", &index]).1.len(), 1);
+    let table = program::run(&mut offline(&["log", "dump"], &data_dir), b"").ok();
+    assert!(table.contains("create group kv of module kv") && table.contains("membership 1="), "{table}");
+
+    let verified = program::run(&mut offline(&["snapshot", "verify"], &data_dir), b"").ok();
+    assert!(verified.contains("kv") && !verified.contains("damaged"), "{verified}");
+    let shown = json_of(&program::run(&mut offline(&["snapshot", "inspect", "-o", "json"], &data_dir), b"").ok());
+    let of_kv = shown.as_array().unwrap().iter().find(|one| one["head"]["group"] == "kv").unwrap().clone();
+
+    // In the payload of the fourth command, and in the last chunk of the state.
+    let (file, offset) = (puts[3]["file"].as_str().unwrap(), puts[3]["offset"].as_u64().unwrap());
+    let segment = data_dir.join("log").join(file);
+    flip(&segment, offset + puts[3]["bytes"].as_u64().unwrap() - 2);
+    let snapshot = PathBuf::from(of_kv["file"].as_str().unwrap());
+    flip(&snapshot, of_kv["bytes"].as_u64().unwrap() - 100);
+    let before = bytes_below(&data_dir);
+
+    let damaged = program::run(&mut offline(&["log", "inspect"], &data_dir), b"");
+    damaged.fails(6, &[file, "damaged at byte offset", "damaged in"]);
+    assert!(damaged.out.contains("kv"), "{damaged:?}");
+    let (some, rest) = dump(&["--group", "kv"]);
+    some.fails(6, &["damaged at byte offset"]);
+    assert_eq!(rest.iter().filter(|entry| entry["kind"] == "command").count(), 19, "one bit costs one entry");
+    let damaged = program::run(&mut offline(&["snapshot", "verify"], &data_dir), b"");
+    damaged.fails(6, &[snapshot.to_str().unwrap(), "is damaged at byte", "1 of"]);
+    let shown = program::run(program::command().args(["snapshot", "inspect"]).arg(&snapshot), b"");
+    shown.fails(6, &["is damaged at byte"]);
+    assert!(shown.out.contains("members"), "{shown:?}");
+    assert!(before == bytes_below(&data_dir), "who looks changes nothing");
+
+    cluster.node_mut(1).start_refused().fails(1, &["is damaged at byte offset", file]);
+    let mut recover = offline(&["recover", "--unsafe-force-new-cluster", "--yes-lose-what-is-not-here"], &data_dir);
+    program::run(&mut recover, b"").fails(1, &["the log is damaged", file]);
+    program::run(&mut offline(&["log", "inspect"], &data_dir.join("nothing")), b"").fails(1, &["is no data directory"]);
+}
+
+/// One bit flips in the log of one node of three, while clients write to the others: the node sets its log aside, gets everything
+/// again, and counts as before; what was acknowledged is there, once.
+#[test]
+fn a_node_with_a_damaged_log_repairs_itself_from_its_peers() {
+    let mut cluster = Cluster::start(3, &["--snapshot-entries", "300"]);
+    cluster.deploy("kv", modules::bundled("kv"));
+    let load = Load::start(&cluster.addresses(), "kv", 4);
+    load.wait_for(200);
+    let damaged = cluster.follower("kv");
+    cluster.node_mut(damaged).kill();
+    load.wait_for(100);
+    let data_dir = cluster.node(damaged).data_dir.clone();
+    flip_first_entry(&data_dir, "kv");
+
+    // Told not to, it does not start.
+    let mut told_not_to = cluster.node(damaged).command();
+    told_not_to.arg("--repair-from-peers=false");
+    program::run(&mut told_not_to, b"").fails(1, &["is damaged at byte offset"]);
+    assert!(data_dir.join("log").exists());
+
+    cluster.node_mut(damaged).start();
+    cluster.node_mut(damaged).wait_ready();
+    wait::until("the repair is told", || {
+        let said = cluster.node(damaged).said();
+        if said.contains("repaired itself from its peers") { Ok(()) } else { Err(said) }
+    });
+    let set_aside =
+        std::fs::read_dir(&data_dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let set_aside: Vec<String> = set_aside.filter(|name| name.starts_with("log.damaged-")).collect();
+    assert_eq!(set_aside.len(), 1, "the damaged log is kept");
+    assert!(!data_dir.join("repairing.json").exists() && !data_dir.join("unsettled").exists());
+    load.wait_for(50);
+    // It counts: without it there is no majority now.
+    let other = (1..=3).find(|id| *id != damaged).unwrap();
+    cluster.node_mut(other).kill();
+    load.wait_for(50);
+    cluster.start_all();
+    let told = load.stop();
+    assert_exactly_once(&cluster.addresses(), "kv", &told);
+    cluster.assert_equal_state("kv");
+}
+
+/// While the others have no majority without it, what is damaged here may be nowhere else: the node refuses, says why, and leaves
+/// everything as it is.
+#[test]
+fn a_node_with_a_damaged_log_is_not_repaired_while_the_others_have_no_majority() {
+    let mut cluster = Cluster::start(3, &[]);
+    cluster.deploy("kv", modules::bundled("kv"));
+    // Of several the first is damaged: the last batch of a log may be torn.
+    for key in ["a", "b", "c", "d"] {
+        let put = json!({ "Put": { "key": key, "value": "1" } }).to_string();
+        cluster.node(1).client().post("/v1/groups/kv/apply", put).expect(200);
+    }
+    cluster.assert_equal_state("kv");
+    cluster.kill_all();
+    let data_dir = cluster.node(1).data_dir.clone();
+    flip_first_entry(&data_dir, "kv");
+    cluster.node_mut(2).start();
+    let refused = cluster.node_mut(1).start_refused();
+    refused.fails(1, &["is damaged at byte offset", "only while a majority of the other nodes"]);
+    assert!(data_dir.join("log").exists() && !data_dir.join("repairing.json").exists());
+    // When they have one, it is.
+    cluster.node_mut(3).start();
+    cluster.node_mut(2).wait_ready();
+    cluster.node_mut(1).start();
+    cluster.wait_ready();
+    let got = cluster.node(1).client().post("/v1/groups/kv/query", r#"{"Get":{"key":"a"}}"#).expect(200);
+    assert!(got.text().contains('1'), "{got}");
+    cluster.assert_equal_state("kv");
+}
+
+/// Flips a bit in a group's first command that the log of a stopped node still has.
+#[track_caller]
+fn flip_first_entry(data_dir: &Path, group: &str) {
+    let dump = program::run(&mut offline(&["log", "dump", "-o", "json", "--group", group], data_dir), b"").ok();
+    let commands = dump.lines().map(json_of).filter(|entry| entry["kind"] == "command");
+    let entry = commands.take(1).next().expect("a command in the log");
+    let segment = data_dir.join("log").join(entry["file"].as_str().unwrap());
+    flip(&segment, entry["offset"].as_u64().unwrap() + entry["bytes"].as_u64().unwrap() - 2);
+}
+
+/// All snapshots of a group are damaged on one node, and its log begins behind what they covered: the group comes again from its other
+/// nodes, and what else runs there goes on.
+#[test]
+fn a_group_whose_snapshots_are_damaged_comes_again_from_its_peers() {
+    let mut cluster = Cluster::start(3, &["--snapshot-entries", "200"]);
+    cluster.deploy("kv", modules::bundled("kv"));
+    cluster.deploy("counter", modules::bundled("counter"));
+    cluster.node(1).client().post("/v1/groups/counter/apply", "{\"Add\":5}").expect(200);
+    let load = Load::start(&cluster.addresses(), "kv", 4);
+    load.wait_for(800);
+    let damaged = cluster.follower("kv");
+    wait::until("the node needs its snapshot", || {
+        let view = cluster.node(damaged).group("kv");
+        if view["purged"].as_u64() > Some(0) { Ok(()) } else { Err(view.to_string()) }
+    });
+    cluster.node_mut(damaged).kill();
+    let data_dir = cluster.node(damaged).data_dir.clone();
+    let shown = program::run(&mut offline(&["snapshot", "inspect", "-o", "json"], &data_dir), b"").ok();
+    let shown = json_of(&shown);
+    for one in shown.as_array().unwrap().iter().filter(|one| one["head"]["group"] == "kv") {
+        flip(Path::new(one["file"].as_str().unwrap()), one["bytes"].as_u64().unwrap() - 100);
+    }
+    load.wait_for(50);
+    cluster.node_mut(damaged).start();
+    cluster.node_mut(damaged).wait_ready();
+    let said = cluster.node(damaged).said();
+    assert!(said.contains("this replica is given up") && said.contains("repaired itself from its peers"), "{said}");
+    let other = (1..=3).find(|id| *id != damaged).unwrap();
+    cluster.node_mut(other).kill();
+    load.wait_for(50);
+    cluster.start_all();
+    let told = load.stop();
+    assert_exactly_once(&cluster.addresses(), "kv", &told);
+    cluster.assert_equal_state("kv");
+    cluster.assert_equal_state("counter");
+}

@@ -17,9 +17,13 @@ use super::Shared;
 use super::error::LogError;
 use super::files::Files;
 use super::writer::Writer;
+use super::writer::Wrote;
 
 /// With nothing queued for this long, the tail mark is written.
 const REST_AFTER: Duration = Duration::from_millis(10);
+
+/// Between two tries when there is no room for the next segment.
+const ROOM_PAUSE: Duration = Duration::from_millis(200);
 
 /// What a driver does next.
 enum Turn {
@@ -202,7 +206,7 @@ fn run_thread(mut driver: Driver) {
             Turn::Stopped => break,
         };
         match driver.writer.write(&shared, last) {
-            Ok(true) => {
+            Ok(Wrote::Batch) => {
                 let begun = Instant::now();
                 let synced = driver.writer.sync();
                 let micros = begun.elapsed().as_micros() as u64;
@@ -213,7 +217,8 @@ fn run_thread(mut driver: Driver) {
                     break;
                 }
             }
-            Ok(false) => {}
+            Ok(Wrote::Nothing) => {}
+            Ok(Wrote::NoRoom(_)) => std::thread::sleep(ROOM_PAUSE),
             Err(_) => break,
         }
         if last {
@@ -249,7 +254,7 @@ impl NodeLog {
                     Turn::Stopped => break,
                 };
                 match driver.writer.write(&shared, last) {
-                    Ok(true) => {
+                    Ok(Wrote::Batch) => {
                         let takes = latency();
                         RT::sleep(takes).await;
                         let synced = driver.writer.sync();
@@ -257,7 +262,8 @@ impl NodeLog {
                             break;
                         }
                     }
-                    Ok(false) => {}
+                    Ok(Wrote::Nothing) => {}
+                    Ok(Wrote::NoRoom(_)) => RT::sleep(ROOM_PAUSE).await,
                     Err(_) => break,
                 }
                 if last {
@@ -269,16 +275,21 @@ impl NodeLog {
     }
 
     /// Writes and syncs what is queued now, on the caller's thread: for tests that go step by step.
-    /// Returns whether there was anything. Does nothing while a driver has the log.
+    /// Returns whether there was anything. Does nothing while a driver has the log. That there is no room is an error here,
+    /// and as with a driver none that ends the log.
     pub fn flush(&self) -> Result<bool, LogError> {
         let mut writer = self.shared.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(writer) = writer.as_mut() else { return Ok(false) };
         let mut any = false;
-        while writer.write(&self.shared, false)? {
+        loop {
+            match writer.write(&self.shared, false)? {
+                Wrote::Nothing => return Ok(any),
+                Wrote::NoRoom(error) => return Err(error),
+                Wrote::Batch => {}
+            }
             let synced = writer.sync();
             writer.complete(&self.shared, synced, 0)?;
             any = true;
         }
-        Ok(any)
     }
 }

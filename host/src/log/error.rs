@@ -32,11 +32,11 @@ pub enum LogError {
         /// What the system said.
         source: Arc<io::Error>,
     },
-    /// There is no room for the log. Nothing of the batch is acknowledged, and what was written of it
-    /// is cut at the next start.
+    /// There is no room for the log. Where it is the next segment's, the log waits for it; nothing is acknowledged meanwhile.
+    /// Elsewhere it ends the log, and what was written of the batch is cut at the next start.
     #[error(
         "the disk is full: {} needs {needed} bytes and the file system has {free}. \
-         Free space or enlarge it, then start the node again; nothing acknowledged is lost", path.display()
+         Free space or enlarge it; nothing acknowledged is lost", path.display()
     )]
     DiskFull {
         /// The file that was to be written.

@@ -18,6 +18,8 @@ pub struct LogStats {
     /// Whether there was no room for the next segment when it was made ahead of need. The log goes on
     /// until the current one is full, up to half a segment; a node should take no more commands.
     pub short_of_space: bool,
+    /// Whether all writes wait because there is no room for the next segment.
+    pub waits_for_room: bool,
     /// Bytes of entries that are not purged.
     pub live_bytes: u64,
     /// Entries that are not purged.

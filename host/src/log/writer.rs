@@ -8,7 +8,8 @@
 //!   it is computed what old segments are still needed for, is exactly what this batch makes durable.
 //! - A segment is given up only after the batch that moved the start past it was synced. What was still
 //!   current in it (votes, marks) is in that batch again; its entries are purged, replaced or moved.
-//! - After an error nothing is written any more.
+//! - After an error nothing is written any more. That there is no room for the next segment is not one: nothing of a batch
+//!   was taken by then, so what is queued waits until there is.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -65,6 +66,16 @@ pub(super) struct Writer {
     pub(super) to_move: VecDeque<(GroupId, u64, Slot)>,
 }
 
+/// What came of a try to write.
+pub(super) enum Wrote {
+    /// A batch: [`Writer::sync`] and [`Writer::complete`] must follow before the next one.
+    Batch,
+    /// There was nothing to write.
+    Nothing,
+    /// There is no room for the next segment. All that is queued is as before.
+    NoRoom(LogError),
+}
+
 /// A batch that is written and not synced.
 pub(super) struct InFlight {
     bytes: u64,
@@ -118,9 +129,8 @@ impl Writer {
         self.current.header.size.saturating_sub(self.position)
     }
 
-    /// Writes a batch of what is queued. `false`: there is nothing. After `true`, [`Writer::sync`] and
-    /// [`Writer::complete`] must follow before the next `write`.
-    pub(super) fn write(&mut self, shared: &Shared, last: bool) -> Result<bool, LogError> {
+    /// Writes a batch of what is queued; `last`: and the record that closes the log, which does not wait for room.
+    pub(super) fn write(&mut self, shared: &Shared, last: bool) -> Result<Wrote, LogError> {
         // Recovery builds on it: of two batches that are not synced, the first might look damaged.
         assert!(self.in_flight.is_none(), "a batch is written before the one before it was synced");
         let mut batch = Batch::default();
@@ -132,18 +142,35 @@ impl Writer {
         result
     }
 
-    fn try_write(&mut self, shared: &Shared, last: bool, batch: &mut Batch) -> Result<bool, LogError> {
+    /// Whether to wait: not when the log is to be closed.
+    fn wait_for_room(&self, shared: &Shared, error: &LogError) -> bool {
+        let mut state = shared.lock();
+        if state.closing {
+            return false;
+        }
+        if !std::mem::replace(&mut state.stats.waits_for_room, true) {
+            tracing::error!(%error, "the log waits for disk space, and all writes with it; nothing is lost");
+        }
+        true
+    }
+
+    fn try_write(&mut self, shared: &Shared, last: bool, batch: &mut Batch) -> Result<Wrote, LogError> {
         let wanted = {
             let state = shared.lock();
             if state.stopped.is_some() || (state.queue.is_empty() && !last) {
-                return Ok(false);
+                return Ok(Wrote::Nothing);
             }
             let first = state.queue.front().map_or(0, |operation| operation.bytes.len());
             let limit = shared.options.max_batch_bytes.max(first);
             state.queued_bytes.min(limit) + BATCH_HEADER_BYTES + SECTOR_BYTES as usize
         };
         if self.room() < wanted as u64 {
-            self.rotate(shared, wanted as u64)?;
+            match self.rotate(shared, wanted as u64) {
+                Err(error @ LogError::DiskFull { .. }) if !last && self.wait_for_room(shared, &error) => {
+                    return Ok(Wrote::NoRoom(error));
+                }
+                rotated => rotated?,
+            }
         }
         let moves = self.read_moves(shared)?;
         {
@@ -160,7 +187,7 @@ impl Writer {
             batch.stamp = batch.stamp.max(state.durable_stamp);
         }
         if batch.records == 0 {
-            return Ok(false);
+            return Ok(Wrote::Nothing);
         }
         self.buffer.clear();
         self.buffer.resize(BATCH_HEADER_BYTES, 0);
@@ -181,7 +208,7 @@ impl Writer {
             start: batch.start,
             moved: std::mem::take(&mut batch.moved),
         });
-        Ok(true)
+        Ok(Wrote::Batch)
     }
 
     /// Takes operations off the queue while they fit, and gives their entries places.
@@ -432,6 +459,9 @@ impl Writer {
         state.segments.insert(self.sequence(), SegmentState { file: self.current.clone(), live_bytes: 0 });
         state.stats.recycled_segments += u64::from(self.spares.len() < spares);
         state.stats.short_of_space = false;
+        if std::mem::take(&mut state.stats.waits_for_room) {
+            tracing::info!("there is disk space again: the log goes on");
+        }
         state.stats.spare_segments = self.spares.len() as u64;
         Ok(())
     }

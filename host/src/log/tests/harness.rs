@@ -26,6 +26,7 @@ use crate::log::RecoveryReport;
 use crate::log::files::Files;
 use crate::log::record::log_id;
 use crate::log::segment::segment_name;
+use crate::log::writer::Wrote;
 use crate::types::Entry;
 use crate::types::EntryKind;
 use crate::types::GroupId;
@@ -255,7 +256,11 @@ impl Harness {
 
     /// Writes what is queued, without syncing it.
     pub(super) fn write(&self) -> Result<bool, LogError> {
-        self.log.shared.writer.lock().unwrap().as_mut().unwrap().write(&self.log.shared, false)
+        match self.log.shared.writer.lock().unwrap().as_mut().unwrap().write(&self.log.shared, false)? {
+            Wrote::Batch => Ok(true),
+            Wrote::Nothing => Ok(false),
+            Wrote::NoRoom(error) => Err(error),
+        }
     }
 
     /// Syncs what was written: all submitted before that is acknowledged now.
@@ -308,7 +313,7 @@ impl Harness {
         self.flush()?;
         let mut writer = self.log.shared.writer.lock().unwrap();
         let writer = writer.as_mut().unwrap();
-        if !writer.write(&self.log.shared, true)? {
+        if !matches!(writer.write(&self.log.shared, true)?, Wrote::Batch) {
             return Err(LogError::Closed);
         }
         let synced = writer.sync();

@@ -91,6 +91,11 @@ pub struct ServeConfig {
     #[arg(long, value_name = "MS", default_value_t = 1000, help_heading = "Cluster")]
     pub election_timeout_ms: u64,
 
+    /// How much this node is to lead, 1 to 255: a leader hands over to a voter of a higher priority that lacks little. 0: it
+    /// votes and holds everything, and leads only where it is the only voter
+    #[arg(long, value_name = "N", default_value_t = 100, help_heading = "Cluster")]
+    pub election_priority: u8,
+
     /// Take a snapshot of a group after this many entries
     #[arg(long, value_name = "N", default_value_t = 100_000, help_heading = "Log and snapshots")]
     pub snapshot_entries: u64,
@@ -114,6 +119,20 @@ pub struct ServeConfig {
     /// How much of the newest log is kept in memory, over all groups
     #[arg(long, value_name = "BYTES", default_value = "16MiB", value_parser = parse_bytes, help_heading = "Log and snapshots")]
     pub log_cache_bytes: u64,
+
+    /// How fast snapshots go out to other nodes, all of them together, bytes a second; 0 for as fast as it goes. They have a
+    /// connection of their own, but share network, disks and processors with what clients wait for
+    #[arg(long, value_name = "BYTES", default_value = "32MiB", value_parser = parse_bytes, help_heading = "Log and snapshots")]
+    pub transfer_bytes_per_second: u64,
+
+    /// How many snapshots go out at once; others wait for their turn
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..), help_heading = "Log and snapshots")]
+    pub transfers_max: u64,
+
+    /// With less than this free on the disk the node takes no commands (disk_full), so that its log survives; snapshots leave
+    /// half of it. 0 for never mind [default: four log segments]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, help_heading = "Log and snapshots")]
+    pub disk_reserve: Option<u64>,
 
     /// Threads for consensus and connections; 0 for one a two cores. Syncs and guest code have threads of their own
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=1024), help_heading = "Limits")]
@@ -309,6 +328,12 @@ impl ServeConfig {
             all.entry(group.clone()).or_default().extend(address.clone());
         }
         all
+    }
+
+    /// With less than this free on the disk no commands are taken. The log may need as much as two segments at a moment's
+    /// notice, and the other half is a margin for what else writes to the disk.
+    pub fn disk_reserve_bytes(&self) -> u64 {
+        self.disk_reserve.unwrap_or(self.log_segment_bytes.saturating_mul(4))
     }
 
     /// The address that other nodes reach this one at.

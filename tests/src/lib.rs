@@ -13,6 +13,7 @@ pub mod lines;
 pub mod load;
 pub mod modules;
 pub mod program;
+pub mod proxy;
 pub mod redis;
 pub mod s3;
 pub mod wait;

@@ -117,7 +117,10 @@ fn node_row(node: &NodeStatus) -> Vec<String> {
         [] => node.state.clone(),
         reasons => format!("{}: {}", node.state, reasons.join("; ")),
     };
-    let leads = node.leads.zip(node.replicas).map(|(leads, replicas)| format!("{leads} of {replicas}"));
+    let leads = node.leads.zip(node.replicas).map(|(leads, replicas)| match node.priority {
+        Some(0) => format!("{leads} of {replicas} (never)"),
+        _ => format!("{leads} of {replicas}"),
+    });
     let disk = node.disk.as_ref();
     let millis = |micros: u64| format!("{:.1}", micros as f64 / 1000.0);
     let syncs = disk.map(|disk| format!("{}, {} ms", millis(disk.sync_p50_micros), millis(disk.sync_p99_micros)));

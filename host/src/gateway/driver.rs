@@ -666,7 +666,8 @@ impl<P: Platform, T: Transport> Driver<P, T> {
 
     fn propose(&mut self, token: Token, session: u64, command: Bytes) {
         add(&self.shared.counts.proposals, 1);
-        if let Err(error) = self.check_size("command", command.len()) {
+        let taken = self.check_size("command", command.len()).and_then(|()| self.shared.options.group.check_space());
+        if let Err(error) = taken {
             return self.inputs.applied(token, 0, &Err(error));
         }
         if session == 0 {

@@ -16,6 +16,12 @@ use super::*;
 const IDLE: Duration = Duration::from_millis(500);
 /// The shortest, so that a crowd of deadlines costs one round.
 const BUSY: Duration = Duration::from_millis(20);
+/// After a snapshot that could not be written.
+const SNAPSHOT_RETRY: Duration = Duration::from_secs(5);
+/// A snapshot that is due by time while one is sent is looked at again so much later.
+const SENDING_PAUSE: Duration = Duration::from_secs(5);
+/// While one is sent, the next is taken only after so many times as much as otherwise.
+const SENDING_TIMES: u64 = 8;
 /// Timers and sessions settled in one round.
 const ROUND_MAX: usize = 1024;
 
@@ -28,6 +34,8 @@ struct Duties<P: Platform> {
     snapshot_due: InstantOf<P>,
     /// The applied index the last snapshot was asked for at.
     snapshot_asked: u64,
+    /// Whether the last one could not be written, and it is time to try again.
+    snapshot_again: Arc<AtomicBool>,
     /// Whether a snapshot is being written.
     writing: Arc<AtomicBool>,
     /// Sessions and timers already proposed to end or fire, until they are gone.
@@ -50,6 +58,7 @@ pub async fn run<P: Platform, T: Transport>(group: Weak<Group<P, T>>) {
                 heard: BTreeMap::new(),
                 snapshot_due: InstantOf::<P>::now() + snapshot_interval(&group),
                 snapshot_asked: 0,
+                snapshot_again: Arc::default(),
                 writing: Arc::default(),
                 pending_timers: BTreeMap::new(),
                 told: (None, 0),
@@ -57,6 +66,7 @@ pub async fn run<P: Platform, T: Transport>(group: Weak<Group<P, T>>) {
             duties.tell(&group);
             duties.snapshots(&group);
             duties.touches(&group);
+            group.forget_stale_transfer().await;
             (duties.lead(&group).await, group.shared.clone())
         };
         RtOf::<P>::sleep(BUSY).await;
@@ -101,22 +111,32 @@ impl<P: Platform> Duties<P> {
 
     fn snapshots<T: Transport>(&mut self, group: &Arc<Group<P, T>>) {
         let (applied, bytes) = group.shared.growth();
-        let covered = group.shared.snapshot_index().max(self.snapshot_asked);
+        let again = self.snapshot_again.swap(false, Ordering::Relaxed);
+        let covered = group.shared.snapshot_index().max(if again { 0 } else { self.snapshot_asked });
         let now = InstantOf::<P>::now();
+        // A newer one would make a follower that is being sent this one begin again, and the log behind this one go that it
+        // needs next. Up to a bound: a follower that takes for ever must not keep the log for ever.
+        let times = if group.transfers.is_sending(group.id) { SENDING_TIMES } else { 1 };
+        if times > 1 && now >= self.snapshot_due {
+            self.snapshot_due = now + SENDING_PAUSE;
+        }
         let by_time = now >= self.snapshot_due && applied > covered;
-        let by_size = applied.saturating_sub(covered) >= group.timing.snapshot_entries
-            || (bytes >= group.timing.snapshot_bytes && applied > covered);
-        if (by_time || by_size) && !self.writing.load(Ordering::Relaxed) {
-            // If it fails, tried again when as much has come in again, or time has passed.
+        let by_size = applied.saturating_sub(covered) >= group.timing.snapshot_entries.saturating_mul(times)
+            || (bytes >= group.timing.snapshot_bytes.saturating_mul(times) && applied > covered);
+        if (by_time || by_size || again && applied > covered) && !self.writing.load(Ordering::Relaxed) {
             self.snapshot_asked = applied;
-            let (group, writing) = (group.clone(), Writing(self.writing.clone()));
+            let (group, writing, again) = (group.clone(), Writing(self.writing.clone()), self.snapshot_again.clone());
             writing.0.store(true, Ordering::Relaxed);
             // Beside the other duties: sessions and timers do not wait for a large state to be written.
             drop(P::Runtime::spawn(async move {
-                if let Err(error) = group.snapshot().await {
+                let written = group.snapshot().await;
+                drop((group, writing));
+                if let Err(error) = written {
                     tracing::error!(%error, "the log cannot be shortened until a snapshot is written");
+                    // Also when nothing more comes in: the disk may have space by then.
+                    RtOf::<P>::sleep(SNAPSHOT_RETRY).await;
+                    again.store(true, Ordering::Relaxed);
                 }
-                drop(writing);
             }));
         }
         if now >= self.snapshot_due || by_size {

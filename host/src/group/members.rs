@@ -127,19 +127,21 @@ impl<P: Platform, T: Transport> Group<P, T> {
         }
     }
 
-    /// Hands leadership to `to`, or to the voter that is furthest ahead, if this node leads.
+    /// Hands leadership to `to`, or to the voter that is best to lead (see [`super::priority`]), if this node leads.
     pub async fn hand_over_to(&self, to: Option<NodeId>) -> Result<(), String> {
         if !self.leads() {
             return Err(format!("node {} does not lead group {}", self.node, self.name));
         }
-        let standing = self.standing();
-        let mut others = standing.members.iter().filter(|member| member.id != self.node && member.role == "voter");
+        let is_voter = |id: &NodeId| self.raft.voter_ids().any(|voter| voter == *id);
         let chosen = match to {
             Some(to) if to == self.node => return Ok(()),
-            Some(to) => others.find(|member| member.id == to),
-            None => others.max_by_key(|member| member.matched.unwrap_or(0)),
+            Some(to) if self.priorities.of(to) == Some(priority::PRIORITY_NEVER) => {
+                return Err(format!("node {to} is not to lead (--election-priority 0)"));
+            }
+            Some(to) => Some(to).filter(is_voter),
+            None => self.best_successor(),
         };
-        let Some(chosen) = chosen.map(|member| member.id) else {
+        let Some(chosen) = chosen else {
             return Err(format!("group {} has no such voter to lead it", self.name));
         };
         self.raft.trigger().transfer_leader(chosen).await.map_err(|error| error.to_string())?;

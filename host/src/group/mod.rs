@@ -13,10 +13,12 @@ pub mod inbox;
 mod lead;
 pub mod members;
 pub mod model;
+pub mod priority;
 mod propose;
 mod read;
 mod replica;
 mod requests;
+pub mod space;
 pub mod state;
 mod waiters;
 
@@ -28,6 +30,7 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::Duration;
 
+use openraft::Instant;
 use openraft::ServerState;
 use openraft::async_runtime::AsyncRuntime;
 use openraft::async_runtime::watch::WatchReceiver;
@@ -37,8 +40,10 @@ use self::barrier::ReadBarrier;
 use self::inbox::Inbox;
 use self::inbox::Ticket;
 use self::model::ModelFactory;
+use self::priority::Priorities;
 use self::replica::Shared;
 use self::replica::StateMachine;
+use self::space::Space;
 use self::state::Answer;
 use self::waiters::Delivered;
 use crate::disk::Disk;
@@ -51,6 +56,7 @@ use crate::peer::message::PeerRequest;
 use crate::peer::message::PeerResponse;
 use crate::peer::raft::GroupNetwork;
 use crate::peer::raft::call;
+use crate::peer::transfer::Transfers;
 use crate::platform::Platform;
 use crate::service::Consistency;
 use crate::service::ErrorCode;
@@ -136,6 +142,12 @@ pub struct GroupOptions<P: Platform, T: Transport> {
     pub platform: P,
     /// The way to other nodes.
     pub transport: T,
+    /// Snapshots on their way to others; of the whole node.
+    pub transfers: Transfers<P>,
+    /// Disk space; of the whole node.
+    pub space: Arc<Space>,
+    /// Who is to lead; of the whole node.
+    pub priorities: Arc<Priorities>,
 }
 
 type Raft<P> = openraft::Raft<Types<<P as Platform>::Runtime>, StateMachine<P>>;
@@ -157,6 +169,11 @@ pub struct Group<P: Platform, T: Transport> {
     linearizable: ReadBarrier,
     lease: ReadBarrier,
     receiver: Arc<Mutex<Receiver>>,
+    /// When something of an incoming snapshot last came, while there is something of one.
+    received_at: Mutex<Option<InstantOf<P>>>,
+    transfers: Transfers<P>,
+    space: Arc<Space>,
+    priorities: Arc<Priorities>,
     store: SnapshotStore,
     factory: Arc<dyn ModelFactory>,
     /// Touched sessions this node has yet to tell the leader of.
@@ -206,7 +223,12 @@ impl<P: Platform, T: Transport> Group<P, T> {
     /// consensus as a follower. A group whose only voter is this node elects itself at once.
     pub async fn open(options: GroupOptions<P, T>) -> io::Result<Arc<Self>> {
         let (id, node, timing, platform) = (options.id, options.node, options.timing, options.platform.clone());
-        let store = SnapshotStore::open(options.disk.clone(), options.directory.clone(), options.snapshots_kept)?;
+        let store = SnapshotStore::open(
+            options.disk.clone(),
+            options.directory.clone(),
+            options.snapshots_kept,
+            options.space.floor_bytes(),
+        )?;
         let factory = options.factory.clone();
         let opened = {
             let (store, factory) = (store.clone(), factory.clone());
@@ -233,7 +255,7 @@ impl<P: Platform, T: Transport> Group<P, T> {
             // the commit index it last wrote down, and answer linearizable reads from before what it acknowledged; and
             // what it sent to followers before its own sync and lost, it would number again (found by the simulator).
             enable_leader_restore: Some(false),
-            enable_elect: options.may_vote,
+            enable_elect: options.may_vote && options.priorities.own() != priority::PRIORITY_NEVER,
             // A follower that lost its disk is sent everything again. (openraft's default ends the leader instead.)
             // What makes it safe is that such a node does not vote before: see `node::settle`.
             allow_log_reversion: Some(true),
@@ -253,7 +275,7 @@ impl<P: Platform, T: Transport> Group<P, T> {
         let config = Arc::new(config.validate().map_err(io::Error::other)?);
         let machine = StateMachine::new(shared.clone(), factory.clone(), store.clone(), platform.clone());
         let hurry = Hurry::default();
-        let network = GroupNetwork::<P::Runtime, T>::new(id, options.transport.clone(), hurry.clone());
+        let network = GroupNetwork::new(id, options.transport.clone(), hurry.clone(), options.transfers.clone());
         let raft = Raft::<P>::new(node, config, network, options.log, machine).await.map_err(io::Error::other)?;
         let (proposals, queue) = mpsc::channel(PROPOSALS_MAX);
         let group = Arc::new(Self {
@@ -270,6 +292,11 @@ impl<P: Platform, T: Transport> Group<P, T> {
             linearizable: ReadBarrier::default(),
             lease: ReadBarrier::default(),
             receiver: Arc::new(Mutex::new(Receiver::new(store.clone()))),
+            // Something may be there of before a restart.
+            received_at: Mutex::new(Some(InstantOf::<P>::now())),
+            transfers: options.transfers,
+            space: options.space,
+            priorities: options.priorities,
             store,
             factory,
             touched: Mutex::default(),
@@ -295,18 +322,19 @@ impl<P: Platform, T: Transport> Group<P, T> {
         if std::mem::replace(&mut *self.votes.lock().unwrap_or_else(PoisonError::into_inner), true) {
             return Ok(());
         }
-        self.raft.runtime_config().elect(true);
+        self.raft.runtime_config().elect(!self.never_leads());
         let members = self.members.clone();
         if !self.raft.is_initialized().await.map_err(io::Error::other)? {
             if members.is_empty() {
                 return Ok(());
             }
+            let alone = members.len() == 1;
             let members: BTreeMap<NodeId, openraft::BasicNode> =
                 members.into_iter().map(|(id, address)| (id, openraft::BasicNode { addr: address })).collect();
             // Every member does this with the same list; whoever is late finds it done by replication.
             if let Err(error) = self.raft.initialize(members).await {
                 tracing::info!(group = self.id, %error, "the group has its members already");
-            } else if self.stands_first {
+            } else if alone || self.stands_first && !self.never_leads() {
                 self.raft.trigger().elect(false).await.map_err(io::Error::other)?;
             }
             return Ok(());
@@ -519,6 +547,10 @@ impl<P: Platform, T: Transport> Group<P, T> {
     pub async fn take_lead(&self) -> ServiceResult<()> {
         let leader = match self.leader() {
             Some(leader) if leader == self.node => return Ok(()),
+            _ if self.never_leads() => {
+                let detail = format!("node {} is not to lead (--election-priority 0)", self.node);
+                return Err(self.error(ErrorCode::Unavailable, detail));
+            }
             Some(leader) => leader,
             None => {
                 let elected = self.raft.trigger().elect(true).await;

@@ -31,7 +31,12 @@ impl<P: Platform, T: Transport> Group<P, T> {
         let retry_safe = matches!(&kind, EntryKind::Command { session: Some(used), .. } if used.sequence.is_some());
         let deadline = InstantOf::<P>::now() + timeout;
         let mut pause_ms = 2;
+        // Whether an earlier try may have reached a log: from then on nobody can say that nothing was done.
+        let mut unclear = false;
         loop {
+            if space::waits_for_space(&kind) && !unclear {
+                self.check_space()?;
+            }
             let (number, receiver) = self.shared.waiters.register(retry_safe);
             let origin = Origin { node: self.node, incarnation: self.incarnation, number };
             // The leader stamps the time; zero until then.
@@ -51,13 +56,13 @@ impl<P: Platform, T: Transport> Group<P, T> {
                     // It reached no log: nothing was done, and it can be proposed again.
                     let pause = Duration::from_millis(pause_ms);
                     if InstantOf::<P>::now() + pause >= deadline || self.is_stopped() {
-                        let detail = format!("no leader took the command within {} ms", timeout.as_millis());
-                        return Err(self.error(ErrorCode::NoLeader, detail));
+                        return Err(if unclear { self.unknown_outcome(timeout) } else { self.not_taken(timeout) });
                     }
                     RtOf::<P>::sleep(pause).await;
                     pause_ms = (pause_ms * 2).min(50);
                 }
                 Ok(Ok(Delivered::Unknown)) => {
+                    unclear = true;
                     let pause = Duration::from_millis(pause_ms);
                     if !retry_safe || InstantOf::<P>::now() + pause >= deadline || self.is_stopped() {
                         return Err(self.unknown_outcome(timeout));
@@ -96,6 +101,19 @@ impl<P: Platform, T: Transport> Group<P, T> {
         self.shared.waiters.forget(number);
     }
 
+    fn not_taken(&self, timeout: Duration) -> ServiceError {
+        let leader = self.leader().filter(|leader| self.space.short_nodes(self.node).contains(leader));
+        let within = format!("within {} ms", timeout.as_millis());
+        match leader {
+            Some(leader) => {
+                let detail =
+                    format!("node {leader}, which leads, is short of disk space, and nobody took over {within}");
+                self.error(ErrorCode::DiskFull, detail)
+            }
+            None => self.error(ErrorCode::NoLeader, format!("no leader took the command {within}")),
+        }
+    }
+
     fn unknown_outcome(&self, timeout: Duration) -> ServiceError {
         let standing = self.standing();
         let leader = standing.leader.map_or("no leader is known".to_string(), |leader| format!("node {leader} leads"));
@@ -118,11 +136,15 @@ impl<P: Platform, T: Transport> Group<P, T> {
         let time_ms = self.platform.wall_ms();
         let mut enqueued = Enqueued(Vec::with_capacity(proposals.len()));
         for proposal in proposals {
+            if !self.has_space_for(&proposal.kind) {
+                enqueued.0.push(None);
+                continue;
+            }
             let (responder, receiver) = OneshotResponder::new_pair();
             let write = self.raft.write(Proposal { time_ms, ..proposal }).responder(responder).with_leader(term);
             // A Raft that has stopped drops the responder, and the receiver says so.
             let _stopped = write.await;
-            enqueued.0.push(receiver);
+            enqueued.0.push(Some(receiver));
         }
         enqueued
     }
@@ -164,14 +186,18 @@ impl<P: Platform, T: Transport> Group<P, T> {
     }
 }
 
-/// Commands on their way through this node's Raft.
-struct Enqueued<RT: AsyncRuntime>(Vec<OneshotReceiverOf<Types<RT>, ClientWriteResult<Types<RT>>>>);
+/// Commands on their way through this node's Raft; `None` for those that this node has no disk space for.
+struct Enqueued<RT: AsyncRuntime>(Vec<Option<OneshotReceiverOf<Types<RT>, ClientWriteResult<Types<RT>>>>>);
 
 impl<RT: AsyncRuntime> Enqueued<RT> {
     /// Waits until what became of each is known.
     async fn fate(self) -> Fate {
         let mut fate = Fate::default();
         for (place, receiver) in (0u32..).zip(self.0) {
+            let Some(receiver) = receiver else {
+                fate.refused.push(place);
+                continue;
+            };
             match receiver.await {
                 Ok(Ok(_)) => {}
                 Ok(Err(ClientWriteError::ForwardToLeader(forward))) => {

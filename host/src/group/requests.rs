@@ -6,6 +6,10 @@ use std::sync::PoisonError;
 use std::task::Poll;
 
 use super::*;
+use crate::peer::transfer::count;
+
+/// What has come of a snapshot is kept for so long after its last part.
+const TRANSFER_KEPT: Duration = Duration::from_secs(600);
 
 impl<P: Platform, T: Transport> Group<P, T> {
     /// Runs one Raft request of node `from`.
@@ -21,6 +25,11 @@ impl<P: Platform, T: Transport> Group<P, T> {
         match request {
             PeerRequest::Vote(..) | PeerRequest::PreVote(..) | PeerRequest::TransferLeader(..) if !self.may_vote() => {
                 Err(text(&"this replica began empty and does not vote until it has caught up"))
+            }
+            // Heartbeats are taken: this node follows, and comes after when it has space again.
+            PeerRequest::Append(_, rpc) if !rpc.entries.is_empty() && self.space.is_spent() => {
+                self.hear_of(from);
+                Err(text(&"this node has no disk space left but what its log needs; it takes no entries until it has"))
             }
             PeerRequest::Append(_, rpc) => {
                 let _not_with_a_snapshot = self.taking.read().await;
@@ -56,14 +65,22 @@ impl<P: Platform, T: Transport> Group<P, T> {
                 self.hear(sessions);
                 Ok(PeerResponse::Done)
             }
-            PeerRequest::SnapshotBegin(offer) => self
-                .receive(move |receiver| receiver.begin(offer.digest, offer.size))
-                .await
-                .map(PeerResponse::SnapshotOffset),
-            PeerRequest::SnapshotChunk { digest, offset, data, .. } => self
-                .receive(move |receiver| receiver.part(digest, offset, &data))
-                .await
-                .map(PeerResponse::SnapshotOffset),
+            PeerRequest::SnapshotBegin(offer) => {
+                let offset = self.receive(move |receiver| receiver.begin(offer.digest, offer.size)).await?;
+                count(&self.transfers.counts().received_resumed, u64::from(offset > 0));
+                Ok(PeerResponse::SnapshotOffset(offset))
+            }
+            PeerRequest::SnapshotChunk { digest, offset, checksum, data, .. } => {
+                let length = data.len() as u64;
+                let next = self.receive(move |receiver| receiver.part(digest, offset, checksum, &data)).await;
+                let counts = self.transfers.counts();
+                match &next {
+                    Ok(next) if *next == offset.saturating_add(length) => count(&counts.received_bytes, length),
+                    Ok(_) => {}
+                    Err(_) => count(&counts.refused_parts, 1),
+                }
+                next.map(PeerResponse::SnapshotOffset)
+            }
             PeerRequest::SnapshotEnd { digest, vote, .. } => {
                 let installed = self.install(digest, vote).await;
                 self.hear_of(from);
@@ -78,6 +95,7 @@ impl<P: Platform, T: Transport> Group<P, T> {
         &self,
         step: impl FnOnce(&mut Receiver) -> Result<R, SnapshotError> + Send + 'static,
     ) -> Result<R, String> {
+        *self.received_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(InstantOf::<P>::now());
         let receiver = self.receiver.clone();
         let done = self.platform.run_guest(move || step(&mut receiver.lock().unwrap_or_else(PoisonError::into_inner)));
         match done.await {
@@ -87,6 +105,22 @@ impl<P: Platform, T: Transport> Group<P, T> {
                 Err(error.to_string())
             }
             None => Err("a file job failed".to_string()),
+        }
+    }
+
+    /// Removes what has come of a snapshot that nobody goes on with: the log may have brought it all since.
+    pub(super) async fn forget_stale_transfer(&self) {
+        let stale = {
+            let mut received_at = self.received_at.lock().unwrap_or_else(PoisonError::into_inner);
+            received_at.take_if(|at| InstantOf::<P>::now() - *at > TRANSFER_KEPT).is_some()
+        };
+        if !stale {
+            return;
+        }
+        let receiver = self.receiver.clone();
+        let forget = move || receiver.lock().unwrap_or_else(PoisonError::into_inner).forget();
+        if let Some(Err(error)) = self.platform.run_guest(forget).await {
+            tracing::warn!(group = self.id, %error, "the rest of a snapshot's transfer is still there");
         }
     }
 

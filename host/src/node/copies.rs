@@ -442,7 +442,6 @@ impl<P: Platform, T: Transport> Node<P, T> {
         members: &BTreeMap<NodeId, String>,
     ) -> ServiceResult<()> {
         let held = self.with_bases(move |_| file.hold()).await?;
-        let held = Arc::new(held);
         let others = self.others(members);
         let sent = join_all(others.iter().map(|member| self.send_base(*member, id, held.clone()))).await;
         // Whoever was first may have waited long for whoever was last.
@@ -505,11 +504,12 @@ impl<P: Platform, T: Transport> Node<P, T> {
         made: Vec<u8>,
     ) -> io::Result<BTreeMap<NodeId, String>> {
         let setup = &self.0.setup;
-        let (disk, keep) = (setup.disk.clone(), setup.settings.snapshots_kept);
+        let (disk, keep, floor) =
+            (setup.disk.clone(), setup.settings.snapshots_kept, self.0.common.space.floor_bytes());
         let directory = group_directory(&setup.data_dir, entry.id);
         let (node, group, members) = (self.id(), entry.id, entry.members.clone());
         let begun = self.with_bases(move |bases| {
-            let store = SnapshotStore::open(disk, directory, keep)?;
+            let store = SnapshotStore::open(disk, directory, keep, floor)?;
             let members = if !store.is_empty()? {
                 members
             } else if let Some(base) = bases.reader(&base)?.filter(|_| members.contains_key(&node)) {

@@ -43,7 +43,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
                 },
                 Some(leader) => {
                     let request = PeerRequest::Join { node, address: address.clone() };
-                    let asked = call::<P::Runtime, T>(&self.0.setup.transport, leader, Lane::Bulk, &request);
+                    let asked = call::<P::Runtime, T>(&self.0.setup.transport, leader, Lane::Control, &request);
                     match P::Runtime::timeout(PATIENCE, asked).await {
                         Ok(Ok(joined)) => return Ok(joined),
                         Ok(Err(crate::peer::CallError::Refused { reason, .. })) => return Err(reason),

@@ -1,6 +1,8 @@
 //! The node's numbers, read where they live at the moment they are asked for.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 
 use super::Node;
 use super::lock;
@@ -20,6 +22,12 @@ impl<P: Platform, T: Transport> Node<P, T> {
             .counter("statehouse_log_slow_syncs", "Syncs of the log that took over a second", &[], log.slow_syncs)
             .counter("statehouse_log_recycled_segments", "Segments used again", &[], log.recycled_segments)
             .gauge("statehouse_log_segments", "Segments of the log", &[], log.segments as f64)
+            .gauge(
+                "statehouse_log_waits_for_room",
+                "1 while the log has no room for its next segment, and all writes wait",
+                &[],
+                f64::from(u8::from(log.waits_for_room)),
+            )
             .gauge("statehouse_log_live_bytes", "Bytes of entries not purged", &[], log.live_bytes as f64)
             .gauge("statehouse_log_cached_bytes", "Bytes of entries in memory", &[], log.cached_bytes as f64)
             .gauge(
@@ -28,6 +36,22 @@ impl<P: Platform, T: Transport> Node<P, T> {
                 &[],
                 f64::from(u8::from(self.not_ready().is_empty())),
             );
+        let space = &self.0.common.space;
+        page.gauge(
+            "statehouse_disk_short",
+            "1 when the disk is full but for its reserve, and no commands are taken",
+            &[],
+            f64::from(u8::from(space.is_short())),
+        );
+        for (name, help, count) in self.transfer_counts() {
+            page.counter(name, help, &[], count);
+        }
+        page.gauge(
+            "statehouse_transfers_under_way",
+            "Snapshots that are being sent or wait for their turn",
+            &[],
+            self.0.common.transfers.counts().under_way.load(Ordering::Relaxed) as f64,
+        );
         for group in self.all_groups() {
             let standing = group.standing();
             let labels = [("group", group.name())];
@@ -76,6 +100,39 @@ impl<P: Platform, T: Transport> Node<P, T> {
         page.text()
     }
 
+    fn transfer_counts(&self) -> Vec<(&'static str, &'static str, u64)> {
+        let counts = self.0.common.transfers.counts();
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        vec![
+            ("statehouse_transfers_begun", "Snapshots whose sending was begun or taken up again", read(&counts.begun)),
+            ("statehouse_transfers_resumed", "Of these, taken up again where they were cut", read(&counts.resumed)),
+            ("statehouse_transfers_finished", "Snapshots sent and installed", read(&counts.finished)),
+            ("statehouse_transfers_failed", "Transfers cut, refused or given up", read(&counts.failed)),
+            ("statehouse_transfer_sent_bytes", "Bytes of snapshots sent", read(&counts.sent_bytes)),
+            (
+                "statehouse_transfer_resumed_bytes",
+                "Bytes of snapshots that did not have to be sent again after a cut",
+                read(&counts.resumed_bytes),
+            ),
+            (
+                "statehouse_transfer_throttled_microseconds",
+                "Time for which the limits held transfers up",
+                read(&counts.throttled_micros),
+            ),
+            ("statehouse_transfer_received_bytes", "Bytes of snapshots received", read(&counts.received_bytes)),
+            (
+                "statehouse_transfers_received_resumed",
+                "Incoming transfers that went on with what was here already",
+                read(&counts.received_resumed),
+            ),
+            (
+                "statehouse_transfer_refused_parts",
+                "Parts of incoming snapshots that did not check out",
+                read(&counts.refused_parts),
+            ),
+        ]
+    }
+
     /// The same numbers for programs.
     pub(super) fn counter_map(&self) -> BTreeMap<String, u64> {
         let log = self.0.setup.log.stats();
@@ -85,6 +142,8 @@ impl<P: Platform, T: Transport> Node<P, T> {
             ("log_written_bytes".to_string(), log.written_bytes),
             ("log_sync_micros".to_string(), log.sync_micros),
         ]);
+        let transfers = self.transfer_counts().into_iter();
+        counters.extend(transfers.map(|(name, _, count)| (name.trim_start_matches("statehouse_").to_string(), count)));
         for group in lock(&self.0.groups).values() {
             counters.insert(format!("applied/{}", group.name()), group.applied());
         }

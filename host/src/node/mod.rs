@@ -8,6 +8,7 @@
 mod asked_changes;
 mod changes;
 mod copies;
+mod fitness;
 mod forward;
 mod gateways;
 pub mod identity;
@@ -47,6 +48,8 @@ use crate::group::GroupOptions;
 use crate::group::Timing;
 use crate::group::Unjoined;
 use crate::group::model::WasmFactory;
+use crate::group::priority::Priorities;
+use crate::group::space::Space;
 use crate::log::NodeLog;
 use crate::module::Context;
 use crate::module::Limits;
@@ -57,6 +60,8 @@ use crate::peer::Transport;
 use crate::peer::message::PeerRequest;
 use crate::peer::message::PeerResponse;
 use crate::peer::message::PeerStatus;
+use crate::peer::transfer::TransferSettings;
+use crate::peer::transfer::Transfers;
 use crate::platform::Platform;
 use crate::platform::random_u64;
 use crate::snapshot::Bases;
@@ -92,6 +97,12 @@ pub struct Settings {
     pub repair_from_peers: bool,
     /// Client listeners.
     pub listen: ListenSettings,
+    /// How snapshots go to other nodes.
+    pub transfers: TransferSettings,
+    /// How much this node is to lead, against others; 0: not where another one can.
+    pub election_priority: u8,
+    /// Below so many free bytes of disk no commands are taken; 0: never mind.
+    pub disk_reserve_bytes: u64,
 }
 
 /// What a node is made of.
@@ -120,6 +131,13 @@ pub struct Setup<P: Platform, T: Transport> {
     pub settings: Settings,
 }
 
+/// What all groups of a node share.
+struct Common<P: Platform> {
+    transfers: Transfers<P>,
+    space: Arc<Space>,
+    priorities: Arc<Priorities>,
+}
+
 struct Inner<P: Platform, T: Transport> {
     setup: Setup<P, T>,
     incarnation: u64,
@@ -132,6 +150,7 @@ struct Inner<P: Platform, T: Transport> {
     /// Why a group that should run here does not.
     failures: Mutex<BTreeMap<GroupId, String>>,
     stopping: Mutex<bool>,
+    common: Common<P>,
     /// See [`settle`].
     may_vote: Mutex<bool>,
     /// See [`repair`].
@@ -165,18 +184,22 @@ impl<P: Platform, T: Transport> Node<P, T> {
         let files = ModuleFiles::open(setup.disk.clone(), setup.data_dir.join("modules"))?;
         let bases = Bases::open(setup.disk.clone(), setup.data_dir.join("bases"))?;
         let view = Arc::new(View::default());
+        let transfers = Transfers::new(setup.platform.clone(), setup.settings.transfers);
+        let space = Arc::new(Space::new(setup.settings.disk_reserve_bytes));
+        let priorities = Arc::new(Priorities::new(setup.settings.election_priority));
+        let common = Common { transfers, space, priorities };
         let mut may_vote = !settle::is_marked(&*setup.disk, &setup.data_dir)?;
         let mut repair = repair::read(&*setup.disk, &setup.data_dir)?;
         for (id, address) in repair.iter().flat_map(|repair| &repair.peers) {
             setup.transport.learn(*id, address);
         }
         Self::renew_promise(&setup, repair.as_ref(), CATALOG, repair::START_PATIENCE).await?;
-        let catalog = match Self::open_catalog(&setup, incarnation, view.clone(), may_vote).await {
+        let catalog = match Self::open_catalog(&setup, incarnation, view.clone(), &common, may_vote).await {
             Err(error) if Unjoined::is(&error) && setup.settings.repair_from_peers => {
                 repair = Some(Self::give_up_catalog(&setup, &error).await?);
                 may_vote = false;
                 Self::renew_promise(&setup, repair.as_ref(), CATALOG, repair::START_PATIENCE).await?;
-                Self::open_catalog(&setup, incarnation, view.clone(), may_vote).await
+                Self::open_catalog(&setup, incarnation, view.clone(), &common, may_vote).await
             }
             opened => opened,
         };
@@ -193,6 +216,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
             gateways: Mutex::default(),
             failures: Mutex::default(),
             stopping: Mutex::new(false),
+            common,
             may_vote: Mutex::new(may_vote),
             repair: Mutex::new(repair),
             removed: removal::Removed::default(),
@@ -211,6 +235,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
         drop(P::Runtime::spawn(node.clone().drive_changes()));
         drop(P::Runtime::spawn(node.clone().look_for_removal()));
         drop(P::Runtime::spawn(node.clone().tidy_copies()));
+        drop(P::Runtime::spawn(node.clone().stay_fit()));
         Ok(node)
     }
 
@@ -218,6 +243,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
         setup: &Setup<P, T>,
         incarnation: u64,
         view: Arc<View>,
+        common: &Common<P>,
         may_vote: bool,
     ) -> io::Result<Arc<Group<P, T>>> {
         let options = GroupOptions {
@@ -238,6 +264,9 @@ impl<P: Platform, T: Transport> Node<P, T> {
             timing: setup.settings.timing,
             platform: setup.platform.clone(),
             transport: setup.transport.clone(),
+            transfers: common.transfers.clone(),
+            space: common.space.clone(),
+            priorities: common.priorities.clone(),
         };
         Group::open(options).await
     }
@@ -373,6 +402,9 @@ impl<P: Platform, T: Transport> Node<P, T> {
             timing: setup.settings.timing,
             platform: setup.platform.clone(),
             transport: setup.transport.clone(),
+            transfers: self.0.common.transfers.clone(),
+            space: self.0.common.space.clone(),
+            priorities: self.0.common.priorities.clone(),
         });
         match group.await {
             Err(error) if Unjoined::is(&error) && setup.settings.repair_from_peers => {
@@ -514,6 +546,11 @@ impl<P: Platform, T: Transport> Node<P, T> {
             }
             PeerRequest::Copy(step) => return Ok(PeerResponse::Copied(self.answer_copy(step.clone()).await)),
             PeerRequest::Condition => return Ok(PeerResponse::Condition(self.condition().await)),
+            PeerRequest::Fitness { short, priority } => {
+                self.0.common.space.told(from, *short);
+                self.0.common.priorities.told(from, *priority);
+                return Ok(PeerResponse::Done);
+            }
             PeerRequest::Report => return Ok(PeerResponse::Report(Box::new(self.report().await))),
             PeerRequest::Status => {
                 // Index 0 is the membership that every node writes by itself; index 1 is a leader's.

@@ -87,7 +87,8 @@ impl<P: Platform, T: Transport> Node<P, T> {
                 continue;
             }
             let Some(peer) = self.next_peer(&mut turn) else { continue };
-            let asked = call::<P::Runtime, T>(&self.0.setup.transport, peer, Lane::Bulk, &PeerRequest::Roster(CATALOG));
+            let asked =
+                call::<P::Runtime, T>(&self.0.setup.transport, peer, Lane::Control, &PeerRequest::Roster(CATALOG));
             let Ok(Ok(PeerResponse::Roster(theirs))) = P::Runtime::timeout(ANSWER_TIME_MAX, asked).await else {
                 continue;
             };

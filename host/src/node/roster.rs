@@ -35,7 +35,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
             // Boxed: answering may ask again.
             return Box::pin(self.answer(node, request)).await;
         }
-        let asked = call::<P::Runtime, T>(&self.0.setup.transport, node, Lane::Bulk, &request);
+        let asked = call::<P::Runtime, T>(&self.0.setup.transport, node, Lane::Control, &request);
         match P::Runtime::timeout(limit, asked).await {
             Ok(answer) => answer.map_err(|error| error.to_string()),
             Err(_) => Err(format!("node {node} did not answer within {} ms", limit.as_millis())),

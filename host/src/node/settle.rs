@@ -120,7 +120,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
         }
         let others = members.keys().filter(|id| **id != self.id());
         let asked = others.map(|id| {
-            let sent = call::<P::Runtime, T>(&self.0.setup.transport, *id, Lane::Bulk, &PeerRequest::Status);
+            let sent = call::<P::Runtime, T>(&self.0.setup.transport, *id, Lane::Control, &PeerRequest::Status);
             P::Runtime::timeout(ANSWER_TIME_MAX, sent)
         });
         let mut fresh = 1;

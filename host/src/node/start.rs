@@ -44,6 +44,7 @@ use crate::peer::message::PeerResponse;
 use crate::peer::tcp;
 use crate::peer::tcp::StrangerError;
 use crate::peer::tcp::TcpTransport;
+use crate::peer::transfer::TransferSettings;
 use crate::platform::Platform;
 use crate::platform::RealPlatform;
 use crate::platform::random_u64;
@@ -378,6 +379,13 @@ fn settings(config: &ServeConfig) -> Settings {
             adapters_change_nodes: config.adapters_change_nodes,
             idle: (config.client_idle_ms > 0).then(|| Duration::from_millis(config.client_idle_ms)),
         },
+        transfers: TransferSettings {
+            bytes_per_second: config.transfer_bytes_per_second,
+            at_once: size(config.transfers_max),
+            ..TransferSettings::default()
+        },
+        election_priority: config.election_priority,
+        disk_reserve_bytes: config.disk_reserve_bytes(),
     }
 }
 

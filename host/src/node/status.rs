@@ -39,6 +39,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
             version: env!("CARGO_PKG_VERSION").to_string(),
             uptime_s: uptime.as_secs(),
             reasons: self.not_ready(),
+            priority: self.0.common.priorities.own(),
             disk: self.disk_status().await,
             groups,
         }
@@ -74,7 +75,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
         DiskStatus {
             free_bytes,
             total_bytes,
-            reserve_bytes: 0,
+            reserve_bytes: self.0.common.space.reserve_bytes(),
             log_bytes: log.segment_bytes,
             log_live_bytes: log.live_bytes,
             syncs_measured: log.recent_syncs_micros.len() as u64,

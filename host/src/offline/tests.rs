@@ -79,7 +79,7 @@ fn log_of(group: GroupId, first: u64, payloads: Vec<Payload>) -> Addition {
 
 fn snapshot(disk: &SimDisk, group: GroupId, index: u64, payload: &[u8]) {
     let directory = Path::new(DIR).join("groups").join(format!("{group:x}"));
-    let store = SnapshotStore::open(Arc::new(disk.clone()), directory, 2).unwrap();
+    let store = SnapshotStore::open(Arc::new(disk.clone()), directory, 2, 0).unwrap();
     let membership = openraft::Membership::from(members(&[1, 2, 3]));
     let head = Head {
         group,

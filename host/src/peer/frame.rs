@@ -46,6 +46,7 @@ impl Hello {
             Lane::Consensus => 0,
             Lane::Bulk => 1,
             Lane::Join => 2,
+            Lane::Control => 3,
         });
         let checksum = crc32c::crc32c(&out);
         out.extend_from_slice(&checksum.to_le_bytes());
@@ -73,6 +74,7 @@ impl Hello {
             0 => Lane::Consensus,
             1 => Lane::Bulk,
             2 => Lane::Join,
+            3 => Lane::Control,
             other => return Err(format!("no lane {other}")),
         };
         Ok(Self { cluster, from, to, lane })

@@ -70,6 +70,8 @@ pub enum PeerRequest<RT: AsyncRuntime> {
         digest: [u8; 32],
         /// Where in the file these bytes belong.
         offset: u64,
+        /// CRC-32C over offset and bytes, taken where they were read.
+        checksum: u32,
         /// The bytes.
         data: Bytes,
     },
@@ -201,6 +203,13 @@ pub enum CopyAnswer {
     Done,
     /// It failed.
     Failed(ServiceError),
+    /// How fit the sender is to take commands and to lead; answered by [`PeerResponse::Done`].
+    Fitness {
+        /// Whether its disk is full but for its reserve.
+        short: bool,
+        /// Its priority; 0: it is not to lead.
+        priority: u8,
+    },
 }
 
 /// What is asked of a group's replica.

@@ -14,6 +14,7 @@ pub mod frame;
 pub mod message;
 pub mod raft;
 pub mod tcp;
+pub mod transfer;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -25,10 +26,12 @@ use crate::types::NodeId;
 pub enum Lane {
     /// Votes, entries, heartbeats, forwarded commands, read indexes.
     Consensus,
-    /// Snapshots, module files, questions about how a node stands.
+    /// Snapshots and module files: what may take long, and is throttled.
     Bulk,
     /// A node that wants to join a cluster, whose id it need not know yet; nothing else is asked there.
     Join,
+    /// Questions about how a node stands and who belongs to what, and changes of that: short, and never behind a file.
+    Control,
 }
 
 /// Why a call has no response.

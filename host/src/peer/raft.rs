@@ -1,5 +1,5 @@
 //! openraft's network on a [`Transport`]: replication is pipelined over the lane's order, snapshots go over
-//! the bulk lane in parts.
+//! the bulk lane in parts, each answered before the next one goes.
 
 use std::future::Future;
 use std::time::Duration;
@@ -37,8 +37,12 @@ use super::commit::Wait;
 use super::message::PeerRequest;
 use super::message::PeerResponse;
 use super::message::SnapshotOffer;
+use super::transfer::Transfers;
+use super::transfer::count;
 use crate::codec;
+use crate::platform::Platform;
 use crate::snapshot::SnapshotFile;
+use crate::snapshot::part_checksum;
 use crate::types::GroupId;
 use crate::types::NodeId;
 use crate::types::Types;
@@ -50,8 +54,8 @@ const PIPELINE_DEPTH: usize = 16;
 /// So many requests in a row may say the same: a chance repetition is no harm.
 const REPEATED_MAX: u32 = 3;
 
-/// Bytes of a snapshot in one message.
-const SNAPSHOT_PART_BYTES: usize = 256 << 10;
+/// How long the follower may take to look at what it has of a snapshot already.
+const SNAPSHOT_BEGIN_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// How long one part of a snapshot may take.
 const SNAPSHOT_PART_TIMEOUT: Duration = Duration::from_secs(10);
@@ -60,34 +64,43 @@ const SNAPSHOT_PART_TIMEOUT: Duration = Duration::from_secs(10);
 const SNAPSHOT_INSTALL_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Makes the clients of one group.
-pub struct GroupNetwork<RT: AsyncRuntime, T> {
+pub struct GroupNetwork<P: Platform, T> {
     group: GroupId,
     transport: T,
-    hurry: Hurry<RT>,
+    hurry: Hurry<P::Runtime>,
+    transfers: Transfers<P>,
 }
 
-impl<RT: AsyncRuntime, T> GroupNetwork<RT, T> {
-    /// The network of `group` over `transport`; nodes in `hurry` are told of commits at once.
-    pub fn new(group: GroupId, transport: T, hurry: Hurry<RT>) -> Self {
-        Self { group, transport, hurry }
+impl<P: Platform, T> GroupNetwork<P, T> {
+    /// The network of `group` over `transport`; nodes in `hurry` are told of commits at once, snapshots are sent as
+    /// `transfers` allows.
+    pub fn new(group: GroupId, transport: T, hurry: Hurry<P::Runtime>, transfers: Transfers<P>) -> Self {
+        Self { group, transport, hurry, transfers }
     }
 }
 
-impl<RT: AsyncRuntime, T: Transport> RaftNetworkFactory<Types<RT>> for GroupNetwork<RT, T> {
-    type Network = GroupClient<RT, T>;
+impl<P: Platform, T: Transport> RaftNetworkFactory<Types<P::Runtime>> for GroupNetwork<P, T> {
+    type Network = GroupClient<P, T>;
 
     async fn new_client(&mut self, target: NodeId, node: &openraft::BasicNode) -> Self::Network {
         self.transport.learn(target, &node.addr);
-        GroupClient { group: self.group, target, transport: self.transport.clone(), hurry: self.hurry.clone() }
+        GroupClient {
+            group: self.group,
+            target,
+            transport: self.transport.clone(),
+            hurry: self.hurry.clone(),
+            transfers: self.transfers.clone(),
+        }
     }
 }
 
 /// Sends one group's messages to one node.
-pub struct GroupClient<RT: AsyncRuntime, T> {
+pub struct GroupClient<P: Platform, T> {
     group: GroupId,
     target: NodeId,
     transport: T,
-    hurry: Hurry<RT>,
+    hurry: Hurry<P::Runtime>,
+    transfers: Transfers<P>,
 }
 
 /// Sends `request` and decodes the response. The request has its place in the lane when this returns.
@@ -124,17 +137,17 @@ fn streaming<RT: AsyncRuntime>(error: &CallError) -> StreamingError<Types<RT>> {
     StreamingError::Unreachable(Unreachable::new(error))
 }
 
-impl<RT: AsyncRuntime, T: Transport> GroupClient<RT, T> {
+impl<P: Platform, T: Transport> GroupClient<P, T> {
     fn call(
         &self,
         lane: Lane,
         timeout: Duration,
-        request: &PeerRequest<RT>,
-    ) -> impl Future<Output = Result<PeerResponse<RT>, CallError>> + Send + use<RT, T> {
+        request: &PeerRequest<P::Runtime>,
+    ) -> impl Future<Output = Result<PeerResponse<P::Runtime>, CallError>> + Send + use<P, T> {
         let node = self.target;
         let answer = call(&self.transport, node, lane, request);
         async move {
-            match RT::timeout(timeout, answer).await {
+            match P::Runtime::timeout(timeout, answer).await {
                 Ok(answer) => answer,
                 Err(_) => Err(CallError::Lost { node, reason: format!("no answer within {timeout:?}") }),
             }
@@ -143,9 +156,10 @@ impl<RT: AsyncRuntime, T: Transport> GroupClient<RT, T> {
 
     fn append(
         &self,
-        rpc: AppendEntriesRequest<Types<RT>>,
+        rpc: AppendEntriesRequest<Types<P::Runtime>>,
         option: &RPCOption,
-    ) -> impl Future<Output = Result<AppendEntriesResponse<Types<RT>>, RPCError<Types<RT>>>> + Send + use<RT, T> {
+    ) -> impl Future<Output = Result<AppendEntriesResponse<Types<P::Runtime>>, RPCError<Types<P::Runtime>>>> + Send + use<P, T>
+    {
         let node = self.target;
         let no_previous = rpc.prev_log_id.is_none();
         let answer = self.call(Lane::Consensus, option.soft_ttl(), &PeerRequest::Append(self.group, rpc));
@@ -164,9 +178,9 @@ impl<RT: AsyncRuntime, T: Transport> GroupClient<RT, T> {
 
     async fn vote_call(
         &self,
-        request: PeerRequest<RT>,
+        request: PeerRequest<P::Runtime>,
         option: RPCOption,
-    ) -> Result<VoteResponse<Types<RT>>, RPCError<Types<RT>>> {
+    ) -> Result<VoteResponse<Types<P::Runtime>>, RPCError<Types<P::Runtime>>> {
         let answer = self.call(Lane::Consensus, option.soft_ttl(), &request).await;
         match answer.map_err(|error| unreachable(&error))? {
             PeerResponse::Vote(response) => Ok(response),
@@ -175,34 +189,46 @@ impl<RT: AsyncRuntime, T: Transport> GroupClient<RT, T> {
     }
 
     async fn send_snapshot(&self, vote: Vote, file: SnapshotFile) -> Result<Vote, CallError> {
-        let node = self.target;
+        let (node, digest) = (self.target, file.digest());
         let local =
             |error: std::io::Error| CallError::NotSent { node, reason: format!("cannot read the snapshot: {error}") };
-        let offer = SnapshotOffer { group: self.group, digest: file.digest(), size: file.size() };
-        let begun = self.call(Lane::Bulk, SNAPSHOT_PART_TIMEOUT, &PeerRequest::SnapshotBegin(offer)).await?;
-        let mut offset = match begun {
+        let transfers = &self.transfers;
+        let counts = transfers.counts();
+        let mut turn = transfers.turn(self.group).await;
+        let held = file.hold().map_err(local)?;
+        let offer = PeerRequest::SnapshotBegin(SnapshotOffer { group: self.group, digest, size: file.size() });
+        let mut offset = match self.call(Lane::Bulk, SNAPSHOT_BEGIN_TIMEOUT, &offer).await? {
             PeerResponse::SnapshotOffset(offset) => offset.min(file.size()),
             other => return Err(unexpected(node, &other)),
         };
+        turn.seen();
+        count(&counts.begun, 1);
+        count(&counts.resumed, u64::from(offset > 0));
+        count(&counts.resumed_bytes, offset);
+        tracing::info!(group = self.group, to = node, bytes = file.size(), from = offset, "sending a snapshot");
         while offset < file.size() {
-            let data = file.read(offset, SNAPSHOT_PART_BYTES).map_err(local)?;
+            let data = transfers.read(&held, offset).await.map_err(local)?;
             if data.is_empty() {
                 return Err(local(std::io::ErrorKind::UnexpectedEof.into()));
             }
-            let part = PeerRequest::SnapshotChunk {
-                group: self.group,
-                digest: file.digest(),
-                offset,
-                data: Bytes::from(data),
-            };
+            transfers.pace(data.len()).await;
+            turn.seen();
+            let (length, checksum) = (data.len() as u64, part_checksum(offset, &data));
+            let part =
+                PeerRequest::SnapshotChunk { group: self.group, digest, offset, checksum, data: Bytes::from(data) };
             offset = match self.call(Lane::Bulk, SNAPSHOT_PART_TIMEOUT, &part).await? {
                 PeerResponse::SnapshotOffset(next) if next > offset => next,
                 other => return Err(unexpected(node, &other)),
             };
+            count(&counts.sent_bytes, length);
         }
-        let end = PeerRequest::SnapshotEnd { group: self.group, digest: file.digest(), vote };
+        turn.all_sent();
+        let end = PeerRequest::SnapshotEnd { group: self.group, digest, vote };
         match self.call(Lane::Bulk, SNAPSHOT_INSTALL_TIMEOUT, &end).await? {
-            PeerResponse::SnapshotInstalled(vote) => Ok(vote),
+            PeerResponse::SnapshotInstalled(vote) => {
+                turn.finished();
+                Ok(vote)
+            }
             other => Err(unexpected(node, &other)),
         }
     }
@@ -215,14 +241,14 @@ enum Sending<A, W, R> {
     Never,
 }
 
-impl<RT: AsyncRuntime, T: Transport> RaftNetworkV2<Types<RT>> for GroupClient<RT, T> {
+impl<P: Platform, T: Transport> RaftNetworkV2<Types<P::Runtime>> for GroupClient<P, T> {
     type SnapshotData = SnapshotFile;
 
     async fn append_entries(
         &mut self,
-        rpc: AppendEntriesRequest<Types<RT>>,
+        rpc: AppendEntriesRequest<Types<P::Runtime>>,
         option: RPCOption,
-    ) -> Result<AppendEntriesResponse<Types<RT>>, RPCError<Types<RT>>> {
+    ) -> Result<AppendEntriesResponse<Types<P::Runtime>>, RPCError<Types<P::Runtime>>> {
         self.append(rpc, &option).await
     }
 
@@ -238,10 +264,13 @@ impl<RT: AsyncRuntime, T: Transport> RaftNetworkV2<Types<RT>> for GroupClient<RT
         option: RPCOption,
     ) -> BoxFuture<
         's,
-        Result<BoxStream<'s, Result<StreamAppendResult<Types<RT>>, RPCError<Types<RT>>>>, RPCError<Types<RT>>>,
+        Result<
+            BoxStream<'s, Result<StreamAppendResult<Types<P::Runtime>>, RPCError<Types<P::Runtime>>>>,
+            RPCError<Types<P::Runtime>>,
+        >,
     >
     where
-        S: futures_util::Stream<Item = AppendEntriesRequest<Types<RT>>> + OptionalSend + Unpin + 'static,
+        S: futures_util::Stream<Item = AppendEntriesRequest<Types<P::Runtime>>> + OptionalSend + Unpin + 'static,
     {
         let client = &*self;
         let mut held = Held::default();
@@ -259,7 +288,7 @@ impl<RT: AsyncRuntime, T: Transport> RaftNetworkV2<Types<RT>> for GroupClient<RT
                 let (sending, passengers) = if barren {
                     (Sending::Never, None)
                 } else if request.entries.is_empty() && !begins && !client.hurry.has(client.target) {
-                    (Sending::Waits(held.hold::<RT>(), request), None)
+                    (Sending::Waits(held.hold::<P::Runtime>(), request), None)
                 } else {
                     let passengers = held.board();
                     (Sending::Sent(client.append(request, &option)), Some(passengers))
@@ -305,29 +334,29 @@ impl<RT: AsyncRuntime, T: Transport> RaftNetworkV2<Types<RT>> for GroupClient<RT
 
     async fn vote(
         &mut self,
-        rpc: VoteRequest<Types<RT>>,
+        rpc: VoteRequest<Types<P::Runtime>>,
         option: RPCOption,
-    ) -> Result<VoteResponse<Types<RT>>, RPCError<Types<RT>>> {
+    ) -> Result<VoteResponse<Types<P::Runtime>>, RPCError<Types<P::Runtime>>> {
         self.vote_call(PeerRequest::Vote(self.group, rpc), option).await
     }
 
     async fn pre_vote(
         &mut self,
-        rpc: VoteRequest<Types<RT>>,
+        rpc: VoteRequest<Types<P::Runtime>>,
         option: RPCOption,
-    ) -> Result<VoteResponse<Types<RT>>, RPCError<Types<RT>>> {
+    ) -> Result<VoteResponse<Types<P::Runtime>>, RPCError<Types<P::Runtime>>> {
         self.vote_call(PeerRequest::PreVote(self.group, rpc), option).await
     }
 
     async fn full_snapshot(
         &mut self,
         vote: Vote,
-        snapshot: SnapshotOf<Types<RT>, SnapshotFile>,
+        snapshot: SnapshotOf<Types<P::Runtime>, SnapshotFile>,
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
-    ) -> Result<SnapshotResponse<Types<RT>>, StreamingError<Types<RT>>> {
+    ) -> Result<SnapshotResponse<Types<P::Runtime>>, StreamingError<Types<P::Runtime>>> {
         let sending = self.send_snapshot(vote, snapshot.snapshot);
-        match RT::select2(Box::pin(cancel), Box::pin(sending)).await {
+        match P::Runtime::select2(Box::pin(cancel), Box::pin(sending)).await {
             openraft::async_runtime::Select2::First(closed) => Err(StreamingError::Closed(closed)),
             openraft::async_runtime::Select2::Second(Ok(vote)) => Ok(SnapshotResponse::new(vote)),
             openraft::async_runtime::Select2::Second(Err(error)) => Err(streaming(&error)),
@@ -336,9 +365,9 @@ impl<RT: AsyncRuntime, T: Transport> RaftNetworkV2<Types<RT>> for GroupClient<RT
 
     async fn transfer_leader(
         &mut self,
-        request: TransferLeaderRequest<Types<RT>>,
+        request: TransferLeaderRequest<Types<P::Runtime>>,
         option: RPCOption,
-    ) -> Result<TransferLeaderResponse<Types<RT>>, RPCError<Types<RT>>> {
+    ) -> Result<TransferLeaderResponse<Types<P::Runtime>>, RPCError<Types<P::Runtime>>> {
         let request = PeerRequest::TransferLeader(self.group, request);
         let answer = self.call(Lane::Consensus, option.soft_ttl(), &request).await;
         match answer.map_err(|error| unreachable(&error))? {

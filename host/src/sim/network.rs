@@ -31,6 +31,7 @@ use crate::peer::Handler;
 use crate::peer::Lane;
 use crate::peer::Transport;
 use crate::peer::message::PeerRequest;
+use crate::types::GroupId;
 use crate::types::NodeId;
 
 /// How bad the network is.
@@ -79,6 +80,9 @@ struct Inner {
     trace: u64,
     messages: u64,
     snapshots: u64,
+    /// Transfers that were begun and have sent nothing yet.
+    begun: BTreeSet<(NodeId, NodeId, GroupId)>,
+    resumed: u64,
 }
 
 /// The network; clones are the same one.
@@ -117,6 +121,20 @@ impl Inner {
         *connection = Connection { epoch: connection.epoch + 1, ..Connection::default() };
     }
 
+    /// Notes what a message says of a snapshot's transfer.
+    fn count_transfer(&mut self, from: NodeId, to: NodeId, bytes: &[u8]) {
+        match codec::decode(bytes) {
+            Ok(PeerRequest::<LifeRuntime>::SnapshotBegin(offer)) => {
+                self.begun.insert((from, to, offer.group));
+            }
+            Ok(PeerRequest::SnapshotChunk { group, offset, .. }) if self.begun.remove(&(from, to, group)) => {
+                self.resumed += u64::from(offset > 0);
+            }
+            Ok(PeerRequest::SnapshotEnd { .. }) => self.snapshots += 1,
+            _ => {}
+        }
+    }
+
     fn note(&mut self, words: &[u64], bytes: &[u8]) {
         let now = SimInstant::now().elapsed_since_start().as_nanos() as u64;
         for word in [now, u64::from(crc32c::crc32c(bytes))].iter().chain(words) {
@@ -148,6 +166,8 @@ impl SimNetwork {
             trace: 0xcbf2_9ce4_8422_2325,
             messages: 0,
             snapshots: 0,
+            begun: BTreeSet::new(),
+            resumed: 0,
         };
         Self { inner: Arc::new(Mutex::new(inner)) }
     }
@@ -193,6 +213,11 @@ impl SimNetwork {
     pub fn trace(&self) -> (u64, u64) {
         let inner = lock(&self.inner);
         (inner.trace, inner.messages)
+    }
+
+    /// How many transfers of snapshots went on behind their beginning after a cut.
+    pub fn resumed(&self) -> u64 {
+        lock(&self.inner).resumed
     }
 
     /// How many whole snapshots reached a node.
@@ -250,8 +275,8 @@ impl SimNetwork {
             inner.endpoints.get(&to).filter(|endpoint| endpoint.life.number == life && endpoint.life.is_alive())?;
         let found = (endpoint.life.clone(), endpoint.handler.upgrade()?);
         inner.note(&[from, to, lane as u64, 0], bytes);
-        if lane == Lane::Bulk && matches!(codec::decode(bytes), Ok(PeerRequest::<LifeRuntime>::SnapshotEnd { .. })) {
-            inner.snapshots += 1;
+        if lane == Lane::Bulk {
+            inner.count_transfer(from, to, bytes);
         }
         Some(found)
     }

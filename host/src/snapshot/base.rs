@@ -203,7 +203,7 @@ mod tests {
 
     fn stores(folder: &std::path::Path) -> (SnapshotStore, Bases) {
         let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-        let store = SnapshotStore::open(disk.clone(), folder.join("group"), 2).unwrap();
+        let store = SnapshotStore::open(disk.clone(), folder.join("group"), 2, 0).unwrap();
         (store, Bases::open(disk, folder.join("bases")).unwrap())
     }
 

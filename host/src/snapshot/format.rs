@@ -24,8 +24,10 @@ pub const FIXED_BYTES: usize = 8 + 4 + 4 + 4;
 pub const CHUNK_BYTES: usize = 256 << 10;
 /// A chunk's length and checksum.
 pub const CHUNK_HEAD_BYTES: usize = 8;
+/// Behind the last chunk: the payload's length and the digest.
+pub const FOOT_BYTES: u64 = 8 + 32;
 /// A head is never longer: sessions and timers are bounded far below.
-const HEAD_BYTES_MAX: u32 = 256 << 20;
+pub const HEAD_BYTES_MAX: u32 = 256 << 20;
 
 /// The membership as openraft keeps it.
 pub type StoredMembership = openraft::StoredMembership<
@@ -113,12 +115,12 @@ pub struct Wrong {
 }
 
 impl Wrong {
-    fn new(offset: u64, reason: impl Into<String>) -> Self {
+    pub(super) fn new(offset: u64, reason: impl Into<String>) -> Self {
         Self { offset, reason: reason.into() }
     }
 }
 
-fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
+pub(super) fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..)?.first_chunk::<N>().copied()
 }
 

@@ -13,6 +13,7 @@ mod format;
 mod receive;
 mod store;
 mod survey;
+mod verifier;
 
 pub use base::BaseId;
 pub use base::Bases;
@@ -21,6 +22,7 @@ pub use format::Head;
 pub use format::SnapshotReader;
 pub use format::decode_head;
 pub use receive::Receiver;
+pub use receive::part_checksum;
 pub use store::HeldSnapshot;
 pub use store::SnapshotFile;
 pub use store::SnapshotStore;

@@ -57,21 +57,11 @@ impl SnapshotFile {
         self.disk.written_ms(&self.path)
     }
 
-    /// Up to `length` bytes from `offset`; fewer at the end.
-    pub fn read(&self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
-        let file = self.disk.open(&self.path)?;
-        let left = usize::try_from(self.size.saturating_sub(offset)).unwrap_or(usize::MAX);
-        let mut bytes = vec![0; length.min(left)];
-        let got = file.read_at(offset, &mut bytes)?;
-        bytes.truncate(got);
-        Ok(bytes)
-    }
-
     /// The file held open: it can be read to its end even when newer snapshots take its place.
     pub fn hold(&self) -> Result<HeldSnapshot, SnapshotError> {
         let file = self.disk.open(&self.path);
         let file = file.map_err(|source| SnapshotError::Io { path: self.path.clone(), source })?;
-        Ok(HeldSnapshot { file, size: self.size, digest: self.digest })
+        Ok(HeldSnapshot { file: file.into(), size: self.size, digest: self.digest })
     }
 
     /// Head and payload.
@@ -80,9 +70,10 @@ impl SnapshotFile {
     }
 }
 
-/// A snapshot file that is held open.
+/// A snapshot file that is held open. Clones are the same.
+#[derive(Clone)]
 pub struct HeldSnapshot {
-    file: Box<dyn DiskFile>,
+    file: Arc<dyn DiskFile>,
     size: u64,
     digest: [u8; 32],
 }
@@ -178,6 +169,8 @@ pub struct SnapshotStore {
     pub(super) disk: Arc<dyn Disk>,
     pub(super) directory: PathBuf,
     keep: usize,
+    /// Free bytes of the disk that no snapshot may use.
+    floor_bytes: u64,
 }
 
 impl std::fmt::Debug for SnapshotStore {
@@ -188,13 +181,15 @@ impl std::fmt::Debug for SnapshotStore {
 
 const SUFFIX: &str = ".snap";
 /// Files a crash may leave behind, removed at the next start.
-pub(super) const UNFINISHED_SUFFIX: &str = ".part";
+const UNFINISHED_SUFFIX: &str = ".writing.part";
+/// What has arrived of another node's snapshot: kept, also across a restart, to go on from (see [`super::Receiver`]).
+pub(super) const RECEIVED_SUFFIX: &str = ".received.part";
 
 impl SnapshotStore {
     /// Opens the directory, makes it when it is not there, and removes what a crash left unfinished.
-    /// `keep` complete files stay, at least one.
-    pub fn open(disk: Arc<dyn Disk>, directory: PathBuf, keep: usize) -> Result<Self, SnapshotError> {
-        let store = Self { disk, directory, keep: keep.max(1) };
+    /// `keep` complete files stay, at least one; `floor_bytes` of the disk stay free.
+    pub fn open(disk: Arc<dyn Disk>, directory: PathBuf, keep: usize, floor_bytes: u64) -> Result<Self, SnapshotError> {
+        let store = Self { disk, directory, keep: keep.max(1), floor_bytes };
         let io = |source| SnapshotError::Io { path: store.directory.clone(), source };
         store.disk.create_dir_all(&store.directory).map_err(io)?;
         for name in store.disk.list(&store.directory).map_err(io)? {
@@ -208,6 +203,22 @@ impl SnapshotStore {
     fn io(&self, path: &Path) -> impl Fn(io::Error) -> SnapshotError {
         let path = path.to_owned();
         move |source| SnapshotError::Io { path: path.clone(), source }
+    }
+
+    /// Whether `more` bytes leave the log the space that is its own. A full disk is one that has not.
+    pub(super) fn check_space(&self, more: u64) -> io::Result<()> {
+        if self.floor_bytes == 0 {
+            return Ok(());
+        }
+        let free = self.disk.free_space(&self.directory)?;
+        if free.saturating_sub(more) >= self.floor_bytes {
+            return Ok(());
+        }
+        let reason = format!(
+            "the disk is full: {more} more bytes of {free} would leave less than the {} that are kept for the log",
+            self.floor_bytes
+        );
+        Err(io::Error::new(io::ErrorKind::StorageFull, reason))
     }
 
     /// The names of complete files, newest first: the name begins with the index, in hexadecimal of one width.
@@ -243,7 +254,7 @@ impl SnapshotStore {
     /// Begins to write a snapshot.
     pub fn write(&self, head: &Head) -> Result<SnapshotWriter, SnapshotError> {
         let name = Self::name_of(head);
-        let path = self.directory.join(format!("{name}.writing{UNFINISHED_SUFFIX}"));
+        let path = self.directory.join(format!("{name}{UNFINISHED_SUFFIX}"));
         let file = create_anew(&*self.disk, &path).map_err(self.io(&path))?;
         let mut writer = SnapshotWriter {
             store: self.clone(),
@@ -255,8 +266,12 @@ impl SnapshotStore {
             payload: 0,
             chunk: Vec::with_capacity(format::CHUNK_BYTES),
         };
-        let bytes = format::encode_head(head).map_err(self.io(&writer.path))?;
-        writer.put(&bytes).map_err(self.io(&writer.path))?;
+        let begun = format::encode_head(head).and_then(|bytes| writer.put(&bytes));
+        if let Err(source) = begun {
+            let error = SnapshotError::Io { path: writer.path.clone(), source };
+            writer.abandon();
+            return Err(error);
+        }
         Ok(writer)
     }
 
@@ -312,6 +327,7 @@ impl std::fmt::Debug for SnapshotWriter {
 
 impl SnapshotWriter {
     fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.store.check_space(bytes.len() as u64)?;
         self.file.write_all_at(self.offset, bytes)?;
         self.digest.update(bytes);
         self.offset += bytes.len() as u64;
@@ -349,7 +365,13 @@ impl SnapshotWriter {
             }
         };
         self.file.sync_data().map_err(|source| SnapshotError::Sync { path: self.path.clone(), source })?;
-        let path = self.store.publish(&self.path, head)?;
+        let path = match self.store.publish(&self.path, head) {
+            Ok(path) => path,
+            Err(error) => {
+                self.abandon();
+                return Err(error);
+            }
+        };
         debug_assert_eq!(path, self.target);
         Ok(SnapshotFile { disk: self.store.disk.clone(), path, size: self.offset + 32, digest })
     }

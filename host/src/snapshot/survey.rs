@@ -171,7 +171,7 @@ mod tests {
     /// A snapshot of three chunks, and where it lies.
     fn snapshot() -> (SimDisk, PathBuf) {
         let disk = SimDisk::new();
-        let store = SnapshotStore::open(Arc::new(disk.clone()), PathBuf::from("/node/groups/5"), 2).unwrap();
+        let store = SnapshotStore::open(Arc::new(disk.clone()), PathBuf::from("/node/groups/5"), 2, 0).unwrap();
         let leader = openraft::vote::leader_id_std::CommittedLeaderId::new(3);
         let head = Head {
             group: 5,
@@ -179,6 +179,7 @@ mod tests {
             membership: Default::default(),
             module: [7; 32],
             host_state: b"host".to_vec(),
+            made: Vec::new(),
         };
         let mut writer = store.write(&head).unwrap();
         writer.write_all(&vec![1; 2 * CHUNK_BYTES + 10]).unwrap();

@@ -150,6 +150,7 @@ fn node_status(id: NodeId, node: &KnownNode) -> NodeStatus {
             uptime_s: Some(report.uptime_s),
             replicas: Some(report.groups.len() as u64),
             leads: Some(report.groups.iter().filter(|replica| replica.state == "leader").count() as u64),
+            priority: Some(report.priority),
             disk: Some(report.disk.clone()),
             ..blank
         },

@@ -35,6 +35,8 @@ pub struct NodeReport {
     pub uptime_s: u64,
     /// Why it is not ready, one sentence each.
     pub reasons: Vec<String>,
+    /// How much it is to lead; 0: not where another one can.
+    pub priority: u8,
     /// Its disk.
     pub disk: DiskStatus,
     /// Its replicas.
@@ -143,6 +145,8 @@ pub struct NodeStatus {
     pub replicas: Option<u64>,
     /// Of these, how many lead.
     pub leads: Option<u64>,
+    /// How much it is to lead (`--election-priority`); 0: not where another one can.
+    pub priority: Option<u8>,
     /// Its disk.
     pub disk: Option<DiskStatus>,
 }

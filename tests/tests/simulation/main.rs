@@ -21,6 +21,7 @@ mod modules;
 mod nemesis;
 mod register;
 mod scenario;
+mod space;
 mod world;
 mod znodes;
 
@@ -37,7 +38,7 @@ use world::Sabotage;
 const SEEDS_DEFAULT: u64 = 200;
 
 /// What must have happened at least once in the ordinary test run.
-const MUST_HAPPEN: [&str; 20] = [
+const MUST_HAPPEN: [&str; 21] = [
     "answers kept for a retry",
     "crashes",
     "crashes of all",
@@ -56,6 +57,7 @@ const MUST_HAPPEN: [&str; 20] = [
     "requests without effect",
     "sessions that ended early",
     "snapshots sent to a node",
+    "transfers resumed",
     "traps",
     "unknown outcomes",
 ];

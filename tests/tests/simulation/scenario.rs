@@ -10,6 +10,7 @@ use statehouse::group::Timing;
 use statehouse::log::LogOptions;
 use statehouse::module::Limits;
 use statehouse::node::Settings;
+use statehouse::peer::transfer::TransferSettings;
 use statehouse::service::ErrorCode;
 use statehouse::service::GroupRequest;
 use statehouse::service::Service;
@@ -105,6 +106,15 @@ pub fn options(seed: u64, random: &mut SimRandom, plan: &Plan) -> SimOptions {
             session_timeout_max_ms: clients::FOR_EVER_MS,
             repair_from_peers: true,
             listen: Default::default(),
+            transfers: TransferSettings {
+                // So slow that faults come while a snapshot is on its way, in parts so small that there is something to resume.
+                bytes_per_second: *random.pick(&[0, 2 << 20, 8 << 20]).unwrap(),
+                at_once: usize::try_from(random.between(1, 2)).unwrap(),
+                part_bytes: *random.pick(&[16 << 10, 64 << 10, 256 << 10]).unwrap(),
+                linger: Duration::from_millis(random.between(0, 3_000)),
+            },
+            election_priority: 100,
+            disk_reserve_bytes: 0,
         },
         log: LogOptions {
             segment_bytes: *random.pick(&[16 << 10, 32 << 10, 128 << 10]).unwrap(),
@@ -158,6 +168,9 @@ async fn whole_run(seed: u64, verbose: bool, sabotage: Sabotage) -> (Report, Rem
     for _ in 0..cluster.network().snapshots() {
         world.count("snapshots sent to a node");
     }
+    for _ in 0..cluster.network().resumed() {
+        world.count("transfers resumed");
+    }
     let (trace, _) = world.trace();
     let report = Report {
         problems: world.problems(),
@@ -197,7 +210,7 @@ fn standing(world: &Shared) -> String {
     text
 }
 
-async fn set_up(world: &Shared, random: &mut SimRandom) {
+pub async fn set_up(world: &Shared, random: &mut SimRandom) {
     let modules = modules();
     for (name, wasm) in [("kv", &modules.kv), ("counter", &modules.counter), ("brittle", &modules.brittle)] {
         let view = world.surely(random, "module_add", |node| {

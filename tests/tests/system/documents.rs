@@ -309,6 +309,11 @@ fn the_tutorial_does_what_it_says() {
 }
 
 #[test]
+fn the_page_on_snapshots_and_disk_space_does_what_it_says() {
+    Reader::new().follow("docs/operations/snapshots.md");
+}
+
+#[test]
 fn the_page_on_status_does_what_it_says() {
     Reader::new().follow("docs/operations/status.md");
 }

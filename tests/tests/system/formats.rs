@@ -42,7 +42,7 @@ fn proposals() -> Vec<Proposal> {
 
 fn snapshot() -> (Head, Vec<u8>) {
     let folder = tempfile::tempdir().unwrap();
-    let store = SnapshotStore::open(Arc::new(RealDisk), folder.path().to_owned(), 2).unwrap();
+    let store = SnapshotStore::open(Arc::new(RealDisk), folder.path().to_owned(), 2, 0).unwrap();
     let leader = openraft::vote::leader_id_std::CommittedLeaderId::new(3);
     let head = Head {
         group: 5,

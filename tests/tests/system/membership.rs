@@ -331,3 +331,32 @@ fn groups_on_some_of_the_nodes_are_spread_served_everywhere_and_moved() {
     let status = cluster.node(asked).client().post("/v1/groups/one/query", "\"Status\"").expect(200).json();
     assert_eq!(status["keys"], 8);
 }
+
+/// Node 1 is never to lead, node 3 before all others: that is how it is, whoever stops, fails and comes back.
+#[test]
+fn leadership_goes_where_it_is_wanted_and_never_where_it_is_not() {
+    let mut cluster = Cluster::prepare(3, &[]);
+    cluster.node_mut(1).add_flags(&["--election-priority", "0"]);
+    cluster.node_mut(3).add_flags(&["--election-priority", "200"]);
+    cluster.start_all();
+    cluster.deploy("kv", modules::bundled("kv"));
+    let leads = |cluster: &mut Cluster, node: u64| {
+        wait::until(&format!("node {node} leads"), || {
+            let asked = cluster.running()[0];
+            let status = cluster.node(asked).client().get("/v1/status").expect(200).json();
+            let leaders: Vec<_> =
+                status["groups"].as_array().unwrap().iter().map(|group| group["leader"].clone()).collect();
+            if leaders == [node, node] { Ok(()) } else { Err(leaders) }
+        });
+    };
+    leads(&mut cluster, 3);
+    let refused = cluster.node(2).client().post("/v1/groups/kv/leader", r#"{"to":1}"#);
+    assert!(refused.status >= 400 && refused.text().contains("--election-priority 0"), "{refused}");
+    cluster.node_mut(3).kill();
+    leads(&mut cluster, 2);
+    cluster.node_mut(3).start();
+    cluster.node_mut(3).wait_ready();
+    leads(&mut cluster, 3);
+    cluster.node_mut(3).stop();
+    leads(&mut cluster, 2);
+}

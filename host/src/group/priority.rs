@@ -1,0 +1,157 @@
+//! Which nodes are to lead, as far as that can be chosen: this node's priority, and those that others told.
+//!
+//! A leader hands over to a voter that is nearer to its liking: one with disk space when it has none, one of a higher
+//! priority. It is a preference and no promise: who is the only one that can lead, leads.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+
+use super::space::Space;
+use super::*;
+use crate::membership::LAG_MAX;
+
+/// The priority of a node that was told none.
+pub const PRIORITY_DEFAULT: u8 = 100;
+/// The priority of a node that never leads where another one can.
+pub const PRIORITY_NEVER: u8 = 0;
+
+/// Shared by the groups of a node.
+#[derive(Debug)]
+pub struct Priorities {
+    own: u8,
+    others: Mutex<BTreeMap<NodeId, u8>>,
+}
+
+impl Priorities {
+    /// Nothing is known of others yet.
+    pub fn new(own: u8) -> Self {
+        Self { own, others: Mutex::default() }
+    }
+
+    /// This node's.
+    pub fn own(&self) -> u8 {
+        self.own
+    }
+
+    /// Another node says its own.
+    pub fn told(&self, node: NodeId, priority: u8) {
+        self.others.lock().unwrap_or_else(PoisonError::into_inner).insert(node, priority);
+    }
+
+    /// Another node's, once it has told.
+    pub fn of(&self, node: NodeId) -> Option<u8> {
+        self.others.lock().unwrap_or_else(PoisonError::into_inner).get(&node).copied()
+    }
+}
+
+/// The voter that the leader `node` is to hand over to: of those that lack little the one that is best to lead, and of these the one
+/// that is furthest ahead. With `better`, only one that is better than the leader itself.
+fn successor(
+    standing: &Standing,
+    node: NodeId,
+    space: &Space,
+    priorities: &Priorities,
+    better: bool,
+) -> Option<NodeId> {
+    let short = space.short_nodes(node);
+    // What is not known of a node is taken for usual.
+    let priority = |id: NodeId| priorities.of(id).unwrap_or(PRIORITY_DEFAULT);
+    let own = (!short.contains(&node), priorities.own());
+    // One that lags may be dead, and could not win.
+    let near = |member: &&MemberView| member.matched.is_some_and(|at| at.saturating_add(LAG_MAX) >= standing.last);
+    let others = standing.members.iter().filter(|member| member.id != node && member.role == "voter").filter(near);
+    let rank = |member: &MemberView| (!short.contains(&member.id), priority(member.id));
+    let others = others.filter(|member| priority(member.id) != PRIORITY_NEVER);
+    let others = others.filter(|member| !better || rank(member) > own);
+    others.max_by_key(|member| (rank(member), member.matched)).map(|member| member.id)
+}
+
+impl<P: Platform, T: Transport> Group<P, T> {
+    /// Whether this node leaves it to others to lead.
+    pub(super) fn never_leads(&self) -> bool {
+        self.priorities.own() == PRIORITY_NEVER
+    }
+
+    /// Whoever this leader hands over to when nobody is named.
+    pub(super) fn best_successor(&self) -> Option<NodeId> {
+        let standing = self.standing();
+        let best = successor(&standing, self.node, &self.space, &self.priorities, false);
+        // Better one that nobody wants than none.
+        let voters = || standing.members.iter().filter(|member| member.id != self.node && member.role == "voter");
+        best.or_else(|| voters().max_by_key(|member| member.matched).map(|member| member.id))
+    }
+
+    /// A leader lets a voter lead that is better to.
+    pub async fn yield_lead(&self) {
+        if !self.leads() {
+            return;
+        }
+        let better = successor(&self.standing(), self.node, &self.space, &self.priorities, true);
+        let Some(next) = better else { return };
+        match self.hand_over_to(Some(next)).await {
+            Ok(()) => {
+                tracing::info!(group = self.name, next, "leadership handed over to a node that is better to lead")
+            }
+            Err(error) => tracing::warn!(group = self.name, %error, "leadership was not handed over"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn standing(matched: &[(NodeId, &str, u64)]) -> Standing {
+        let member = |(id, role, matched): &(NodeId, &str, u64)| MemberView {
+            id: *id,
+            address: String::new(),
+            role: (*role).to_owned(),
+            matched: Some(*matched),
+        };
+        Standing {
+            term: 1,
+            leader: Some(1),
+            state: "leader".into(),
+            commit: 5000,
+            applied: 5000,
+            last: 5000,
+            purged: 0,
+            snapshot: 0,
+            members: matched.iter().map(member).collect(),
+        }
+    }
+
+    #[test]
+    fn a_leader_yields_to_a_higher_priority_that_lacks_little_and_to_nobody_else() {
+        let (space, priorities) = (Space::new(0), Priorities::new(100));
+        let all = standing(&[(1, "voter", 5000), (2, "voter", 4990), (3, "voter", 5000), (4, "learner", 5000)]);
+        let next = |standing: &Standing, better| successor(standing, 1, &space, &priorities, better);
+        assert_eq!((next(&all, true), next(&all, false)), (None, Some(3)), "all are alike");
+        priorities.told(2, 200);
+        priorities.told(4, 250);
+        assert_eq!(next(&all, true), Some(2), "a learner is none, however high");
+        let behind = standing(&[(1, "voter", 5000), (2, "voter", 3000), (3, "voter", 5000)]);
+        assert_eq!((next(&behind, true), next(&behind, false)), (None, Some(3)));
+        priorities.told(3, PRIORITY_NEVER);
+        assert_eq!(next(&behind, false), None);
+    }
+
+    #[test]
+    fn disk_space_comes_before_priority() {
+        let (space, priorities) = (Space::new(800), Priorities::new(200));
+        let all = standing(&[(1, "voter", 5000), (2, "voter", 5000), (3, "voter", 5000)]);
+        space.look(10);
+        space.told(3, true);
+        assert_eq!(successor(&all, 1, &space, &priorities, true), Some(2));
+        priorities.told(2, PRIORITY_NEVER);
+        assert_eq!(successor(&all, 1, &space, &priorities, true), None, "node 3 is short as well");
+    }
+
+    #[test]
+    fn a_node_that_should_not_lead_yields_to_any_other() {
+        let (space, priorities) = (Space::new(0), Priorities::new(PRIORITY_NEVER));
+        let all = standing(&[(1, "voter", 5000), (2, "voter", 5000)]);
+        assert_eq!(successor(&all, 1, &space, &priorities, true), Some(2));
+    }
+}

@@ -1,0 +1,72 @@
+//! How fit this node is to take commands and to lead: it looks after the disk's free space, tells the other nodes of that and of
+//! its priority, and lets a better one lead. See [`crate::group::space`] and [`crate::group::priority`].
+
+use std::time::Duration;
+
+use openraft::async_runtime::AsyncRuntime;
+
+use super::Node;
+use crate::peer::Lane;
+use crate::peer::Transport;
+use crate::peer::message::PeerRequest;
+use crate::peer::raft::call;
+use crate::platform::Platform;
+
+/// Between two looks.
+const LOOK_PAUSE: Duration = Duration::from_millis(500);
+/// A node that is as fit as ever says so, and looks for a better leader, every so many looks.
+const QUIET_LOOKS: u32 = 4;
+const ANSWER_TIME_MAX: Duration = Duration::from_millis(1000);
+
+impl<P: Platform, T: Transport> Node<P, T> {
+    /// Runs as long as the node.
+    pub(super) async fn stay_fit(self) {
+        let mut looks: u32 = 0;
+        while !self.is_stopping() {
+            let changed = self.look_at_space().await;
+            if changed || self.0.common.space.is_short() || looks.is_multiple_of(QUIET_LOOKS) {
+                self.tell_fitness();
+                let groups = self.all_groups();
+                futures_util::future::join_all(groups.iter().map(|group| group.yield_lead())).await;
+            }
+            looks = looks.wrapping_add(1);
+            P::Runtime::sleep(LOOK_PAUSE).await;
+        }
+    }
+
+    /// Whether it has changed that there is space.
+    async fn look_at_space(&self) -> bool {
+        let space = &self.0.common.space;
+        if space.reserve_bytes() == 0 {
+            // Nobody is short here, and what others said grows old all the same.
+            return space.look(u64::MAX).is_some();
+        }
+        let (disk, data_dir) = (self.0.setup.disk.clone(), self.0.setup.data_dir.clone());
+        let free = self.0.setup.platform.run_guest(move || disk.free_space(&data_dir)).await;
+        // A file system that cannot say how much is free is not a full one.
+        let Some(Ok(free)) = free else { return false };
+        let changed = space.look(free);
+        let (free_mib, reserve_mib) = (free >> 20, space.reserve_bytes() >> 20);
+        match changed {
+            Some(true) => tracing::error!(
+                free_mib,
+                reserve_mib,
+                "the disk is full but for its reserve: no commands are taken until there is space again; reads go on"
+            ),
+            Some(false) => tracing::info!(free_mib, "there is disk space again: commands are taken"),
+            None => {}
+        }
+        changed.is_some()
+    }
+
+    fn tell_fitness(&self) {
+        let fitness = PeerRequest::Fitness { short: self.0.common.space.is_short(), priority: self.0.common.priorities.own() };
+        for member in self.0.catalog.standing().members.into_iter().filter(|member| member.id != self.id()) {
+            let told = call::<P::Runtime, T>(&self.0.setup.transport, member.id, Lane::Control, &fitness);
+            // Who does not hear it is told again soon, or goes by its own look.
+            drop(P::Runtime::spawn(async move {
+                let _heard = P::Runtime::timeout(ANSWER_TIME_MAX, told).await;
+            }));
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! What all snapshots that a node sends share: how many go out at once, how fast they are together, what they counted.
+//!
+//! Invariants:
+//! - Whoever waits for its turn or for its bytes' time waits in a task of its own: no heartbeat, no entry and no question of
+//!   another lane is behind it.
+//! - What is sent is read where the disk may be waited for (`Platform::run_guest`), from a file that stays open: a newer
+//!   snapshot may take its name's place meanwhile.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use openraft::Instant;
+use openraft::async_runtime::AsyncRuntime;
+use tokio::sync::Semaphore;
+use tokio::sync::SemaphorePermit;
+
+use crate::platform::Platform;
+use crate::snapshot::HeldSnapshot;
+use crate::types::GroupId;
+
+/// How snapshots go out.
+#[derive(Clone, Copy, Debug)]
+pub struct TransferSettings {
+    /// Bytes a second of all of them together; 0: as fast as it goes.
+    pub bytes_per_second: u64,
+    /// How many at once; the others wait. At least 1.
+    pub at_once: usize,
+    /// Bytes of a file in one message.
+    pub part_bytes: usize,
+    /// A transfer that was cut is expected to go on within this time, and a follower that got its snapshot to need the log
+    /// behind it: so long the group's next snapshot is put off.
+    pub linger: Duration,
+}
+
+impl Default for TransferSettings {
+    fn default() -> Self {
+        Self { bytes_per_second: 32 << 20, at_once: 2, part_bytes: 256 << 10, linger: Duration::from_secs(60) }
+    }
+}
+
+/// Counts of transfers since the node started.
+#[derive(Debug, Default)]
+pub struct TransferCounts {
+    /// Transfers that were begun, those that went on where another was cut among them.
+    pub begun: AtomicU64,
+    /// Of these, how many went on.
+    pub resumed: AtomicU64,
+    /// Installed by the follower.
+    pub finished: AtomicU64,
+    /// Cut, refused or given up.
+    pub failed: AtomicU64,
+    /// Bytes of files that were sent.
+    pub sent_bytes: AtomicU64,
+    /// Bytes that were not sent again, because a cut transfer had brought them.
+    pub resumed_bytes: AtomicU64,
+    /// Time for which the limits held transfers up, microseconds.
+    pub throttled_micros: AtomicU64,
+    /// Transfers that run or wait for their turn.
+    pub under_way: AtomicU64,
+    /// Bytes of files that were received.
+    pub received_bytes: AtomicU64,
+    /// Incoming transfers that went on with what was here already, also since before a restart.
+    pub received_resumed: AtomicU64,
+    /// Parts that did not check out and were refused.
+    pub refused_parts: AtomicU64,
+}
+
+/// Adds to a count.
+pub fn count(counter: &AtomicU64, more: u64) {
+    counter.fetch_add(more, Ordering::Relaxed);
+}
+
+type InstantOf<P> = <<P as Platform>::Runtime as AsyncRuntime>::Instant;
+
+struct Inner<P: Platform> {
+    platform: P,
+    settings: TransferSettings,
+    turns: Semaphore,
+    /// From when on the next bytes may go.
+    free_at: Mutex<Option<InstantOf<P>>>,
+    /// When a group's snapshot was last on its way.
+    seen: Mutex<BTreeMap<GroupId, InstantOf<P>>>,
+    counts: TransferCounts,
+}
+
+/// The snapshots that a node sends. Clones are the same.
+pub struct Transfers<P: Platform>(Arc<Inner<P>>);
+
+impl<P: Platform> Clone for Transfers<P> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+impl<P: Platform> Transfers<P> {
+    /// Nothing is sent yet.
+    pub fn new(platform: P, settings: TransferSettings) -> Self {
+        let turns = Semaphore::new(settings.at_once.clamp(1, Semaphore::MAX_PERMITS));
+        Self(Arc::new(Inner {
+            platform,
+            settings,
+            turns,
+            free_at: Mutex::new(None),
+            seen: Mutex::default(),
+            counts: TransferCounts::default(),
+        }))
+    }
+
+    /// What was counted.
+    pub fn counts(&self) -> &TransferCounts {
+        &self.0.counts
+    }
+
+    /// Bytes of a file in one message.
+    pub fn part_bytes(&self) -> usize {
+        self.0.settings.part_bytes.max(1)
+    }
+
+    /// A transfer of the group's snapshot wants to begin: it has its turn when this returns.
+    pub async fn turn(&self, group: GroupId) -> Turn<'_, P> {
+        count(&self.0.counts.under_way, 1);
+        let mut turn = Turn { transfers: self, group, done: false, _permit: None };
+        let asked = InstantOf::<P>::now();
+        // Never closed.
+        turn._permit = self.0.turns.acquire().await.ok();
+        count(&self.0.counts.throttled_micros, micros(InstantOf::<P>::now() - asked));
+        turn
+    }
+
+    /// Waits until so many bytes may go.
+    pub async fn pace(&self, bytes: usize) {
+        let rate = self.0.settings.bytes_per_second;
+        if rate == 0 {
+            return;
+        }
+        let now = InstantOf::<P>::now();
+        let takes = Duration::from_secs_f64(bytes as f64 / rate as f64);
+        let begins = {
+            let mut free_at = lock(&self.0.free_at);
+            let begins = free_at.map_or(now, |free_at| free_at.max(now));
+            *free_at = Some(begins + takes);
+            begins
+        };
+        if begins > now {
+            count(&self.0.counts.throttled_micros, micros(begins - now));
+            P::Runtime::sleep_until(begins).await;
+        }
+    }
+
+    /// Reads from a snapshot, where the disk may be waited for.
+    pub async fn read(&self, file: &HeldSnapshot, offset: u64) -> io::Result<Vec<u8>> {
+        let (file, length) = (file.clone(), self.part_bytes());
+        let read = self.0.platform.run_guest(move || file.read(offset, length)).await;
+        read.unwrap_or_else(|| Err(io::Error::other("a file job failed")))
+    }
+
+    /// Whether the group's snapshot is on its way to a follower that takes it, or was a moment ago.
+    pub fn is_sending(&self, group: GroupId) -> bool {
+        let (now, linger) = (InstantOf::<P>::now(), self.0.settings.linger);
+        let mut seen = lock(&self.0.seen);
+        seen.retain(|_, seen| now - *seen < linger);
+        seen.contains_key(&group)
+    }
+}
+
+/// A transfer's turn; it ends when this is dropped, also with the task that sends.
+pub struct Turn<'a, P: Platform> {
+    transfers: &'a Transfers<P>,
+    group: GroupId,
+    done: bool,
+    _permit: Option<SemaphorePermit<'a>>,
+}
+
+impl<P: Platform> Turn<'_, P> {
+    /// The follower takes it, and goes on taking it.
+    pub fn seen(&self) {
+        lock(&self.transfers.0.seen).insert(self.group, InstantOf::<P>::now());
+    }
+
+    /// All bytes are sent: others may have their turn while the follower installs them.
+    pub fn all_sent(&mut self) {
+        self.seen();
+        self._permit = None;
+    }
+
+    /// The follower has installed it.
+    pub fn finished(mut self) {
+        self.done = true;
+    }
+}
+
+impl<P: Platform> Drop for Turn<'_, P> {
+    fn drop(&mut self) {
+        let counts = &self.transfers.0.counts;
+        counts.under_way.fetch_sub(1, Ordering::Relaxed);
+        count(if self.done { &counts.finished } else { &counts.failed }, 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+    use super::*;
+    use crate::sim::Life;
+    use crate::sim::LifeRuntime;
+    use crate::sim::SimPlatform;
+    use crate::sim::SimRandom;
+
+    fn transfers(bytes_per_second: u64, at_once: usize) -> Transfers<SimPlatform> {
+        let platform = SimPlatform::new(Life::new(1, 1), SimRandom::new(1), 0, 0);
+        let linger = Duration::from_secs(3);
+        Transfers::new(platform, TransferSettings { bytes_per_second, at_once, linger, ..TransferSettings::default() })
+    }
+
+    fn now() -> InstantOf<SimPlatform> {
+        InstantOf::<SimPlatform>::now()
+    }
+
+    fn read(counter: &AtomicU64) -> u64 {
+        counter.load(Ordering::Relaxed)
+    }
+
+    /// Two transfers together are as fast as one alone: the limit is the node's.
+    #[test]
+    fn all_transfers_together_keep_to_the_rate() {
+        LifeRuntime::with_seed(1).block_on(async {
+            let transfers = transfers(1000, 2);
+            let began = now();
+            let send = |transfers: Transfers<SimPlatform>| async move {
+                for _ in 0..5 {
+                    transfers.pace(500).await;
+                }
+            };
+            let tasks = [LifeRuntime::spawn(send(transfers.clone())), LifeRuntime::spawn(send(transfers.clone()))];
+            for task in tasks {
+                task.await.unwrap();
+            }
+            // The tenth part of half a second each may go after nine of them.
+            assert_eq!(now() - began, Duration::from_millis(4500));
+            assert!(read(&transfers.counts().throttled_micros) >= 4_500_000);
+            // What was not used is not saved up.
+            LifeRuntime::sleep(Duration::from_secs(100)).await;
+            let began = now();
+            transfers.pace(500).await;
+            transfers.pace(500).await;
+            assert_eq!(now() - began, Duration::from_millis(500));
+        });
+    }
+
+    #[test]
+    fn without_a_limit_nobody_waits() {
+        LifeRuntime::with_seed(1).block_on(async {
+            let (transfers, began) = (transfers(0, 1), now());
+            transfers.pace(1 << 30).await;
+            assert_eq!((now(), read(&transfers.counts().throttled_micros)), (began, 0));
+        });
+    }
+
+    /// So many at once and no more; who has sent all, or gave up, makes room for the next.
+    #[test]
+    fn a_transfer_has_its_turn_when_another_has_sent_all_or_gave_up() {
+        LifeRuntime::with_seed(1).block_on(async {
+            let transfers = transfers(0, 1);
+            let waits = || async {
+                let turn = std::pin::pin!(transfers.turn(7));
+                LifeRuntime::timeout(Duration::from_secs(1), turn).await.is_err()
+            };
+            let mut first = transfers.turn(7).await;
+            assert!(waits().await);
+            first.all_sent();
+            assert!(!waits().await, "the follower installs the first one meanwhile");
+            first.finished();
+            let second = transfers.turn(8).await;
+            assert!(waits().await);
+            drop(second);
+            assert!(!waits().await);
+            let counts = transfers.counts();
+            assert_eq!((read(&counts.finished), read(&counts.under_way)), (1, 0));
+            assert_eq!(read(&counts.failed), 5, "given up, or never begun");
+        });
+    }
+
+    #[test]
+    fn a_group_is_sending_until_a_while_after_its_follower_took_something() {
+        LifeRuntime::with_seed(1).block_on(async {
+            let transfers = transfers(0, 2);
+            let turn = transfers.turn(7).await;
+            assert!(!transfers.is_sending(7), "nobody has taken anything");
+            turn.seen();
+            drop(turn);
+            assert!(transfers.is_sending(7) && !transfers.is_sending(8));
+            LifeRuntime::sleep(Duration::from_secs(3)).await;
+            assert!(!transfers.is_sending(7));
+        });
+    }
+}

@@ -121,3 +121,41 @@ fn pass(mut from: TcpStream, node: SocketAddr, shared: &Arc<Shared>) -> io::Resu
         }
     }
 }
+
+/// Listens where a node should, accepts every connection, and never reads or answers.
+#[derive(Debug)]
+pub struct BlackHole {
+    address: SocketAddr,
+    held: Arc<Mutex<Vec<TcpStream>>>,
+    stopped: Arc<AtomicBool>,
+    accepting: Option<std::thread::JoinHandle<()>>,
+}
+
+impl BlackHole {
+    /// Listens at `address`.
+    pub fn open(address: SocketAddr) -> Self {
+        let listener = TcpListener::bind(address).unwrap();
+        let (held, stopped) = (Arc::<Mutex<Vec<TcpStream>>>::default(), Arc::<AtomicBool>::default());
+        let (into, until) = (held.clone(), stopped.clone());
+        let accepting = std::thread::spawn(move || {
+            for stream in listener.incoming().take_while(|_| !until.load(Ordering::Relaxed)) {
+                into.lock().unwrap().extend(stream);
+            }
+        });
+        Self { address, held, stopped, accepting: Some(accepting) }
+    }
+
+    /// How many connections were accepted.
+    pub fn count(&self) -> usize {
+        self.held.lock().unwrap().len()
+    }
+}
+
+impl Drop for BlackHole {
+    fn drop(&mut self) {
+        self.stopped.store(true, Ordering::Relaxed);
+        // Wakes the one who accepts; the port is free when it has ended.
+        drop(TcpStream::connect(self.address));
+        drop(self.accepting.take().map(std::thread::JoinHandle::join));
+    }
+}

@@ -26,7 +26,7 @@ use super::Disk;
 use super::DiskFile;
 
 /// What a device writes whole or not at all.
-const SECTOR_BYTES: u64 = 512;
+pub const SECTOR_BYTES: u64 = 512;
 const PAGE_BYTES: u64 = 4096;
 const ZEROS: [u8; PAGE_BYTES as usize] = [0; PAGE_BYTES as usize];
 
@@ -86,7 +86,7 @@ struct Faults {
     /// After so many more changes and syncs all of them fail: the power is about to go.
     power_in: Option<u64>,
     /// Reads of these byte ranges fail with an I/O error.
-    unreadable: Vec<(PathBuf, u64, u64)>,
+    unreadable: Vec<(Inode, u64, u64)>,
 }
 
 /// What was done to the disk so far.
@@ -177,8 +177,13 @@ impl Tree {
                 self.names.remove(path);
             }
             Change::Rename { from, to } => {
-                if let Some(inode) = self.names.remove(from) {
-                    self.names.insert(to.clone(), inode);
+                let moved = |path: &PathBuf| Some((path.clone(), to.join(path.strip_prefix(from).ok()?)));
+                for (old, new) in self.names.keys().filter_map(moved).collect::<Vec<_>>() {
+                    // `join` with nothing, for the file itself, would end in a slash.
+                    let new = if old == *from { to.clone() } else { new };
+                    if let Some(inode) = self.names.remove(&old) {
+                        self.names.insert(new, inode);
+                    }
                 }
             }
         }
@@ -386,9 +391,12 @@ impl SimDisk {
         self.lock().faults.power_in = Some(changes);
     }
 
-    /// Lets every read that touches `len` bytes at `offset` of `path` fail.
-    pub fn fail_reads(&self, path: &Path, offset: u64, len: u64) {
-        self.lock().faults.unreadable.push((path.to_owned(), offset, len));
+    /// Lets every read that touches `len` bytes at `offset` of `path` fail, whatever the file is called later.
+    pub fn fail_reads(&self, path: &Path, offset: u64, len: u64) -> io::Result<()> {
+        let mut inner = self.lock();
+        let inode = *inner.live.names.get(path).ok_or_else(|| not_found(path))?;
+        inner.faults.unreadable.push((inode, offset, len));
+        Ok(())
     }
 
     /// Ends all faults.
@@ -398,16 +406,27 @@ impl SimDisk {
 
     /// Flips one bit (0 to 7) of the byte at `offset`, as decay does: without anyone noticing.
     pub fn flip_bit(&self, path: &Path, offset: u64, bit: u8) -> io::Result<()> {
+        self.at_rest(path, offset, |content| {
+            let mut byte = [0];
+            content.read(offset, &mut byte);
+            content.write(offset, &byte.map(|byte| byte ^ (1 << (bit % 8))));
+        })
+    }
+
+    /// Replaces bytes of a file, as a write does that went astray: without anyone noticing.
+    pub fn overwrite(&self, path: &Path, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.at_rest(path, offset, |content| content.write(offset, bytes))
+    }
+
+    /// Changes what the device and the system's cache have of a file, where they have anything at `offset`.
+    fn at_rest(&self, path: &Path, offset: u64, change: impl Fn(&mut Content)) -> io::Result<()> {
         let mut inner = self.lock();
         let inode = *inner.live.names.get(path).ok_or_else(|| not_found(path))?;
         let inner = &mut *inner;
         for tree in [&mut inner.live, &mut inner.durable] {
-            let Some(content) = tree.files.get_mut(&inode).filter(|content| offset < content.len) else {
-                continue;
-            };
-            let mut byte = [0];
-            content.read(offset, &mut byte);
-            content.write(offset, &byte.map(|byte| byte ^ (1 << (bit % 8))));
+            if let Some(content) = tree.files.get_mut(&inode).filter(|content| offset < content.len) {
+                change(content);
+            }
         }
         Ok(())
     }
@@ -463,13 +482,8 @@ impl DiskFile for SimFile {
         let mut inner = self.lock()?;
         inner.counts.reads += 1;
         let end = offset + buffer.len() as u64;
-        let path = inner.path_of(self.inode);
-        if inner
-            .faults
-            .unreadable
-            .iter()
-            .any(|(bad, from, len)| Some(bad) == path && *from < end && offset < from + len)
-        {
+        let unreadable = inner.faults.unreadable.iter();
+        if unreadable.clone().any(|(bad, from, len)| *bad == self.inode && *from < end && offset < from + len) {
             return Err(broken());
         }
         Ok(inner.live.files.get(&self.inode).map_or(0, |content| content.read(offset, buffer)))
@@ -588,10 +602,15 @@ impl Disk for SimDisk {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut inner = self.lock();
-        if !inner.live.names.contains_key(from) {
+        let directory = inner.dirs.contains(from);
+        if !directory && !inner.live.names.contains_key(from) {
             return Err(not_found(from));
         }
         inner.powered()?;
+        if directory {
+            // Directories come into being at once and stay: only their files are ever lost.
+            inner.dirs.insert(to.to_owned());
+        }
         inner.push(Change::Rename { from: from.to_owned(), to: to.to_owned() });
         Ok(())
     }

@@ -211,7 +211,7 @@ async fn promise<RT: AsyncRuntime, T: Transport>(
     peers: &BTreeSet<NodeId>,
 ) -> Result<Vote, String> {
     let asked = peers.iter().map(|peer| {
-        let sent = call::<RT, T>(transport, *peer, Lane::Bulk, &PeerRequest::Roster(group));
+        let sent = call::<RT, T>(transport, *peer, Lane::Control, &PeerRequest::Roster(group));
         RT::timeout(ANSWER_TIME_MAX, sent)
     });
     let mut leader: Option<Roster> = None;

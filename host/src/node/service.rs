@@ -102,6 +102,10 @@ fn check_group(name: &str, listen: &[String]) -> ServiceResult<()> {
     Ok(())
 }
 
+/// How long a new group may take until it has a leader, at least: every node compiles its module first, which takes seconds where
+/// the processor has other work.
+const FIRST_LEADER_PATIENCE: Duration = Duration::from_secs(30);
+
 impl<P: Platform, T: Transport> Node<P, T> {
     fn timeout(&self, asked_ms: Option<u64>) -> Duration {
         asked_ms.map_or(self.0.setup.settings.request_timeout, Duration::from_millis)
@@ -229,7 +233,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
             base: None,
         };
         let id = self.change_catalog(&command).await?;
-        self.wait_until_led(&name, id, self.timeout(None)).await?;
+        self.wait_until_led(&name, id, self.timeout(None).max(FIRST_LEADER_PATIENCE)).await?;
         self.view_of(&name).await
     }
 

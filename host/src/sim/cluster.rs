@@ -15,6 +15,7 @@ use openraft::async_runtime::AsyncRuntime;
 use crate::disk::Disk;
 use crate::disk::DiskFile;
 use crate::disk::sim::SimDisk;
+use crate::log::LogError;
 use crate::log::LogOptions;
 use crate::log::NodeLog;
 use crate::node::ModuleHost;
@@ -24,6 +25,7 @@ use crate::node::Setup;
 use crate::node::identity;
 use crate::node::identity::Identity;
 use crate::node::removal;
+use crate::node::repair;
 use crate::node::settle;
 use crate::peer::Handler;
 use crate::peer::Lane;
@@ -36,6 +38,7 @@ use crate::types::NodeId;
 
 use super::clients::SimClient;
 use super::clients::SimNet;
+use super::decay::decay;
 use super::life::Life;
 use super::life::lock;
 use super::network::SimNetwork;
@@ -114,7 +117,11 @@ struct Inner {
     slots: Mutex<BTreeMap<NodeId, Slot>>,
     lives: Mutex<Vec<Arc<Life>>>,
     platforms: Remains,
+    repairs: Mutex<Vec<NodeId>>,
 }
+
+/// How the error of a start begins when the log is damaged and the other nodes cannot do without the node just now.
+pub const NOT_REPAIRED: &str = "it is not repaired from the other nodes";
 
 /// What must be gone once a cluster and its runtime are: thousands of runs in one process would fill the memory
 /// with the guests of ended ones.
@@ -175,6 +182,7 @@ impl SimCluster {
             slots: Mutex::new(slots),
             lives: Mutex::default(),
             platforms: Remains::default(),
+            repairs: Mutex::default(),
         };
         Self(Arc::new(inner))
     }
@@ -336,7 +344,14 @@ impl SimCluster {
             let platform = platform.clone();
             Arc::new(move |error: &crate::log::LogError| platform.die(&error.to_string()))
         };
-        let (log, _) = NodeLog::open(disk.clone(), &log_dir(), log_options, fatal)?;
+        let open = || NodeLog::open(disk.clone(), &log_dir(), log_options.clone(), fatal.clone());
+        let (log, _) = match open() {
+            Err(damage) if damage.is_damage() && options.settings.repair_from_peers => {
+                self.give_up_log(&disk, &life, platform.wall_ms(), &damage).await?;
+                open()?
+            }
+            opened => opened?,
+        };
         let mut random = SimRandom::new(crate::platform::random_u64(&platform));
         let (low, high) = options.sync_micros;
         let latency = move || Duration::from_micros(random.between(low, high));
@@ -354,6 +369,25 @@ impl SimCluster {
             modules: self.0.modules.clone(),
             settings: options.settings.clone(),
         })
+    }
+
+    /// What `node::start` does in production with a damaged log.
+    async fn give_up_log(
+        &self,
+        disk: &Arc<dyn Disk>,
+        life: &Arc<Life>,
+        now_ms: u64,
+        damage: &LogError,
+    ) -> io::Result<()> {
+        let transport = self.0.network.transport(life.clone());
+        let around = repair::look(disk.clone(), &data_dir(), life.node, &self.0.members).map_err(io::Error::other)?;
+        around.peers.iter().for_each(|(id, address)| transport.learn(*id, address));
+        if let Err(why) = repair::is_safe::<LifeRuntime, _>(&transport, life.node, &around).await {
+            return Err(io::Error::other(format!("{NOT_REPAIRED}: {damage}: {why}")));
+        }
+        repair::set_aside(&**disk, &data_dir(), damage, around.peers, now_ms)?;
+        lock(&self.0.repairs).push(life.node);
+        Ok(())
     }
 
     /// What a node does before anything else, as `node::start` does it in production: whether it came later, and the index of
@@ -425,6 +459,16 @@ impl SimCluster {
             slot.disk = SimDisk::new();
             slot.log = None;
         }
+    }
+
+    /// Damages a stopped node's files, without its noticing: what was done, if there was something to damage.
+    pub fn decay(&self, id: NodeId, random: &mut SimRandom) -> Option<String> {
+        decay(&self.disk(id)?, &data_dir(), &self.0.options.log, random)
+    }
+
+    /// The nodes that have set a damaged log aside, in order.
+    pub fn repairs(&self) -> Vec<NodeId> {
+        lock(&self.0.repairs).clone()
     }
 
     /// Whether all nodes are up and none is still recovering from an empty directory.

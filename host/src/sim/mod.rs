@@ -9,6 +9,7 @@
 
 mod clients;
 mod cluster;
+mod decay;
 mod life;
 mod network;
 mod platform;
@@ -19,6 +20,7 @@ pub use clients::SimClient;
 pub use clients::SimNet;
 pub use cluster::CallError;
 pub use cluster::Crash;
+pub use cluster::NOT_REPAIRED;
 pub use cluster::Remains;
 pub use cluster::SimCluster;
 pub use cluster::SimNode;

@@ -259,7 +259,7 @@ async fn story(world: &Shared, random: &mut SimRandom) {
     });
     let running: Vec<_> = clients.map(|client| LifeRuntime::spawn(client.run())).collect();
     let until_ms = now_ms() + random.between(4_000, 9_000);
-    nemesis::run(world.clone(), random.fork(7), until_ms, false).await;
+    nemesis::run(world.clone(), random.fork(7), until_ms, nemesis::DiskFaults::default()).await;
     world.cluster.network().mend();
     sleep_ms(3_000).await;
     for id in world.cluster.down() {

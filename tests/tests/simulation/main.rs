@@ -38,16 +38,18 @@ use world::Sabotage;
 const SEEDS_DEFAULT: u64 = 200;
 
 /// What must have happened at least once in the ordinary test run.
-const MUST_HAPPEN: [&str; 21] = [
+const MUST_HAPPEN: [&str; 23] = [
     "answers kept for a retry",
     "crashes",
     "crashes of all",
     "events seen",
+    "files that decayed",
     "gaps in events",
     "keys checked",
     "keys that went in time",
     "leaders moved",
     "logs of several segments",
+    "logs set aside",
     "logs that were purged",
     "outcomes learned by a retry",
     "partitions",

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use statehouse::service::Service;
 use statehouse::sim::Crash;
+use statehouse::sim::NOT_REPAIRED;
 use statehouse::sim::NetworkFaults;
 use statehouse::sim::SimRandom;
 use statehouse::types::NodeId;
@@ -32,6 +33,12 @@ pub async fn start(world: &Shared, id: NodeId) {
             Err(error) if error.raw_os_error() == Some(5) || error.to_string().contains("(os error 5)") => {
                 world.note(format!("{id} ended while it started: {error}"));
                 sleep_ms(100).await;
+            }
+            // The others must be well first; whoever runs it starts it again.
+            Err(error) if error.to_string().contains(NOT_REPAIRED) => {
+                world.note(format!("{id} does not start yet: {error}"));
+                world.count("repairs that had to wait");
+                return;
             }
             Err(error) => return world.problem(format!("node {id} does not start: {error}")),
         }
@@ -63,8 +70,19 @@ fn leader(world: &Shared) -> Option<NodeId> {
     })
 }
 
+/// What disks do.
+#[derive(Clone, Copy, Default)]
+pub struct DiskFaults {
+    /// Syncs fail.
+    pub syncs: bool,
+    /// What is on them changes while their node is down.
+    pub decay: bool,
+}
+
 /// Injects faults until `until_ms`; leaves them in place.
-pub async fn run(world: Shared, mut random: SimRandom, until_ms: u64, disk_faults: bool) {
+pub async fn run(world: Shared, mut random: SimRandom, until_ms: u64, disks: DiskFaults) {
+    // Draws of its own: the other faults of a seed are the same with and without it.
+    let mut decaying = random.fork(1);
     let network = world.cluster.network().clone();
     while now_ms() < until_ms {
         sleep_ms(random.between(50, 2500)).await;
@@ -72,7 +90,13 @@ pub async fn run(world: Shared, mut random: SimRandom, until_ms: u64, disk_fault
         let victim = *random.pick(&ids).unwrap();
         match random.between(0, 99) {
             0..22 => {
+                // As with a lost disk: one of several, and one at a time.
+                let decays = disks.decay && ids.len() > 2 && world.cluster.is_settled();
                 crash(&world, &mut random, victim);
+                if decays && let Some(damage) = world.cluster.decay(victim, &mut decaying) {
+                    world.note(format!("decay at {victim}: {damage}"));
+                    world.count("files that decayed");
+                }
                 start_later(&world, victim, random.between(0, 3000));
             }
             22..34 => {
@@ -132,7 +156,7 @@ pub async fn run(world: Shared, mut random: SimRandom, until_ms: u64, disk_fault
                     world.cluster.call(victim, move |node| async move { node.group_snapshot(name).await }).await;
                 world.note(format!("snapshot of {group} at {victim}: {taken:?}"));
             }
-            _ if disk_faults => {
+            _ if disks.syncs => {
                 if let Some(disk) = world.cluster.disk(victim) {
                     world.note(format!("a sync fails at {victim}"));
                     world.count("failed syncs");
@@ -143,7 +167,7 @@ pub async fn run(world: Shared, mut random: SimRandom, until_ms: u64, disk_fault
         }
         for id in world.cluster.down() {
             // Nodes that ended themselves are started again by whoever runs them.
-            if disk_faults && random.chance(200) {
+            if (disks.syncs || disks.decay) && random.chance(200) {
                 start_later(&world, id, random.between(0, 500));
             }
         }

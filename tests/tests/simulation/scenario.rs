@@ -28,6 +28,7 @@ use crate::clients::Stretch;
 use crate::membership;
 use crate::modules::modules;
 use crate::nemesis;
+use crate::nemesis::DiskFaults;
 use crate::register;
 use crate::register::Verdict;
 use crate::world::Sabotage;
@@ -52,7 +53,7 @@ pub struct Plan {
     pub nodes: u64,
     fault_ms: u64,
     faults_during_setup: bool,
-    disk_faults: bool,
+    disks: DiskFaults,
     skew_max_ms: u64,
     kv_clients: u64,
     keys: u64,
@@ -63,6 +64,7 @@ pub struct Plan {
 
 impl Plan {
     pub fn draw(random: &mut SimRandom) -> Self {
+        let mut decaying = random.fork(1);
         let nodes = match random.between(0, 99) {
             0..8 => 1,
             8..20 => 5,
@@ -72,7 +74,7 @@ impl Plan {
             nodes,
             fault_ms: random.between(4_000, 10_000),
             faults_during_setup: random.chance(250),
-            disk_faults: random.chance(200),
+            disks: DiskFaults { syncs: random.chance(200), decay: decaying.chance(400) },
             skew_max_ms: *random.pick(&[0, 30, 250]).unwrap(),
             kv_clients: random.between(2, 4),
             keys: random.between(1, 3),
@@ -159,7 +161,7 @@ async fn whole_run(seed: u64, verbose: bool, sabotage: Sabotage) -> (Report, Rem
         Err(_) => world.problem(format!("the run did not end: {}", standing(&world))),
     }
     for complaint in cluster.complaints() {
-        if !(plan.disk_faults && complaint.contains("ended itself")) {
+        if !(plan.disks.syncs && complaint.contains("ended itself")) {
             world.problem(complaint);
         }
     }
@@ -170,6 +172,9 @@ async fn whole_run(seed: u64, verbose: bool, sabotage: Sabotage) -> (Report, Rem
     }
     for _ in 0..cluster.network().resumed() {
         world.count("transfers resumed");
+    }
+    for _ in cluster.repairs() {
+        world.count("logs set aside");
     }
     let (trace, _) = world.trace();
     let report = Report {
@@ -235,7 +240,7 @@ async fn body(world: &Shared, random: &mut SimRandom, plan: &Plan) {
     let mut tasks = Vec::new();
     let nemesis = |random: &SimRandom| {
         let until_ms = now_ms() + plan.fault_ms;
-        LifeRuntime::spawn(nemesis::run(world.clone(), random.fork(100), until_ms, plan.disk_faults))
+        LifeRuntime::spawn(nemesis::run(world.clone(), random.fork(100), until_ms, plan.disks))
     };
     let mut fault = plan.faults_during_setup.then(|| nemesis(random));
     set_up(world, random).await;

@@ -20,6 +20,7 @@ mod keeper_sessions;
 mod membership;
 mod redis;
 mod sessions;
+mod silence;
 mod status;
 mod transfers;
 mod traps;

@@ -117,13 +117,30 @@ fn a_removed_file_lives_until_its_last_handle_and_no_longer() {
 }
 
 #[test]
+fn a_directory_takes_its_files_along_when_it_is_renamed_or_keeps_them_when_that_is_lost() {
+    let disk = SimDisk::new();
+    let (old, new, file) = (Path::new("/d/log"), Path::new("/d/aside"), Path::new("1.seg"));
+    disk.create_dir_all(old).unwrap();
+    disk.create(&old.join(file)).unwrap().sync_data().unwrap();
+    disk.sync_dir(old).unwrap();
+    disk.rename(old, new).unwrap();
+    assert!(disk.exists(&new.join(file)).unwrap() && !disk.exists(&old.join(file)).unwrap());
+    disk.crash_after(0, 0);
+    assert!(!disk.exists(&new.join(file)).unwrap() && disk.exists(&old.join(file)).unwrap());
+    disk.rename(old, new).unwrap();
+    disk.sync_dir(Path::new("/d")).unwrap();
+    disk.crash_after(0, 0);
+    assert!(disk.exists(&new.join(file)).unwrap() && !disk.exists(&old.join(file)).unwrap());
+}
+
+#[test]
 fn damage_changes_one_bit_and_unreadable_ranges_fail() {
     let (disk, path) = disk();
     let file = disk.create(&path).unwrap();
     file.write_all_at(0, &[0; 10]).unwrap();
     disk.flip_bit(&path, 3, 1).unwrap();
     assert_eq!(disk.read(&path).unwrap(), [0, 0, 0, 2, 0, 0, 0, 0, 0, 0]);
-    disk.fail_reads(&path, 5, 2);
+    disk.fail_reads(&path, 5, 2).unwrap();
     let mut byte = [0];
     assert!(file.read_at(6, &mut byte).is_err());
     assert_eq!(file.read_at(7, &mut byte).unwrap(), 1);

@@ -188,7 +188,7 @@ fn a_shortened_segment_is_refused() {
 #[test]
 fn an_unreadable_sector_is_refused_with_its_file() {
     let harness = closed_log();
-    harness.disk.fail_reads(&segment_path(1), 5000, 1);
+    harness.disk.fail_reads(&segment_path(1), 5000, 1).unwrap();
     match open(&harness.disk).err().expect("it is refused") {
         LogError::Corrupt { path, .. } => assert_eq!(path, segment_path(1)),
         error => panic!("{error}"),

@@ -128,7 +128,7 @@ fn behind_a_damaged_header_an_unreadable_sector_and_a_missing_segment_reading_go
         assert!(!found.damage.is_empty() && found.segments[sequence as usize - 1].damaged > 0);
 
         let disk = harness.disk.fork();
-        disk.fail_reads(&segment_path(sequence), 5000, 10);
+        disk.fail_reads(&segment_path(sequence), 5000, 10).unwrap();
         let found = look(&disk);
         assert!(entries(&found) > all - 10, "a sector of segment {sequence}: {} of {all}", entries(&found));
         assert!(!found.damage.is_empty());

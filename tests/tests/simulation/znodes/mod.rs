@@ -154,7 +154,7 @@ async fn story(world: &Shared, random: &mut SimRandom) {
     let running: Vec<_> = clients.map(|client| LifeRuntime::spawn(client.run())).collect();
     let watching = LifeRuntime::spawn(scenario::watch_replicas(world.clone()));
     let until_ms = now_ms() + random.between(4_000, 9_000);
-    nemesis::run(world.clone(), random.fork(7), until_ms, false).await;
+    nemesis::run(world.clone(), random.fork(7), until_ms, nemesis::DiskFaults::default()).await;
     nemesis::heal(world).await;
     scenario::become_ready(world, now_ms()).await;
     // A little of peace with everything at work.

@@ -268,10 +268,6 @@ impl Inner {
             None => Ok(()),
         }
     }
-
-    fn path_of(&self, inode: Inode) -> Option<&PathBuf> {
-        self.live.names.iter().find(|(_, named)| **named == inode).map(|(path, _)| path)
-    }
 }
 
 fn full() -> io::Error {

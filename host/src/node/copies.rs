@@ -80,7 +80,7 @@ const TIDY_PAUSE: Duration = Duration::from_secs(60);
 type InstantOf<P> = <<P as Platform>::Runtime as AsyncRuntime>::Instant;
 
 /// A snapshot that another node reads, and when it last did.
-type Lent<P> = (Arc<HeldSnapshot>, InstantOf<P>);
+type Lent<P> = (HeldSnapshot, InstantOf<P>);
 
 /// What a node keeps of files on their way.
 pub(super) struct Copies<P: Platform> {
@@ -171,7 +171,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
             Replica::Here(group) => {
                 let (index, held) = group.save().await?;
                 let (size, digest) = (held.size(), hex::encode(held.digest()));
-                Ok(SavedGroup { index, size, digest, file: self.read_here(Arc::new(held)) })
+                Ok(SavedGroup { index, size, digest, file: self.read_here(held) })
             }
             Replica::There(id, hosts) => {
                 let mut failed = Vec::new();
@@ -191,7 +191,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
         }
     }
 
-    fn read_here(&self, held: Arc<HeldSnapshot>) -> FileStream {
+    fn read_here(&self, held: HeldSnapshot) -> FileStream {
         let platform = self.0.setup.platform.clone();
         let next = move |offset: u64| {
             let (held, platform) = (held.clone(), platform.clone());
@@ -296,7 +296,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
         let (index, held) = group.save().await?;
         let (size, digest) = (held.size(), held.digest());
         let number = random_u64(&self.0.setup.platform);
-        lock(&self.0.copies.lent).insert(number, (Arc::new(held), InstantOf::<P>::now()));
+        lock(&self.0.copies.lent).insert(number, (held, InstantOf::<P>::now()));
         Ok(CopyAnswer::Taken { number, index, size, digest })
     }
 
@@ -477,7 +477,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
         drop(join_all(told).await);
     }
 
-    async fn send_base(&self, to: NodeId, base: BaseId, held: Arc<HeldSnapshot>) -> ServiceResult<()> {
+    async fn send_base(&self, to: NodeId, base: BaseId, held: HeldSnapshot) -> ServiceResult<()> {
         let (size, digest) = (held.size(), held.digest());
         self.copy_step(to, PART_TIME_MAX, CopyStep::Begin(base)).await?;
         let mut offset = 0;

@@ -60,7 +60,8 @@ impl<P: Platform, T: Transport> Node<P, T> {
     }
 
     fn tell_fitness(&self) {
-        let fitness = PeerRequest::Fitness { short: self.0.common.space.is_short(), priority: self.0.common.priorities.own() };
+        let fitness =
+            PeerRequest::Fitness { short: self.0.common.space.is_short(), priority: self.0.common.priorities.own() };
         for member in self.0.catalog.standing().members.into_iter().filter(|member| member.id != self.id()) {
             let told = call::<P::Runtime, T>(&self.0.setup.transport, member.id, Lane::Control, &fitness);
             // Who does not hear it is told again soon, or goes by its own look.

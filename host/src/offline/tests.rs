@@ -67,6 +67,7 @@ fn create(name: &str, ids: &[NodeId]) -> Payload {
         replicas: None,
         listen: Vec::new(),
         listen_params: Vec::new(),
+        base: None,
     })
 }
 
@@ -87,6 +88,7 @@ fn snapshot(disk: &SimDisk, group: GroupId, index: u64, payload: &[u8]) {
         membership: openraft::StoredMembership::new(Some(log_id(3, 1)), membership),
         module: [7; 32],
         host_state: Vec::new(),
+        made: Vec::new(),
     };
     let mut writer = store.write(&head).unwrap();
     writer.write_all(payload).unwrap();

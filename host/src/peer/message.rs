@@ -141,6 +141,13 @@ pub enum PeerRequest<RT: AsyncRuntime> {
     },
     /// Asks how a node and its replicas stand; answered by [`PeerResponse::Report`].
     Report,
+    /// How fit the sender is to take commands and to lead; answered by [`PeerResponse::Done`].
+    Fitness {
+        /// Whether its disk is full but for its reserve.
+        short: bool,
+        /// Its priority; 0: it is not to lead.
+        priority: u8,
+    },
     /// A step of a group's state on its way into a file or out of one; answered by [`PeerResponse::Copied`].
     Copy(CopyStep),
 }
@@ -203,13 +210,6 @@ pub enum CopyAnswer {
     Done,
     /// It failed.
     Failed(ServiceError),
-    /// How fit the sender is to take commands and to lead; answered by [`PeerResponse::Done`].
-    Fitness {
-        /// Whether its disk is full but for its reserve.
-        short: bool,
-        /// Its priority; 0: it is not to lead.
-        priority: u8,
-    },
 }
 
 /// What is asked of a group's replica.

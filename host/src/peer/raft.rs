@@ -41,6 +41,7 @@ use super::transfer::Transfers;
 use super::transfer::count;
 use crate::codec;
 use crate::platform::Platform;
+use crate::snapshot::SnapshotError;
 use crate::snapshot::SnapshotFile;
 use crate::snapshot::part_checksum;
 use crate::types::GroupId;
@@ -191,7 +192,8 @@ impl<P: Platform, T: Transport> GroupClient<P, T> {
     async fn send_snapshot(&self, vote: Vote, file: SnapshotFile) -> Result<Vote, CallError> {
         let (node, digest) = (self.target, file.digest());
         let local =
-            |error: std::io::Error| CallError::NotSent { node, reason: format!("cannot read the snapshot: {error}") };
+            |error: SnapshotError| CallError::NotSent { node, reason: format!("cannot read the snapshot: {error}") };
+        let failed = |source: std::io::Error| local(SnapshotError::Io { path: file.path().to_owned(), source });
         let transfers = &self.transfers;
         let counts = transfers.counts();
         let mut turn = transfers.turn(self.group).await;
@@ -207,9 +209,9 @@ impl<P: Platform, T: Transport> GroupClient<P, T> {
         count(&counts.resumed_bytes, offset);
         tracing::info!(group = self.group, to = node, bytes = file.size(), from = offset, "sending a snapshot");
         while offset < file.size() {
-            let data = transfers.read(&held, offset).await.map_err(local)?;
+            let data = transfers.read(&held, offset).await.map_err(failed)?;
             if data.is_empty() {
-                return Err(local(std::io::ErrorKind::UnexpectedEof.into()));
+                return Err(failed(std::io::ErrorKind::UnexpectedEof.into()));
             }
             transfers.pace(data.len()).await;
             turn.seen();

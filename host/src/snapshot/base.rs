@@ -27,7 +27,6 @@ use super::SnapshotReader;
 use super::SnapshotStore;
 use super::store;
 use super::store::FileReader;
-use super::store::UNFINISHED_SUFFIX;
 use super::store::create_anew;
 use crate::disk::Disk;
 use crate::disk::DiskFile;
@@ -39,6 +38,8 @@ use crate::types::NodeId;
 pub type BaseId = [u8; 16];
 
 const SUFFIX: &str = ".base";
+/// What is still being received.
+const UNFINISHED_SUFFIX: &str = ".part";
 
 /// The directory of such files.
 pub struct Bases {
@@ -82,7 +83,7 @@ impl Bases {
 
     /// Begins to receive a file.
     pub fn begin(&self, id: BaseId) -> Result<(), SnapshotError> {
-        let path = self.path(&id).with_extension("part");
+        let path = self.directory.join(format!("{}{UNFINISHED_SUFFIX}", hex::encode(id)));
         let file = create_anew(&*self.disk, &path);
         let file = file.map_err(|source| SnapshotError::Io { path: path.clone(), source })?;
         self.incoming().insert(id, Incoming { path, file, received: 0 });

@@ -197,6 +197,7 @@ mod tests {
             membership: Default::default(),
             module: [1; 32],
             host_state: vec![2; 1000],
+            made: Vec::new(),
         };
         let mut writer = store.write(&head).unwrap();
         writer.write_all(&(0..700_000u32).map(|at| at as u8).collect::<Vec<u8>>()).unwrap();

@@ -23,6 +23,13 @@ fn snapshot_bytes(cluster: &Cluster, id: u64) -> u64 {
     replica["snapshot"]["bytes"].as_u64().unwrap()
 }
 
+/// More entries than a node keeps in its log behind a snapshot, so that what is before them is purged.
+fn put_small(session: &mut Session) {
+    for key in 0..200 {
+        session.apply(json!({"Put": {"key": format!("s{key}"), "value": "small"}}).to_string().as_bytes()).expect(200);
+    }
+}
+
 /// A node joins behind a slow link that is cut in the middle of its snapshot, again and again. What had arrived is not sent
 /// again, the node itself is killed once meanwhile, and the cluster commits all the time under one leader and one term.
 #[test]
@@ -39,9 +46,7 @@ fn a_snapshot_over_a_slow_link_that_breaks_goes_on_where_it_stopped_and_delays_n
     for id in 1..=3 {
         cluster.node(id).client().post("/v1/groups/kv/snapshot", "").expect(200);
     }
-    for key in 0..12 {
-        session.apply(json!({"Put": {"key": format!("s{key}"), "value": "small"}}).to_string().as_bytes()).expect(200);
-    }
+    put_small(&mut session);
     let leader = cluster.leader("kv");
     cluster.node(leader).client().post("/v1/groups/kv/snapshot", "").expect(200);
     wait::until("the log alone brings no new node up to date", || {
@@ -105,6 +110,7 @@ fn a_throttled_transfer_takes_its_time_and_is_counted() {
     for key in 0..80 {
         session.apply(json!({"Put": {"key": format!("k{key}"), "value": large}}).to_string().as_bytes()).expect(200);
     }
+    put_small(&mut session);
     cluster.node(1).client().post("/v1/groups/kv/snapshot", "").expect(200);
     wait::until("the log alone brings no new node up to date", || {
         let group = cluster.node(1).group("kv");

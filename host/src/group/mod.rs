@@ -445,8 +445,7 @@ impl<P: Platform, T: Transport> Group<P, T> {
     /// Writes a snapshot of what is applied now and lets the log be purged behind it; the index it covers.
     /// When it cannot be written (a full disk), nothing changes: the log stays as long as it must.
     pub async fn snapshot(&self) -> ServiceResult<u64> {
-        let (shared, store, factory) = (self.shared.clone(), self.store.clone(), self.factory.clone());
-        let written = self.platform.run_guest(move || shared.write_snapshot(&store, &*factory)).await;
+        let written = self.shared.take_snapshot(&self.platform, &self.store, &self.factory).await;
         let index = match written {
             Some(Ok(Some(index))) => index,
             Some(Ok(None)) => return Ok(0),

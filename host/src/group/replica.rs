@@ -104,6 +104,8 @@ pub struct Shared {
     current: Mutex<Option<(Head, SnapshotFile)>>,
     /// Why the replica stopped, once it did: the same as in [`Core`], without its lock.
     fault: Mutex<Option<String>>,
+    /// Held while a snapshot is written: two at the same index would write the same file.
+    writing: Arc<tokio::sync::Mutex<()>>,
     /// Timers or sessions changed: the leader's duties look again.
     pub wake: Notify,
 }
@@ -187,6 +189,7 @@ impl Shared {
             heard: Mutex::default(),
             current: Mutex::new(newest),
             fault: Mutex::default(),
+            writing: Arc::default(),
             wake: Notify::new(),
         })
     }
@@ -393,9 +396,26 @@ impl Shared {
         }
     }
 
-    /// Writes a snapshot of what is applied now: freezes the state under its lock, writes while entries go on
-    /// being applied. The index it covers; `None` when nothing was applied yet.
-    pub fn write_snapshot(&self, store: &SnapshotStore, factory: &dyn ModelFactory) -> io::Result<Option<u64>> {
+    /// Writes a snapshot of what is applied now, when it is this one's turn. The index it covers, none when nothing was applied
+    /// yet; `None` when the job was lost.
+    pub async fn take_snapshot<P: Platform>(
+        self: &Arc<Self>,
+        platform: &P,
+        store: &SnapshotStore,
+        factory: &Arc<dyn ModelFactory>,
+    ) -> Option<io::Result<Option<u64>>> {
+        // The turn goes with the job, which ends also when nobody waits for it any more.
+        let turn = self.writing.clone().lock_owned().await;
+        let (shared, store, factory) = (self.clone(), store.clone(), factory.clone());
+        let job = move || {
+            let _turn = turn;
+            shared.write_snapshot(&store, &*factory)
+        };
+        platform.run_guest(job).await
+    }
+
+    /// Freezes the state under its lock, writes while entries go on being applied.
+    fn write_snapshot(&self, store: &SnapshotStore, factory: &dyn ModelFactory) -> io::Result<Option<u64>> {
         let (head, frozen, bytes) = {
             let mut core = self.core();
             let Some(last_log_id) = core.applied else { return Ok(None) };
@@ -687,7 +707,7 @@ fn snapshot_of<P: Platform>(head: &Head, file: SnapshotFile) -> SnapshotOf<Types
 }
 
 /// Gives openraft the group's newest snapshot. The duties write it first and tell openraft then
-/// ([`Shared::write_snapshot`]), so that a disk that is full does not stop the group.
+/// ([`Shared::take_snapshot`]), so that a disk that is full does not stop the group.
 pub struct Builder<P: Platform> {
     shared: Arc<Shared>,
     store: SnapshotStore,
@@ -703,8 +723,7 @@ impl<P: Platform> RaftSnapshotBuilder<Types<P::Runtime>> for Builder<P> {
         if let Some((head, file)) = current {
             return Ok(snapshot_of::<P>(&head, file));
         }
-        let (shared, store, factory) = (self.shared.clone(), self.store.clone(), self.factory.clone());
-        let written = self.platform.run_guest(move || shared.write_snapshot(&store, &*factory)).await;
+        let written = self.shared.take_snapshot(&self.platform, &self.store, &self.factory).await;
         written.ok_or_else(job_failed)??;
         let current = lock(&self.shared.current).clone();
         let (head, file) =
@@ -712,3 +731,6 @@ impl<P: Platform> RaftSnapshotBuilder<Types<P::Runtime>> for Builder<P> {
         Ok(snapshot_of::<P>(&head, file))
     }
 }
+
+#[cfg(test)]
+mod tests;

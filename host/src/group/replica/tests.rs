@@ -1,0 +1,78 @@
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
+use std::io::Read;
+use std::io::Write;
+use std::time::Duration;
+
+use openraft::vote::leader_id_std::CommittedLeaderId;
+
+use super::*;
+use crate::disk::RealDisk;
+use crate::group::model::FrozenModel;
+use crate::group::model::ModelError;
+use crate::module::Outcome;
+use crate::platform::RealPlatform;
+
+/// A state that takes its time to be written.
+struct Slow;
+
+impl ModelFactory for Slow {
+    fn module(&self) -> [u8; 32] {
+        [7; 32]
+    }
+    fn create(&self) -> Result<(Box<dyn Model>, Effects), ModelError> {
+        Ok((Box::new(Slow), Effects::default()))
+    }
+    fn restore(&self, _: &mut (dyn Read + Send)) -> Result<Box<dyn Model>, ModelError> {
+        Ok(Box::new(Slow))
+    }
+}
+
+impl Model for Slow {
+    fn apply(&mut self, _: &Context, _: &[u8], _: &mut Effects) -> Result<Outcome, Fault> {
+        Ok(Outcome::Reply(Vec::new()))
+    }
+    fn timer(&mut self, _: &Context, _: u64, _: &mut Effects) -> Result<Outcome, Fault> {
+        Ok(Outcome::Reply(Vec::new()))
+    }
+    fn session_end(&mut self, _: &Context, _: &mut Effects) -> Result<Outcome, Fault> {
+        Ok(Outcome::Reply(Vec::new()))
+    }
+    fn query(&mut self, _: &Context, _: &[u8]) -> Result<Outcome, Fault> {
+        Ok(Outcome::Reply(Vec::new()))
+    }
+    fn freeze(&mut self) -> Result<Box<dyn FrozenModel>, Fault> {
+        Ok(Box::new(Slow))
+    }
+}
+
+impl FrozenModel for Slow {
+    fn write(self: Box<Self>, out: &mut (dyn Write + Send)) -> io::Result<()> {
+        for _ in 0..4 {
+            out.write_all(&[5; 300_000])?;
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+}
+
+/// Several clients saved a group at once, while nothing was written to it: all wrote the snapshot of the same index into the same
+/// file. The first one gave the name to what another was still writing, and let the log be purged behind it; the others failed.
+/// One whose client had gone away was no better: its job went on.
+#[tokio::test(flavor = "multi_thread")]
+async fn snapshots_that_are_asked_for_at_once_are_written_one_after_the_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = SnapshotStore::open(Arc::new(RealDisk), folder.path().to_owned(), 2, 0).unwrap();
+    let factory: Arc<dyn ModelFactory> = Arc::new(Slow);
+    let shared = Arc::new(Shared::open(3, 1, 1, 0, 1, &*factory, None).unwrap());
+    shared.core().applied = Some(LogId::new(CommittedLeaderId::new(2), 77));
+    let gone = shared.take_snapshot(&RealPlatform, &store, &factory);
+    assert!(tokio::time::timeout(Duration::from_millis(10), gone).await.is_err());
+    let asked = (0..4).map(|_| shared.take_snapshot(&RealPlatform, &store, &factory));
+    for written in futures_util::future::join_all(asked).await {
+        assert_eq!(written.unwrap().unwrap(), Some(77));
+    }
+    let names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["000000000000004d-2.snap"]);
+    let newest = store.newest().unwrap();
+    assert_eq!((newest.found.unwrap().0.last_log_id.index, newest.refused.len()), (77, 0));
+}

@@ -119,6 +119,9 @@ pub struct GroupOptions<P: Platform, T: Transport> {
     pub seed: u64,
     /// The members to begin with: id to peer address. Empty when the group is there already: this replica learns them.
     pub members: BTreeMap<NodeId, String>,
+    /// Whether they begin from a file, as their first snapshot. A replica without one waits until it is sent the state: it
+    /// votes, since it never had anything that it could have forgotten, and never begins anew.
+    pub from_file: bool,
     /// Whether this node may vote from the start (see `node::settle`).
     pub may_vote: bool,
     /// Whether this node stands for election at once if the group is new. One of the members should: if all wait
@@ -185,6 +188,7 @@ pub struct Group<P: Platform, T: Transport> {
     hearing: Mutex<lead::Hearing<InstantOf<P>>>,
     /// The members to begin with, and whether this one stands for election first.
     members: BTreeMap<NodeId, String>,
+    from_file: bool,
     stands_first: bool,
     /// The nodes that must hear of commits at once.
     hurry: Hurry<RtOf<P>>,
@@ -304,6 +308,7 @@ impl<P: Platform, T: Transport> Group<P, T> {
             votes: Mutex::new(false),
             hearing: Mutex::default(),
             members: options.members,
+            from_file: options.from_file,
             stands_first: options.stands_first,
             hurry,
             taking: tokio::sync::RwLock::new(()),
@@ -325,7 +330,7 @@ impl<P: Platform, T: Transport> Group<P, T> {
         self.raft.runtime_config().elect(!self.never_leads());
         let members = self.members.clone();
         if !self.raft.is_initialized().await.map_err(io::Error::other)? {
-            if members.is_empty() {
+            if members.is_empty() || self.from_file {
                 return Ok(());
             }
             let alone = members.len() == 1;
@@ -465,8 +470,11 @@ impl<P: Platform, T: Transport> Group<P, T> {
     }
 
     /// A snapshot that covers everything that was acknowledged before now, held open: the index it covers, and the file.
-    pub async fn save(self: &Arc<Self>) -> ServiceResult<(u64, HeldSnapshot)> {
-        self.wait_read_index(false).await?;
+    /// This replica may take so long to have all that, and the writing as long as it takes.
+    pub async fn save(self: &Arc<Self>, patience: Duration) -> ServiceResult<(u64, HeldSnapshot)> {
+        let late = || format!("this replica does not have all that was acknowledged within {} s", patience.as_secs());
+        let waited = RtOf::<P>::timeout(patience, self.wait_read_index(false)).await;
+        waited.unwrap_or_else(|_| Err(self.error(ErrorCode::Unavailable, late())))?;
         self.snapshot().await?;
         let shared = self.shared.clone();
         let held = self.platform.run_guest(move || {

@@ -4,8 +4,9 @@
 //! - A file that leaves covers everything that was acknowledged before it was asked for, at one index.
 //! - Nothing of a new group exists before its whole file was verified, the module was tried on it, and a majority of the
 //!   group's first members holds it durably. What makes the group is one entry of the catalog, which names the file.
-//! - A member that holds the file begins from it; one that does not begins with nothing, as a node that joins does, and is
-//!   sent the state by those that do. So no replica ever begins with another state than the file's.
+//! - A member that holds the file begins from it; one that does not begins with nothing, and is sent the state by those that
+//!   do. It votes for them and never stands itself, so one holder and a majority of the members are enough to begin, and no
+//!   replica ever begins with another state than the file's.
 //! - Files that no group came to need are removed after [`UNUSED_TIME_MAX`].
 
 use std::collections::BTreeMap;
@@ -36,11 +37,13 @@ use crate::group::model::WasmFactory;
 use crate::group::state::HostState;
 use crate::module::Context;
 use crate::module::Limits;
+use crate::peer::Lane;
 use crate::peer::Transport;
 use crate::peer::message::CopyAnswer;
 use crate::peer::message::CopyStep;
 use crate::peer::message::PeerRequest;
 use crate::peer::message::PeerResponse;
+use crate::peer::raft::call;
 use crate::platform::Platform;
 use crate::platform::random_u64;
 use crate::service::ErrorCode;
@@ -74,6 +77,10 @@ const BEGIN_TIME_MAX: Duration = Duration::from_secs(600);
 const UNUSED_TIME_MAX: Duration = Duration::from_secs(3600);
 /// A snapshot that another node reads is held open so long after the last read.
 const UNREAD_TIME_MAX: Duration = Duration::from_secs(120);
+/// So many snapshots may be read by other nodes at once: each keeps a file open.
+const LENT_MAX: usize = 64;
+/// No log comes so far. A file that says so is nobody's, and where indexes end no node could go on, nor start again.
+const INDEX_MAX: u64 = 1 << 60;
 /// Between two looks for what is not needed.
 const TIDY_PAUSE: Duration = Duration::from_secs(60);
 
@@ -169,7 +176,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
     pub(super) async fn save_group(&self, name: &str) -> ServiceResult<SavedGroup> {
         match self.replica(name).await? {
             Replica::Here(group) => {
-                let (index, held) = group.save().await?;
+                let (index, held) = group.save(self.timeout(None)).await?;
                 let (size, digest) = (held.size(), hex::encode(held.digest()));
                 Ok(SavedGroup { index, size, digest, file: self.read_here(held) })
             }
@@ -226,14 +233,17 @@ impl<P: Platform, T: Transport> Node<P, T> {
 
     /// One step at another node.
     async fn copy_step(&self, node: NodeId, limit: Duration, step: CopyStep) -> ServiceResult<CopyAnswer> {
-        match self.ask(node, PeerRequest::Copy(step), limit).await {
-            Ok(PeerResponse::Copied(CopyAnswer::Failed(why))) => {
-                Err(ServiceError { detail: format!("node {node}: {}", why.detail), ..why })
+        let asked = call::<P::Runtime, T>(&self.0.setup.transport, node, Lane::Bulk, &PeerRequest::Copy(step));
+        let failed = match P::Runtime::timeout(limit, asked).await {
+            Ok(Ok(PeerResponse::Copied(CopyAnswer::Failed(why)))) => {
+                return Err(ServiceError { detail: format!("node {node}: {}", why.detail), ..why });
             }
-            Ok(PeerResponse::Copied(answer)) => Ok(answer),
-            Ok(other) => Err(error(ErrorCode::Unavailable, format!("node {node} answered {other:?}"))),
-            Err(why) => Err(error(ErrorCode::Unavailable, why)),
-        }
+            Ok(Ok(PeerResponse::Copied(answer))) => return Ok(answer),
+            Ok(Ok(other)) => format!("node {node} answered {other:?}"),
+            Ok(Err(why)) => why.to_string(),
+            Err(_) => format!("node {node} did not answer within {} s", limit.as_secs()),
+        };
+        Err(error(ErrorCode::Unavailable, failed))
     }
 
     /// Answers another node's [`PeerRequest::Copy`].
@@ -252,9 +262,15 @@ impl<P: Platform, T: Transport> Node<P, T> {
                 let held = lent.ok_or_else(|| {
                     error(ErrorCode::Unavailable, "that snapshot is not held open any more: ask for it again")
                 })?;
+                let size = held.size();
                 let read = self.0.setup.platform.run_guest(move || held.read(offset, PART_BYTES)).await;
                 match read.ok_or_else(job_failed)? {
-                    Ok(bytes) => Ok(CopyAnswer::Bytes(bytes.into())),
+                    Ok(bytes) => {
+                        if offset.saturating_add(bytes.len() as u64) >= size {
+                            lock(&self.0.copies.lent).remove(&number);
+                        }
+                        Ok(CopyAnswer::Bytes(bytes.into()))
+                    }
                     Err(why) => Err(error(ErrorCode::Internal, format!("the snapshot cannot be read: {why}"))),
                 }
             }
@@ -293,7 +309,10 @@ impl<P: Platform, T: Transport> Node<P, T> {
     async fn lend(&self, id: GroupId) -> ServiceResult<CopyAnswer> {
         let group = self.group_by_id(id);
         let group = group.ok_or_else(|| error(ErrorCode::Unavailable, format!("group {id} does not run here")))?;
-        let (index, held) = group.save().await?;
+        if lock(&self.0.copies.lent).len() >= LENT_MAX {
+            return Err(error(ErrorCode::Overloaded, format!("{LENT_MAX} snapshots are being read already")));
+        }
+        let (index, held) = group.save(self.timeout(None)).await?;
         let (size, digest) = (held.size(), held.digest());
         let number = random_u64(&self.0.setup.platform);
         lock(&self.0.copies.lent).insert(number, (held, InstantOf::<P>::now()));
@@ -315,20 +334,14 @@ impl<P: Platform, T: Transport> Node<P, T> {
             let now = InstantOf::<P>::now();
             lock(&self.0.copies.lent).retain(|_, (_, read)| now - *read < UNREAD_TIME_MAX);
             let Ok(all) = self.with_bases(|bases| Ok(bases.all().unwrap_or_default())).await else { return };
-            let catalog = self.0.view.get();
-            let needed = |id: &BaseId| {
-                let begins = |entry: &GroupEntry| entry.base == Some(*id) && entry.hosts.contains(&self.id());
-                catalog.groups.values().any(|entry| begins(entry) && self.group_by_id(entry.id).is_none())
-            };
             let unused: Vec<BaseId> = {
                 let mut asked = lock(&self.0.copies.asked);
                 asked.retain(|id, _| all.contains(id));
                 let old = |id: &BaseId| now - *asked.entry(*id).or_insert(now) >= UNUSED_TIME_MAX;
                 all.into_iter().filter(old).collect()
             };
-            for id in unused.into_iter().filter(|id| !needed(id)) {
-                tracing::warn!(file = hex::encode(id), "no group came to begin from this file: it is removed");
-                self.drop_base(id).await;
+            if !unused.is_empty() {
+                self.drop_unneeded(unused).await;
             }
             // In short steps: a node that stops is not held for long.
             for _ in 0..TIDY_PAUSE.as_secs() {
@@ -337,6 +350,20 @@ impl<P: Platform, T: Transport> Node<P, T> {
                 }
                 P::Runtime::sleep(Duration::from_secs(1)).await;
             }
+        }
+    }
+
+    /// Removes those of the files that no group here is to begin from.
+    async fn drop_unneeded(&self, files: Vec<BaseId>) {
+        // Who was cut off may not have heard of the group yet, for however long.
+        let Ok(catalog) = self.fresh_catalog().await else { return };
+        let needed = |id: &BaseId| {
+            let begins = |entry: &GroupEntry| entry.base == Some(*id) && entry.hosts.contains(&self.id());
+            catalog.groups.values().any(|entry| begins(entry) && self.group_by_id(entry.id).is_none())
+        };
+        for id in files.into_iter().filter(|id| !needed(id)) {
+            tracing::warn!(file = hex::encode(id), "no group came to begin from this file: it is removed");
+            self.drop_base(id).await;
         }
     }
 
@@ -358,6 +385,10 @@ impl<P: Platform, T: Transport> Node<P, T> {
         self.try_base(id, entry, &found).await?;
         let members = self.first_members(&catalog, request.replicas)?;
         self.spread_base(id, file, &members).await?;
+        if let Err(why) = self.check_again(&request, &members).await {
+            self.drop_bases(id, &members).await;
+            return Err(why);
+        }
         let here = members.contains_key(&self.id());
         let command = CatalogCommand::CreateGroup {
             name: request.name.clone(),
@@ -381,6 +412,20 @@ impl<P: Platform, T: Transport> Node<P, T> {
         let group = created?;
         self.wait_until_led(&request.name, group, BEGIN_TIME_MAX).await?;
         self.view_of(&request.name).await
+    }
+
+    /// Whether all is as it was before the file was sent around, which may have taken long.
+    async fn check_again(&self, request: &RestoreRequest, members: &BTreeMap<NodeId, String>) -> ServiceResult<()> {
+        let catalog = self.fresh_catalog().await?;
+        self.check_new_group(&request.name, &request.listen, &catalog)?;
+        let nodes = self.full_nodes();
+        match members.keys().find(|member| !nodes.contains_key(member)) {
+            Some(gone) => {
+                let detail = format!("node {gone}, which was to hold the group, left meanwhile: nothing was made");
+                Err(error(ErrorCode::Unavailable, detail))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Takes the file in, piece by piece.
@@ -486,6 +531,8 @@ impl<P: Platform, T: Transport> Node<P, T> {
             let read = self.0.setup.platform.run_guest(move || held.read(offset, PART_BYTES)).await;
             let data = read.ok_or_else(job_failed)?;
             let data = data.map_err(|why| error(ErrorCode::Internal, format!("the file cannot be read: {why}")))?;
+            // As snapshots on their way to followers, and with them.
+            self.0.common.transfers.pace(data.len()).await;
             let part = CopyStep::Part { base, offset, data: Bytes::from(data) };
             offset = match self.copy_step(to, PART_TIME_MAX, part).await? {
                 CopyAnswer::Offset(next) if next > offset => next,
@@ -495,14 +542,9 @@ impl<P: Platform, T: Transport> Node<P, T> {
         self.copy_step(to, FILE_TIME_MAX, CopyStep::Finish { base, digest }).await.map(drop)
     }
 
-    /// The members to begin with, of a group that begins from a file. If this node holds the file, the group's first snapshot
-    /// is written of it; if not, nobody: this replica learns everything from the others.
-    pub(super) async fn begin_from(
-        &self,
-        base: BaseId,
-        entry: &GroupEntry,
-        made: Vec<u8>,
-    ) -> io::Result<BTreeMap<NodeId, String>> {
+    /// Writes the first snapshot of a group that begins from a file, if this node is one of its first members, holds the file, and
+    /// has no snapshot of the group yet. If not, the replica here learns everything from the others.
+    pub(super) async fn begin_from(&self, base: BaseId, entry: &GroupEntry, made: Vec<u8>) -> io::Result<()> {
         let setup = &self.0.setup;
         let (disk, keep, floor) =
             (setup.disk.clone(), setup.settings.snapshots_kept, self.0.common.space.floor_bytes());
@@ -510,20 +552,37 @@ impl<P: Platform, T: Transport> Node<P, T> {
         let (node, group, members) = (self.id(), entry.id, entry.members.clone());
         let begun = self.with_bases(move |bases| {
             let store = SnapshotStore::open(disk, directory, keep, floor)?;
-            let members = if !store.is_empty()? {
-                members
-            } else if let Some(base) = bases.reader(&base)?.filter(|_| members.contains_key(&node)) {
-                let first = snapshot::begin(&store, base, group, &members, made)?;
-                tracing::info!(group, file = %first.path().display(), "the group begins from a file");
-                members
-            } else {
-                BTreeMap::new()
-            };
+            if store.is_empty()? && members.contains_key(&node) {
+                match first_snapshot(bases, base, &store, group, &members, made) {
+                    Ok(Some(first)) => {
+                        tracing::info!(group, file = %first.path().display(), "the group begins from a file");
+                    }
+                    Ok(None) => {}
+                    Err(error @ SnapshotError::Damaged { .. }) if members.len() > 1 => {
+                        tracing::error!(group, %error, "the group begins here with what the others have");
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
             // Found by the next tidying otherwise.
             let _gone = bases.remove(&base);
-            Ok(members)
+            Ok(())
         });
         begun.await.map_err(io::Error::other)
+    }
+}
+
+fn first_snapshot(
+    bases: &Bases,
+    base: BaseId,
+    store: &SnapshotStore,
+    group: GroupId,
+    members: &BTreeMap<NodeId, String>,
+    made: Vec<u8>,
+) -> Result<Option<SnapshotFile>, SnapshotError> {
+    match bases.reader(&base)? {
+        Some(held) => snapshot::begin(store, held, group, members, made).map(Some),
+        None => Ok(None),
     }
 }
 
@@ -532,6 +591,10 @@ fn look_up(catalog: &Catalog, request: &RestoreRequest, head: &Head, limits: &Li
     let digest = head.module;
     if digest == [0; 32] {
         return Err(error(ErrorCode::BadRequest, "the file is a snapshot of the catalog, not of a group"));
+    }
+    let index = head.last_log_id.index;
+    if index > INDEX_MAX {
+        return Err(error(ErrorCode::FileDamaged, format!("the file says that it covers index {index}: no log has it")));
     }
     let made = head.made().map_err(|why| {
         let detail =

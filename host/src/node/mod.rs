@@ -182,10 +182,10 @@ impl<P: Platform, T: Transport> Node<P, T> {
     pub async fn open(setup: Setup<P, T>) -> io::Result<Self> {
         let incarnation = random_u64(&setup.platform);
         let files = ModuleFiles::open(setup.disk.clone(), setup.data_dir.join("modules"))?;
-        let bases = Bases::open(setup.disk.clone(), setup.data_dir.join("bases"))?;
         let view = Arc::new(View::default());
         let transfers = Transfers::new(setup.platform.clone(), setup.settings.transfers);
         let space = Arc::new(Space::new(setup.settings.disk_reserve_bytes));
+        let bases = Bases::open(setup.disk.clone(), setup.data_dir.join("bases"), space.floor_bytes())?;
         let priorities = Arc::new(Priorities::new(setup.settings.election_priority));
         let common = Common { transfers, space, priorities };
         let mut may_vote = !settle::is_marked(&*setup.disk, &setup.data_dir)?;
@@ -253,6 +253,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
             incarnation,
             seed: u64::from_le_bytes(setup.cluster.first_chunk().copied().unwrap_or_default()),
             members: setup.members.clone(),
+            from_file: false,
             may_vote,
             stands_first: false,
             factory: Arc::new(CatalogFactory(view)),
@@ -370,10 +371,9 @@ impl<P: Platform, T: Transport> Node<P, T> {
             limits: entry.limits.clone(),
         };
         let made = serde_json::to_vec(&made).map_err(io::Error::other)?;
-        let members = match entry.base {
-            Some(base) => self.begin_from(base, entry, made.clone()).await?,
-            None => entry.members.clone(),
-        };
+        if let Some(base) = entry.base {
+            self.begin_from(base, entry, made.clone()).await?;
+        }
         let factory = WasmFactory {
             module: module.clone(),
             limits: entry.limits.clone(),
@@ -390,7 +390,8 @@ impl<P: Platform, T: Transport> Node<P, T> {
             node: setup.id,
             incarnation: self.0.incarnation,
             seed: entry.seed,
-            members,
+            members: entry.members.clone(),
+            from_file: entry.base.is_some(),
             may_vote,
             stands_first: self.stands_first(entry),
             factory: Arc::new(factory),

@@ -107,7 +107,7 @@ fn check_group(name: &str, listen: &[String]) -> ServiceResult<()> {
 const FIRST_LEADER_PATIENCE: Duration = Duration::from_secs(30);
 
 impl<P: Platform, T: Transport> Node<P, T> {
-    fn timeout(&self, asked_ms: Option<u64>) -> Duration {
+    pub(super) fn timeout(&self, asked_ms: Option<u64>) -> Duration {
         asked_ms.map_or(self.0.setup.settings.request_timeout, Duration::from_millis)
     }
 
@@ -292,7 +292,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
     }
 
     /// The nodes that vote in the catalog, with their peer addresses: those that hold the groups that are on all nodes.
-    fn full_nodes(&self) -> BTreeMap<u64, String> {
+    pub(super) fn full_nodes(&self) -> BTreeMap<u64, String> {
         let members = self.0.catalog.standing().members;
         if members.is_empty() {
             return self.0.setup.members.clone();

@@ -45,12 +45,15 @@ const UNFINISHED_SUFFIX: &str = ".part";
 pub struct Bases {
     disk: Arc<dyn Disk>,
     directory: PathBuf,
+    /// Free bytes of the disk that no file may use.
+    floor_bytes: u64,
     incoming: Mutex<BTreeMap<BaseId, Incoming>>,
 }
 
+#[derive(Clone)]
 struct Incoming {
     path: PathBuf,
-    file: Box<dyn DiskFile>,
+    file: Arc<dyn DiskFile>,
     received: u64,
 }
 
@@ -61,15 +64,15 @@ impl std::fmt::Debug for Bases {
 }
 
 impl Bases {
-    /// Opens the directory, and removes what a crash left unfinished.
-    pub fn open(disk: Arc<dyn Disk>, directory: PathBuf) -> io::Result<Self> {
+    /// Opens the directory, and removes what a crash left unfinished. `floor_bytes` of the disk stay free.
+    pub fn open(disk: Arc<dyn Disk>, directory: PathBuf, floor_bytes: u64) -> io::Result<Self> {
         disk.create_dir_all(&directory)?;
         for name in disk.list(&directory)? {
             if name.ends_with(UNFINISHED_SUFFIX) {
                 disk.remove(&directory.join(name))?;
             }
         }
-        Ok(Self { disk, directory, incoming: Mutex::default() })
+        Ok(Self { disk, directory, floor_bytes, incoming: Mutex::default() })
     }
 
     fn path(&self, id: &BaseId) -> PathBuf {
@@ -77,7 +80,7 @@ impl Bases {
     }
 
     fn incoming(&self) -> MutexGuard<'_, BTreeMap<BaseId, Incoming>> {
-        // No code that can panic runs under it.
+        // No code that can panic or waits for the disk runs under it.
         self.incoming.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -86,39 +89,47 @@ impl Bases {
         let path = self.directory.join(format!("{}{UNFINISHED_SUFFIX}", hex::encode(id)));
         let file = create_anew(&*self.disk, &path);
         let file = file.map_err(|source| SnapshotError::Io { path: path.clone(), source })?;
-        self.incoming().insert(id, Incoming { path, file, received: 0 });
+        self.incoming().insert(id, Incoming { path, file: file.into(), received: 0 });
         Ok(())
     }
 
     /// Takes the bytes at `offset`; where the next ones begin. What is there already, or leaves a gap, changes nothing.
     pub fn part(&self, id: BaseId, offset: u64, bytes: &[u8]) -> Result<u64, SnapshotError> {
-        let mut incoming = self.incoming();
-        let Some(file) = incoming.get_mut(&id) else { return Err(self.unknown(&id)) };
-        if offset == file.received {
-            let wrote = file.file.write_all_at(offset, bytes);
-            wrote.map_err(|source| SnapshotError::Io { path: file.path.clone(), source })?;
-            file.received = offset.saturating_add(bytes.len() as u64);
+        let found = self.incoming().get(&id).cloned();
+        let Some(Incoming { path, file, received }) = found else { return Err(self.unknown(&id)) };
+        if offset != received {
+            return Ok(received);
         }
-        Ok(file.received)
+        let more = bytes.len() as u64;
+        let room = store::check_space(&*self.disk, &self.directory, self.floor_bytes, more);
+        let wrote = room.and_then(|()| file.write_all_at(offset, bytes));
+        wrote.map_err(|source| SnapshotError::Io { path, source })?;
+        match self.incoming().get_mut(&id) {
+            Some(file) => {
+                // The same part may have come twice at once.
+                file.received = file.received.max(offset.saturating_add(more));
+                Ok(file.received)
+            }
+            None => Err(self.unknown(&id)),
+        }
     }
 
     /// All bytes are here: verifies them and makes them durable. From now on the file is held.
     pub fn finish(&self, id: BaseId) -> Result<(Head, SnapshotFile), SnapshotError> {
-        let Some(incoming) = self.incoming().remove(&id) else { return Err(self.unknown(&id)) };
-        let verified = store::verify(&self.disk, &incoming.path);
-        let (head, file) = match verified {
-            Ok(verified) => verified,
-            Err(error) => {
-                // It is found and removed at the next start otherwise.
-                let _gone = self.disk.remove(&incoming.path);
-                return Err(error);
-            }
-        };
-        let failed = |source| SnapshotError::Sync { path: incoming.path.clone(), source };
-        incoming.file.sync_data().map_err(failed)?;
+        let removed = self.incoming().remove(&id);
+        let Some(incoming) = removed else { return Err(self.unknown(&id)) };
         let path = self.path(&id);
-        let io = |source| SnapshotError::Io { path: incoming.path.clone(), source };
-        self.disk.rename(&incoming.path, &path).map_err(io)?;
+        let named = store::verify(&self.disk, &incoming.path).and_then(|verified| {
+            let failed = |source| SnapshotError::Sync { path: incoming.path.clone(), source };
+            incoming.file.sync_data().map_err(failed)?;
+            let io = |source| SnapshotError::Io { path: incoming.path.clone(), source };
+            self.disk.rename(&incoming.path, &path).map_err(io)?;
+            Ok(verified)
+        });
+        let (head, file) = named.inspect_err(|_| {
+            // It is found and removed at the next start otherwise.
+            let _gone = self.disk.remove(&incoming.path);
+        })?;
         let failed = |source| SnapshotError::Sync { path: self.directory.clone(), source };
         self.disk.sync_dir(&self.directory).map_err(failed)?;
         Ok((head, file.moved_to(path)))
@@ -153,7 +164,8 @@ impl Bases {
 
     /// Forgets a file, whether it is held, on its way, or neither.
     pub fn remove(&self, id: &BaseId) -> io::Result<()> {
-        if let Some(incoming) = self.incoming().remove(id) {
+        let removed = self.incoming().remove(id);
+        if let Some(incoming) = removed {
             self.disk.remove(&incoming.path)?;
         }
         let path = self.path(id);
@@ -188,7 +200,13 @@ pub fn begin(
     let mut writer = store.write(&head)?;
     if let Err(error) = io::copy(&mut payload, &mut writer) {
         writer.abandon();
-        return Err(failed(error));
+        return Err(match error.kind() {
+            io::ErrorKind::InvalidData => {
+                let (path, offset) = (store.directory.clone(), payload.offset());
+                SnapshotError::Damaged { path, offset, reason: format!("the file to begin from: {error}") }
+            }
+            _ => failed(error),
+        });
     }
     writer.finish(&head)
 }
@@ -205,7 +223,7 @@ mod tests {
     fn stores(folder: &std::path::Path) -> (SnapshotStore, Bases) {
         let disk: Arc<dyn Disk> = Arc::new(RealDisk);
         let store = SnapshotStore::open(disk.clone(), folder.join("group"), 2, 0).unwrap();
-        (store, Bases::open(disk, folder.join("bases")).unwrap())
+        (store, Bases::open(disk, folder.join("bases"), 0).unwrap())
     }
 
     fn saved(store: &SnapshotStore) -> Vec<u8> {
@@ -275,5 +293,56 @@ mod tests {
         assert_eq!(read, vec![5; 300_000]);
         bases.remove(&[1; 16]).unwrap();
         assert!(bases.reader(&[1; 16]).unwrap().is_none());
+    }
+
+    /// What was left of a restore that a crash cut short stayed for ever: it had not the suffix that the sweep looked for.
+    #[test]
+    fn what_was_on_its_way_is_gone_after_a_restart_and_what_is_held_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, bases) = stores(folder.path());
+        let bytes = saved(&store);
+        receive(&bases, [1; 16], &bytes).unwrap();
+        bases.begin([2; 16]).unwrap();
+        bases.part([2; 16], 0, &bytes[..100]).unwrap();
+        drop(bases);
+        let (_, bases) = stores(folder.path());
+        assert_eq!(bases.all().unwrap().into_iter().collect::<Vec<_>>(), [[1; 16]]);
+        assert_eq!(std::fs::read_dir(folder.path().join("bases")).unwrap().count(), 1);
+    }
+
+    /// A large file could use the space that is kept for the log, and end the node.
+    #[test]
+    fn a_file_leaves_the_log_its_space() {
+        let disk = crate::disk::sim::SimDisk::new();
+        let bases = Bases::open(Arc::new(disk.clone()), "/node/bases".into(), 10_000).unwrap();
+        disk.set_space(Some(30_000));
+        bases.begin([1; 16]).unwrap();
+        let mut offset = 0;
+        let full = loop {
+            match bases.part([1; 16], offset, &[7; 4_000]) {
+                Ok(next) => offset = next,
+                Err(error) => break error,
+            }
+        };
+        assert!(full.to_string().contains("kept for the log"), "{full}");
+        assert!(disk.free_space(std::path::Path::new("/node")).unwrap() >= 10_000);
+    }
+
+    /// A byte that goes bad after the file was verified: the first snapshot is not written of it.
+    #[test]
+    fn a_file_that_was_damaged_since_begins_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, bases) = stores(folder.path());
+        let bytes = saved(&store);
+        receive(&bases, [1; 16], &bytes).unwrap();
+        let held = std::fs::read_dir(folder.path().join("bases")).unwrap().next().unwrap().unwrap().path();
+        let mut changed = bytes.clone();
+        changed[bytes.len() - 1000] ^= 1;
+        std::fs::write(held, changed).unwrap();
+        let members = BTreeMap::from([(4, "a:1".to_string())]);
+        let base = bases.reader(&[1; 16]).unwrap().expect("it is held");
+        let error = begin(&store, base, 8, &members, Vec::new()).unwrap_err();
+        assert!(matches!(error, SnapshotError::Damaged { .. }), "{error}");
+        assert!(store.is_empty().unwrap());
     }
 }

@@ -185,6 +185,21 @@ const UNFINISHED_SUFFIX: &str = ".writing.part";
 /// What has arrived of another node's snapshot: kept, also across a restart, to go on from (see [`super::Receiver`]).
 pub(super) const RECEIVED_SUFFIX: &str = ".received.part";
 
+/// Whether `more` bytes in the directory leave `floor_bytes` of the disk free.
+pub(super) fn check_space(disk: &dyn Disk, directory: &Path, floor_bytes: u64, more: u64) -> io::Result<()> {
+    if floor_bytes == 0 {
+        return Ok(());
+    }
+    let free = disk.free_space(directory)?;
+    if free.saturating_sub(more) >= floor_bytes {
+        return Ok(());
+    }
+    let reason = format!(
+        "the disk is full: {more} more bytes of {free} would leave less than the {floor_bytes} that are kept for the log"
+    );
+    Err(io::Error::new(io::ErrorKind::StorageFull, reason))
+}
+
 impl SnapshotStore {
     /// Opens the directory, makes it when it is not there, and removes what a crash left unfinished.
     /// `keep` complete files stay, at least one; `floor_bytes` of the disk stay free.
@@ -207,18 +222,7 @@ impl SnapshotStore {
 
     /// Whether `more` bytes leave the log the space that is its own. A full disk is one that has not.
     pub(super) fn check_space(&self, more: u64) -> io::Result<()> {
-        if self.floor_bytes == 0 {
-            return Ok(());
-        }
-        let free = self.disk.free_space(&self.directory)?;
-        if free.saturating_sub(more) >= self.floor_bytes {
-            return Ok(());
-        }
-        let reason = format!(
-            "the disk is full: {more} more bytes of {free} would leave less than the {} that are kept for the log",
-            self.floor_bytes
-        );
-        Err(io::Error::new(io::ErrorKind::StorageFull, reason))
+        check_space(&*self.disk, &self.directory, self.floor_bytes, more)
     }
 
     /// The names of complete files, newest first: the name begins with the index, in hexadecimal of one width.

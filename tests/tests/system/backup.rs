@@ -297,6 +297,52 @@ fn a_restore_that_is_killed_leaves_a_whole_group_or_none() {
     assert_eq!(cluster.assert_equal_state("last").1, original);
 }
 
+/// A member that was away when its group was restored did not vote before it was sent the state. When one of the two that had it was
+/// away too, nobody led who could have sent it, although the state was there and two of three were.
+#[test]
+fn a_member_that_never_had_the_file_votes_for_one_that_has_it() {
+    let mut cluster = Cluster::start(3, &[]);
+    cluster.deploy("kv", modules::bundled("kv"));
+    put(&cluster, "kv", "a", "1");
+    let file = cluster.folder().join("kv.snap");
+    save(&cluster, 1, "kv", &file);
+    cluster.node_mut(3).kill();
+    restore(&cluster, 1, "copy", &file, &[]);
+    put(&cluster, "copy", "b", "2");
+    cluster.kill_all();
+    // Either has all that was acknowledged: there was no third.
+    cluster.node_mut(2).start();
+    cluster.node_mut(3).start();
+    put(&cluster, "copy", "c", "3");
+    cluster.start_all();
+    cluster.assert_equal_state("copy");
+    let status = cluster.node(3).client().post("/v1/groups/copy/query", "\"Status\"").expect(200).json();
+    assert_eq!(status["keys"], 3);
+    assert_no_leftovers(&cluster);
+}
+
+/// A log never comes to the last index there is: a file that says so was taken, and no node that began from it could go on, or
+/// start again.
+#[test]
+fn a_file_that_covers_an_index_that_no_log_has_is_refused() {
+    let cluster = Cluster::start(1, &[]);
+    cluster.deploy("kv", modules::bundled("kv"));
+    let file = cluster.folder().join("kv.snap");
+    save(&cluster, 1, "kv", &file);
+    let disk: std::sync::Arc<dyn statehouse::disk::Disk> = std::sync::Arc::new(statehouse::disk::RealDisk);
+    let folder = cluster.folder().join("crafted");
+    let store = statehouse::snapshot::SnapshotStore::open(disk, folder, 2, 0).unwrap();
+    let bytes = std::fs::read(&file).unwrap();
+    let (mut head, mut payload) = statehouse::snapshot::SnapshotReader::open(bytes.as_slice()).unwrap();
+    head.last_log_id.index = u64::MAX;
+    let mut writer = store.write(&head).unwrap();
+    std::io::copy(&mut payload, &mut writer).unwrap();
+    let crafted = writer.finish(&head).unwrap();
+    let told = run(&cluster, 1, &["group", "restore", "copy", crafted.path().to_str().unwrap()]);
+    told.fails(1, &["covers index 18446744073709551615", "file_damaged"]);
+    assert_no_leftovers(&cluster);
+}
+
 /// Three groups with modules and listeners' settings, from three nodes to one: into a directory, and only when nothing is wrong.
 #[test]
 fn a_whole_cluster_is_backed_up_and_restored_on_one_node() {

@@ -1,6 +1,7 @@
 //! The HTTP API: a [`Service`] on a TCP port. It knows nothing of the node below that trait.
 //!
-//! - `server.rs` accepts connections, counts requests, and lets replies out on the way down.
+//! - `server.rs` accepts connections, counts requests, and lets replies out on the way down; `patient.rs` gives up clients that
+//!   take nothing.
 //! - `request.rs` and `problem.rs` are the edges of every handler: what it takes, how it fails.
 //! - `modules.rs`, `groups.rs`, `membership.rs`, `commands.rs`, `sessions.rs`, `events.rs`, `files.rs`, `status.rs` hold the handlers.
 //! - `schema.rs` and `openapi.rs` are what clients may rely on.
@@ -20,6 +21,7 @@ mod groups;
 mod membership;
 mod modules;
 mod openapi;
+mod patient;
 pub mod problem;
 pub mod request;
 pub mod schema;

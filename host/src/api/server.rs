@@ -1,6 +1,6 @@
 //! Connections: accepting, serving, and the way down.
 //!
-//! What holds: no connection is accepted over the limit (further ones wait in the kernel's queue); after
+//! What holds: no client holds a connection by taking nothing of its answer; no connection is accepted over the limit (further ones wait in the kernel's queue); after
 //! [`ApiServer::shutdown`] began, no request is started, and those that run are answered.
 
 use std::convert::Infallible;
@@ -32,6 +32,7 @@ use tokio::task::JoinSet;
 
 use super::ApiOptions;
 use super::Context;
+use super::patient::Patient;
 use super::problem;
 use super::problem::Problem;
 use super::router;
@@ -129,7 +130,7 @@ async fn serve_connection(stream: TcpStream, router: Router, context: Arc<Contex
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(header_timeout)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(Patient::new(stream)), service);
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,

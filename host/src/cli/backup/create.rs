@@ -15,6 +15,7 @@ use super::manifest::Manifest;
 use super::manifest::ModuleItem;
 use super::store::Store;
 use super::store::write_whole;
+use crate::api::request::check_name;
 use crate::api::schema::Group;
 use crate::api::schema::GroupList;
 use crate::api::schema::Module;
@@ -66,9 +67,19 @@ pub(super) fn is_name(name: &str) -> bool {
         })
 }
 
+/// A name that no backup has: what fails under it is removed, and must not be somebody else's. A clock may have gone back.
+async fn free_name(store: &dyn Store) -> Result<String, Failure> {
+    let taken = store.folders().await?;
+    let mut ms = now_ms();
+    while taken.contains(&name_of(ms)) {
+        ms += 1;
+    }
+    Ok(name_of(ms))
+}
+
 /// One backup, and then the old ones go.
 pub(super) async fn once(client: &Client, store: &dyn Store, form: Output, keep: Option<u32>) -> Result<(), Failure> {
-    let name = name_of(now_ms());
+    let name = free_name(store).await?;
     let found = match make(client, store, &name).await {
         Ok(found) => found,
         Err(failure) => {
@@ -89,7 +100,7 @@ pub(super) async fn once(client: &Client, store: &dyn Store, form: Output, keep:
         ))?,
     }
     match keep {
-        Some(keep) => prune(store, usize::try_from(keep).unwrap_or(usize::MAX)).await,
+        Some(keep) => prune(store, usize::try_from(keep).unwrap_or(usize::MAX), &found.name).await,
         None => Ok(()),
     }
 }
@@ -136,6 +147,10 @@ async fn make(client: &Client, store: &dyn Store, name: &str) -> Result<Found, F
         manifest.modules.extend(take_module(client, store, name, module).await?);
     }
     for group in groups.groups {
+        // It becomes a file's name here.
+        if let Err(problem) = check_name("group", &group.name) {
+            return Err(Failure::here(format!("the server's answer: {}", problem.detail), "see what --server names"));
+        }
         manifest.groups.extend(take_group(client, store, name, group).await?);
     }
     write_whole(store, format!("{name}/{MANIFEST}"), manifest.encode()?.into()).await?;
@@ -203,12 +218,14 @@ async fn take_group(
     Ok(Some(item))
 }
 
-/// Removes all but the newest `keep` whole backups, and what was left unfinished long ago.
-async fn prune(store: &dyn Store, keep: usize) -> Result<(), Failure> {
+/// Removes all but `keep` whole backups: the one that was made just now, and the newest of the others by their names. And what was
+/// left unfinished long ago.
+async fn prune(store: &dyn Store, keep: usize, made: &str) -> Result<(), Failure> {
     let all = all(store).await?;
-    let whole: Vec<&String> =
-        all.iter().filter(|(_, found)| matches!(found, Ok(Some(_)))).map(|(name, _)| name).collect();
-    let old = whole.len().saturating_sub(keep);
+    // Names are times of a clock that may have been wrong: one from the future must not push out what is known to be good.
+    let whole = all.iter().filter(|(name, found)| matches!(found, Ok(Some(_))) && name != made);
+    let whole: Vec<&String> = whole.map(|(name, _)| name).collect();
+    let old = (whole.len() + 1).saturating_sub(keep);
     let before = now_ms().saturating_sub(u64::try_from(UNFINISHED_TIME_MAX.as_millis()).unwrap_or(u64::MAX));
     let before = name_of(before);
     let unfinished =
@@ -223,6 +240,7 @@ async fn prune(store: &dyn Store, keep: usize) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+    use super::super::store::Directory;
     use super::*;
 
     #[test]
@@ -236,5 +254,22 @@ mod tests {
         for other in ["", "lost+found", "20261122T081334Z", "20261122T081334.123ZZ", "2026-1122T081334.123Z"] {
             assert!(!is_name(other), "{other}");
         }
+    }
+
+    /// A clock was wrong once, and a backup of the year 2099 was kept as the newest: with `--keep 1` each new one was removed as
+    /// soon as it was made, and success was told.
+    #[tokio::test]
+    async fn what_was_made_just_now_is_never_what_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Directory(folder.path().to_owned());
+        let manifest = Manifest::new(String::new(), 0).encode().unwrap();
+        let (old, made, future) = (name_of(1_000_000), name_of(now_ms()), "20991231T235959.999Z".to_owned());
+        for name in [&old, &made, &future] {
+            write_whole(&store, format!("{name}/{MANIFEST}"), manifest.clone().into()).await.unwrap();
+        }
+        prune(&store, 2, &made).await.unwrap();
+        assert_eq!(store.folders().await.unwrap(), [made.clone(), future]);
+        prune(&store, 1, &made).await.unwrap();
+        assert_eq!(store.folders().await.unwrap(), [made]);
     }
 }

@@ -1,10 +1,13 @@
 //! What a backup says of itself. It is written last: a backup without a manifest is not one.
 
+use std::collections::BTreeSet;
+
 use serde::Deserialize;
 use serde::Serialize;
 use sha2::Digest;
 use sha2::Sha256;
 
+use crate::api::request::check_name;
 use crate::cli::Failure;
 
 /// The manifest's name in a backup.
@@ -122,7 +125,26 @@ impl Manifest {
                 return Err(Failure::here(what, "use a newer statehouse"));
             }
         }
-        serde_json::from_value(sealed.manifest).map_err(|error| damaged(error.to_string()))
+        let manifest: Self = serde_json::from_value(sealed.manifest).map_err(|error| damaged(error.to_string()))?;
+        manifest.check().map_err(damaged)?;
+        Ok(manifest)
+    }
+
+    /// Names become those of files here, and a manifest may come from anywhere: none leads out of the backup, or to another's
+    /// file.
+    fn check(&self) -> Result<(), String> {
+        let mut names = BTreeSet::new();
+        for group in &self.groups {
+            let fits = check_name("group", &group.name).is_ok() && names.insert(&group.name);
+            fits.then_some(()).ok_or_else(|| format!("it has a group {:?}", group.name))?;
+        }
+        let mut names = BTreeSet::new();
+        for module in &self.modules {
+            let digest = hex::decode_to_slice(&module.digest, &mut [0; 32]).is_ok();
+            let fits = digest && check_name("module", &module.name).is_ok() && names.insert(&module.name);
+            fits.then_some(()).ok_or_else(|| format!("it has a module {:?} ({:?})", module.name, module.digest))?;
+        }
+        Ok(())
     }
 }
 
@@ -131,8 +153,7 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
     use super::*;
 
-    #[test]
-    fn a_flipped_bit_in_a_manifest_is_found_wherever_it_matters() {
+    fn manifest() -> Manifest {
         let mut manifest = Manifest::new("ab".repeat(16), 1_700_000_000_000);
         manifest.modules.push(ModuleItem { name: "kv".into(), digest: "cd".repeat(32), size: 5 });
         manifest.groups.push(GroupItem {
@@ -146,6 +167,34 @@ mod tests {
             size: 9,
             digest: "ef".repeat(32),
         });
+        manifest
+    }
+
+    /// A manifest's digest is no signature: whoever can write to where backups are kept can make one. Its names were made paths
+    /// of, and a file from anywhere on the operator's machine was sent to the cluster as a module.
+    #[test]
+    fn no_name_in_a_manifest_leads_out_of_the_backup() {
+        let decode = |change: &dyn Fn(&mut Manifest)| {
+            let mut manifest = manifest();
+            change(&mut manifest);
+            Manifest::decode("m", &manifest.encode().unwrap()).map_err(|failure| failure.to_string())
+        };
+        decode(&|_| {}).unwrap();
+        for name in ["", "..", "../../x", "/etc/x", "a/b", "a\\b", "A", "a\n", &"a".repeat(64)] {
+            assert!(
+                decode(&|manifest| manifest.groups[0].name = name.into()).unwrap_err().contains("a group"),
+                "{name:?}"
+            );
+            assert!(decode(&|manifest| manifest.modules[0].name = name.into()).is_err(), "{name:?}");
+            assert!(decode(&|manifest| manifest.modules[0].digest = name.into()).is_err(), "{name:?}");
+        }
+        assert!(decode(&|manifest| manifest.groups.push(manifest.groups[0].clone())).is_err());
+        assert!(decode(&|manifest| manifest.modules.push(manifest.modules[0].clone())).is_err());
+    }
+
+    #[test]
+    fn a_flipped_bit_in_a_manifest_is_found_wherever_it_matters() {
+        let manifest = manifest();
         let bytes = manifest.encode().unwrap();
         assert_eq!(Manifest::decode("m", &bytes).unwrap(), manifest);
         assert_eq!(manifest.bytes(), 14);

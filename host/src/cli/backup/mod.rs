@@ -98,6 +98,9 @@ enum BackupVerb {
     },
 }
 
+/// The longest time between two backups: a hundred years. What a clock can add without an overflow is not much more.
+const EVERY_MAX: Duration = Duration::from_secs(36_500 * 86_400);
+
 /// Where backups are.
 #[derive(Args, Clone, Debug)]
 pub(super) struct Place {
@@ -129,6 +132,7 @@ fn parse_time(text: &str) -> Result<Duration, String> {
     };
     match number.parse::<u64>().ok().and_then(|number| number.checked_mul(seconds)) {
         Some(0) | None => Err("it is a number above 0 and one of s, m, h, d, such as 6h".to_owned()),
+        Some(seconds) if seconds > EVERY_MAX.as_secs() => Err("it is too long; write a time such as 6h".to_owned()),
         Some(seconds) => Ok(Duration::from_secs(seconds)),
     }
 }
@@ -246,6 +250,9 @@ async fn find(store: &dyn Store, name: Option<String>) -> Result<Found, Failure>
         let newest = all(store).await?.into_iter().rev().find_map(|(_, found)| found.ok().flatten());
         return newest.ok_or_else(|| Failure::here(format!("{} has no whole backup", store.name()), look));
     };
+    if !create::is_name(&name) {
+        return Err(Failure::usage(format!("{name:?} is not the name of a backup"), look));
+    }
     let path = format!("{name}/{MANIFEST}");
     match store.read(path.clone()).await? {
         Some(bytes) => Ok(Found { manifest: Manifest::decode(&path, &bytes)?, name }),
@@ -315,7 +322,9 @@ mod tests {
         assert_eq!(parse_time("90s"), Ok(Duration::from_secs(90)));
         assert_eq!(parse_time("6h"), Ok(Duration::from_secs(6 * 3600)));
         assert_eq!(parse_time("7d"), Ok(Duration::from_secs(7 * 86400)));
-        for wrong in ["", "6", "h", "0m", "1.5h", "-1h", "6 h", "99999999999999999999d"] {
+        for wrong in
+            ["", "6", "h", "0m", "1.5h", "-1h", "6 h", "99999999999999999999d", "18446744073709551615s", "36501d"]
+        {
             assert!(parse_time(wrong).unwrap_err().contains("such as 6h"), "{wrong:?}");
         }
     }

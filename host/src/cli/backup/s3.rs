@@ -10,11 +10,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use bytes::BytesMut;
+use futures_util::Stream;
 use futures_util::StreamExt;
 use futures_util::TryStreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream;
 use http_body_util::BodyExt;
+use http_body_util::StreamBody;
+use hyper::body::Body;
+use hyper::body::Frame;
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector as TcpConnector;
 use hyper_util::rt::TokioExecutor;
@@ -56,7 +60,7 @@ use crate::cli::whole_file::Sink;
 const PART_BYTES: usize = 16 << 20;
 /// How long making a connection may take.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
-/// How long one request may take, and how long it is tried again.
+/// How long one request may take until its answer begins, and a pause within the answer; and how long it is tried again.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(60);
 
 /// A bucket, or a folder in it.
@@ -284,9 +288,26 @@ impl HttpService for PlainClient {
                 Ok(Err(error)) => return Err(http_error(error)),
                 Err(late) => return Err(HttpError::new(HttpErrorKind::Timeout, late)),
             };
-            Ok(answer.map(|body| HttpResponseBody::new(body.map_err(http_error))))
+            Ok(answer.map(|body| HttpResponseBody::new(StreamBody::new(frames(body)))))
         })
     }
+}
+
+/// A body as it comes: one that stops coming is an error, not a wait without an end.
+fn frames<B>(body: B) -> impl Stream<Item = Result<Frame<Bytes>, HttpError>> + Send + Sync
+where
+    B: Body<Data = Bytes> + Send + Sync + Unpin + 'static,
+    B::Error: std::error::Error + Send + Sync + 'static,
+{
+    stream::unfold(Some(body), |body| async move {
+        let mut body = body?;
+        match tokio::time::timeout(ANSWER_TIME_MAX, body.frame()).await {
+            Ok(None) => None,
+            Ok(Some(Ok(frame))) => Some((Ok(frame), Some(body))),
+            Ok(Some(Err(error))) => Some((Err(http_error(error)), None)),
+            Err(late) => Some((Err(HttpError::new(HttpErrorKind::Timeout, late)), None)),
+        }
+    })
 }
 
 /// SHA-256 and HMAC for signatures.
@@ -386,5 +407,15 @@ mod tests {
             text.chunks(3).for_each(|piece| hmac.update(piece));
             assert_eq!(hex::encode(hmac.finish().unwrap()), expected);
         }
+    }
+
+    /// A server that answered with half an object and then nothing: `backup verify` waited for ever, and so did a schedule.
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_stops_coming_is_an_error() {
+        let half = stream::iter([Ok::<_, std::io::Error>(Frame::data(Bytes::from_static(b"half")))]);
+        let mut frames = std::pin::pin!(frames(StreamBody::new(half.chain(stream::pending()))));
+        assert_eq!(frames.next().await.unwrap().unwrap().into_data().unwrap(), "half");
+        assert!(matches!(frames.next().await.unwrap().unwrap_err().kind(), HttpErrorKind::Timeout));
+        assert!(frames.next().await.is_none());
     }
 }

@@ -1,7 +1,7 @@
 //! Connections: accepting, serving, and the way down.
 //!
-//! What holds: no client holds a connection by taking nothing of its answer; no connection is accepted over the limit (further ones wait in the kernel's queue); after
-//! [`ApiServer::shutdown`] began, no request is started, and those that run are answered.
+//! What holds: no connection is accepted over the limit (further ones wait in the kernel's queue), and none is held by who
+//! takes nothing of its answer; after [`ApiServer::shutdown`] began, no request is started, and those that run are answered.
 
 use std::convert::Infallible;
 use std::io;

@@ -594,7 +594,10 @@ fn look_up(catalog: &Catalog, request: &RestoreRequest, head: &Head, limits: &Li
     }
     let index = head.last_log_id.index;
     if index > INDEX_MAX {
-        return Err(error(ErrorCode::FileDamaged, format!("the file says that it covers index {index}: no log has it")));
+        return Err(error(
+            ErrorCode::FileDamaged,
+            format!("the file says that it covers index {index}: no log has it"),
+        ));
     }
     let made = head.made().map_err(|why| {
         let detail =

@@ -255,9 +255,10 @@ impl<P: Platform, T: Transport> Node<P, T> {
         let deadline = <P::Runtime as AsyncRuntime>::Instant::now() + patience;
         while let Err(failed) = self.is_led(name, id).await {
             if <P::Runtime as AsyncRuntime>::Instant::now() >= deadline || self.is_stopping() {
-                // Not `no_leader`, which says that nothing was done: the group is there.
+                // Not `no_leader` or `unavailable`, which say that nothing was done, so that a client asks another node to do it
+                // again and is told that the name is taken: the group is there.
                 let detail = format!("group {name} is created, but has not answered yet: {}", failed.detail);
-                return Err(error(ErrorCode::Unavailable, detail));
+                return Err(error(ErrorCode::OutcomeUnknown, detail));
             }
             P::Runtime::sleep(Duration::from_millis(5)).await;
         }

@@ -32,6 +32,7 @@ use crate::api::INDEX;
 use crate::api::schema::Group;
 use crate::api::schema::ModuleList;
 use crate::api::schema::Snapshot;
+use crate::service::ErrorCode;
 use crate::snapshot::Head;
 use crate::snapshot::SnapshotReader;
 
@@ -181,8 +182,23 @@ pub(super) async fn restore(client: &Client, path: &Path, wanted: &Restore) -> R
     progress.begin(size);
     let (head, _) = verify(&path.display().to_string(), io::BufReader::with_capacity(1 << 20, &file), &progress)?;
     progress.finish();
+    check_name_is_free(client, &wanted.name).await?;
     check_module(client, wanted, &head).await?;
     send(client, file_source(Arc::new(file), size), size, wanted).await
+}
+
+/// Says before a large file is sent that there is a group of this name: a server that refuses the file while it still comes may
+/// have closed the connection before its words are read.
+async fn check_name_is_free(client: &Client, name: &str) -> Result<(), Failure> {
+    match client.send(Call::get(format!("/v1/groups/{}", encode(name)))).await {
+        Ok(_) => Err(Failure::Refused {
+            what: format!("group {name} exists"),
+            code: Some(ErrorCode::AlreadyExists.as_str().to_owned()),
+            remedy: "restore under another name, or remove the group (`statehouse group rm`)".to_owned(),
+        }),
+        Err(Failure::Refused { code: Some(code), .. }) if code == ErrorCode::GroupNotFound.as_str() => Ok(()),
+        Err(other) => Err(other),
+    }
 }
 
 /// Says before a large file is sent that the module is not there.

@@ -477,7 +477,7 @@ fn a_cluster_is_backed_up_into_a_bucket_and_restored_from_it() {
     };
     let dest = format!("s3://{}/some/folder", s3::BUCKET);
     let secret = s3::KEY.1;
-    backup(&cluster, &["create", &dest], "wrong").fails(1, &["s3://bucket/some/folder/", "AWS_SECRET_ACCESS_KEY"]);
+    backup(&cluster, &["create", &dest], "wrong").fails(1, &["s3://bucket/some/folder", "AWS_SECRET_ACCESS_KEY"]);
     assert!(server.refused_signatures() > 0);
     let said = backup(&cluster, &["create", &dest, "-o", "json"], secret).ok();
     let name = serde_json::from_str::<Value>(&said).unwrap()["name"].as_str().unwrap().to_owned();

@@ -24,6 +24,7 @@ pub mod start;
 mod status;
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -189,16 +190,18 @@ impl<P: Platform, T: Transport> Node<P, T> {
         let priorities = Arc::new(Priorities::new(setup.settings.election_priority));
         let common = Common { transfers, space, priorities };
         let mut may_vote = !settle::is_marked(&*setup.disk, &setup.data_dir)?;
-        let mut repair = repair::read(&*setup.disk, &setup.data_dir)?;
+        // Without the mark of who must not vote, nothing is being repaired any more.
+        let mut repair = if may_vote { None } else { repair::read(&*setup.disk, &setup.data_dir)? };
         for (id, address) in repair.iter().flat_map(|repair| &repair.peers) {
             setup.transport.learn(*id, address);
         }
-        Self::renew_promise(&setup, repair.as_ref(), CATALOG, repair::START_PATIENCE).await?;
+        let nobody = BTreeSet::new();
+        Self::renew_promise(&setup, repair.as_ref(), CATALOG, &nobody, repair::START_PATIENCE).await?;
         let catalog = match Self::open_catalog(&setup, incarnation, view.clone(), &common, may_vote).await {
             Err(error) if Unjoined::is(&error) && setup.settings.repair_from_peers => {
-                repair = Some(Self::give_up_catalog(&setup, &error).await?);
+                repair = Some(Self::give_up_catalog(&setup, repair, &error).await?);
                 may_vote = false;
-                Self::renew_promise(&setup, repair.as_ref(), CATALOG, repair::START_PATIENCE).await?;
+                Self::renew_promise(&setup, repair.as_ref(), CATALOG, &nobody, repair::START_PATIENCE).await?;
                 Self::open_catalog(&setup, incarnation, view.clone(), &common, may_vote).await
             }
             opened => opened,
@@ -318,11 +321,14 @@ impl<P: Platform, T: Transport> Node<P, T> {
         let here = catalog.groups.iter().filter(|(_, entry)| entry.hosts.contains(&self.id()));
         let wanted: BTreeMap<GroupId, (&String, &GroupEntry)> =
             here.map(|(name, entry)| (entry.id, (name, entry))).collect();
-        let gone: Vec<_> = lock(&self.0.groups).keys().filter(|id| !wanted.contains_key(id)).copied().collect();
-        for id in gone {
-            self.remove_group(id).await;
+        // While the node repairs itself the catalog here may be of a time before a group came, and this the only node that has it.
+        if self.repair().is_none() {
+            let gone: Vec<_> = lock(&self.0.groups).keys().filter(|id| !wanted.contains_key(id)).copied().collect();
+            for id in gone {
+                self.remove_group(id).await;
+            }
+            self.sweep(catalog.next_group, &wanted).await;
         }
-        self.sweep(catalog.next_group, &wanted).await;
         for (id, (name, entry)) in wanted {
             if self.is_stopping() {
                 return;
@@ -382,8 +388,10 @@ impl<P: Platform, T: Transport> Node<P, T> {
             context: Context { index: 0, time_ms: entry.created_ms, seed: entry.seed, session: 0 },
         };
         let repair = self.repair();
-        Self::renew_promise(setup, repair.as_ref(), entry.id, Duration::ZERO).await?;
-        let may_vote = self.may_vote();
+        Self::renew_promise(setup, repair.as_ref(), entry.id, &entry.hosts, Duration::ZERO).await?;
+        // It may need this node's vote: nothing of it was given up.
+        let is_younger = repair.is_some_and(|repair| !repair.has_given_up(entry.id));
+        let may_vote = self.may_vote() || is_younger;
         let group = Group::open(GroupOptions {
             id: entry.id,
             name: name.to_string(),
@@ -547,6 +555,11 @@ impl<P: Platform, T: Transport> Node<P, T> {
             }
             PeerRequest::Copy(step) => return Ok(PeerResponse::Copied(self.answer_copy(step.clone()).await)),
             PeerRequest::Condition => return Ok(PeerResponse::Condition(self.condition().await)),
+            PeerRequest::Catalog => {
+                let catalog = self.fresh_catalog().await.map_err(|error| error.to_string())?;
+                let bytes = codec::encode(&*catalog).map_err(|error| error.to_string())?;
+                return Ok(PeerResponse::Catalog(Bytes::from(bytes)));
+            }
             PeerRequest::Fitness { short, priority } => {
                 self.0.common.space.told(from, *short);
                 self.0.common.priorities.told(from, *priority);

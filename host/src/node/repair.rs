@@ -14,9 +14,15 @@
 //! - It votes only when it has applied that entry ([`super::settle`]). A candidate for whom it had voted before needs another
 //!   vote, of one of those who have the entry that the candidate lacks.
 //! - A log is never removed: it is renamed. The marks are durable before it is.
+//! - What only this node has is not given up: its groups are those that the others' catalog names after this node stopped, not
+//!   those that its own damaged files name.
+//! - Until the repair is done nothing is removed because the catalog that is applied here does not name it: that catalog may be of a
+//!   time before a group came here.
+//! - A group that was created after the log was given up ([`Repair::next_group`]) has nothing to do with it.
 //!
-//! What is left of the danger: a second node that lost its log at the same time. The groups then have no majority of
-//! nodes that know what they promised, and with three nodes nothing can be committed; with five it could.
+//! Several nodes may repair themselves at once. One that has no such entry yet answers nobody, so a majority that has one is of
+//! nodes that know what they promised. And where k of n nodes have forgotten it, a majority among the others meets every majority
+//! of all in one that has not: what the k helped to acknowledge, or whom they helped to elect, is known to it.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -36,11 +42,12 @@ use super::Node;
 use super::Setup;
 use super::lock;
 use super::settle;
+use crate::catalog::Catalog;
+use crate::codec;
 use crate::disk::Disk;
 use crate::log::LogError;
 use crate::membership::Roster;
 use crate::offline::Directory;
-use crate::offline::OfflineCatalog;
 use crate::offline::members_of;
 use crate::peer::Lane;
 use crate::peer::Transport;
@@ -77,6 +84,15 @@ pub struct Repair {
     pub set_aside: Option<String>,
     /// The other nodes, as far as they are known.
     pub peers: BTreeMap<NodeId, String>,
+    /// Groups from this id on are younger than the repair: nothing of them can have been given up.
+    pub next_group: GroupId,
+}
+
+impl Repair {
+    /// Whether something of this group may have been given up.
+    pub fn has_given_up(&self, group: GroupId) -> bool {
+        group < self.next_group
+    }
 }
 
 /// The repair that is under way in this directory.
@@ -106,7 +122,7 @@ fn write(disk: &dyn Disk, data_dir: &Path, repair: &Repair) -> io::Result<()> {
 }
 
 /// The repair is done.
-pub(super) fn unmark(disk: &dyn Disk, data_dir: &Path) -> io::Result<()> {
+pub(crate) fn unmark(disk: &dyn Disk, data_dir: &Path) -> io::Result<()> {
     let path = data_dir.join(MARK);
     if disk.exists(&path)? {
         disk.remove(&path)?;
@@ -115,55 +131,97 @@ pub(super) fn unmark(disk: &dyn Disk, data_dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Who the others are, as far as the damaged directory and `known` say; and the groups that this node holds.
-pub struct Surroundings {
-    /// The other nodes.
-    pub peers: BTreeMap<NodeId, String>,
-    /// Groups by id, with their names; the catalog too.
-    pub groups: BTreeMap<GroupId, String>,
-}
-
-/// Reads what can be read of a damaged directory.
+/// Who the others are, as far as `known` and what can be read of a damaged directory say.
 pub fn look(
     disk: Arc<dyn Disk>,
     data_dir: &Path,
     node: NodeId,
     known: &BTreeMap<NodeId, String>,
-) -> Result<Surroundings, String> {
+) -> Result<BTreeMap<NodeId, String>, String> {
+    let mut peers = known.clone();
+    // An earlier repair may not have come so far that the new log names them.
+    let earlier = read(&*disk, data_dir).map_err(|error| error.to_string())?;
+    peers.extend(earlier.map(|repair| repair.peers).unwrap_or_default());
     let (mut directory, _) = Directory::on(disk, data_dir).map_err(|error| error.to_string())?;
     // It is held by this very node, which does not write.
     directory.holder = None;
     let log = directory.inspect_log().map_err(|error| error.to_string())?;
-    let catalog = OfflineCatalog::read(&directory, &log).catalog;
-    let mut peers = known.clone();
     peers.extend(members_of(&directory, &log, CATALOG));
     peers.remove(&node);
-    let here = catalog.groups.iter().filter(|(_, entry)| entry.hosts.contains(&node));
-    let mut groups: BTreeMap<GroupId, String> = here.map(|(name, entry)| (entry.id, name.clone())).collect();
-    groups.insert(CATALOG, CATALOG_NAME.to_owned());
-    Ok(Surroundings { peers, groups })
+    Ok(peers)
+}
+
+/// What the others say, who have a majority without this node.
+pub struct Others {
+    /// Who they are.
+    peers: BTreeMap<NodeId, String>,
+    /// See [`Repair::next_group`].
+    next_group: GroupId,
 }
 
 /// Makes sure that the others have a majority without this node in all its groups; says why not.
 pub async fn is_safe<RT: AsyncRuntime, T: Transport>(
     transport: &T,
     node: NodeId,
-    around: &Surroundings,
-) -> Result<(), String> {
-    if around.peers.is_empty() {
+    peers: BTreeMap<NodeId, String>,
+) -> Result<Others, String> {
+    let deadline = RT::Instant::now() + PATIENCE;
+    let (mut peers, catalog) = catalog_of_others::<RT, T>(transport, node, peers, deadline).await?;
+    for (name, entry) in catalog.groups.iter().filter(|(_, entry)| entry.hosts.contains(&node)) {
+        for host in entry.hosts.iter().filter(|host| **host != node) {
+            peers.entry(*host).or_default();
+        }
+        wait_for_promise::<RT, T>(transport, node, (entry.id, name), &mut peers, deadline).await?;
+    }
+    Ok(Others { peers, next_group: catalog.next_group })
+}
+
+/// Makes sure that the others have a majority of the catalog, and asks for it.
+async fn catalog_of_others<RT: AsyncRuntime, T: Transport>(
+    transport: &T,
+    node: NodeId,
+    mut peers: BTreeMap<NodeId, String>,
+    deadline: RT::Instant,
+) -> Result<(BTreeMap<NodeId, String>, Catalog), String> {
+    if peers.is_empty() {
         return Err("this node is the only one of its cluster, so nobody else has what is damaged".to_owned());
     }
-    let peers: BTreeSet<NodeId> = around.peers.keys().copied().collect();
-    let deadline = RT::Instant::now() + PATIENCE;
-    for (group, name) in &around.groups {
-        while let Err(why) = promise::<RT, T>(transport, node, *group, &peers).await {
-            if RT::Instant::now() >= deadline {
-                return Err(format!(
-                    "it is safe only while a majority of the other nodes holds and serves all groups, and group {name} is not: {why}"
-                ));
+    loop {
+        wait_for_promise::<RT, T>(transport, node, (CATALOG, CATALOG_NAME), &mut peers, deadline).await?;
+        let mut failed = String::new();
+        for peer in peers.keys() {
+            let asked = call::<RT, T>(transport, *peer, Lane::Control, &PeerRequest::Catalog);
+            match RT::timeout(COMMIT_TIME_MAX, asked).await {
+                Ok(Ok(PeerResponse::Catalog(bytes))) => match codec::decode(&bytes) {
+                    Ok(catalog) => return Ok((peers, catalog)),
+                    Err(error) => failed = error.to_string(),
+                },
+                Ok(Ok(other)) => failed = format!("node {peer} answered {other:?}"),
+                Ok(Err(error)) => failed = error.to_string(),
+                Err(_) => failed = format!("node {peer} did not answer"),
             }
-            RT::sleep(PAUSE).await;
         }
+        if RT::Instant::now() >= deadline {
+            return Err(format!("none of the other nodes says which groups this node holds: {failed}"));
+        }
+        RT::sleep(PAUSE).await;
+    }
+}
+
+async fn wait_for_promise<RT: AsyncRuntime, T: Transport>(
+    transport: &T,
+    node: NodeId,
+    (group, name): (GroupId, &str),
+    peers: &mut BTreeMap<NodeId, String>,
+    deadline: RT::Instant,
+) -> Result<(), String> {
+    while let Err(why) = promise::<RT, T>(transport, node, group, peers).await {
+        if RT::Instant::now() >= deadline {
+            return Err(format!(
+                "it is safe only while a majority of the other nodes holds and serves all groups, and group {name} is not: {why}"
+            ));
+        }
+        RT::sleep(PAUSE).await;
     }
     Ok(())
 }
@@ -173,11 +231,12 @@ pub fn set_aside(
     disk: &dyn Disk,
     data_dir: &Path,
     damage: &LogError,
-    peers: BTreeMap<NodeId, String>,
+    others: Others,
     now_ms: u64,
 ) -> io::Result<Repair> {
     let name = format!("log.damaged-{}", date(now_ms));
-    let repair = Repair { damage: damage.to_string(), set_aside: Some(name.clone()), peers };
+    let Others { peers, next_group } = others;
+    let repair = Repair { damage: damage.to_string(), set_aside: Some(name.clone()), peers, next_group };
     settle::mark(disk, data_dir)?;
     write(disk, data_dir, &repair)?;
     disk.rename(&data_dir.join("log"), &data_dir.join(name))?;
@@ -208,23 +267,40 @@ async fn promise<RT: AsyncRuntime, T: Transport>(
     transport: &T,
     node: NodeId,
     group: GroupId,
-    peers: &BTreeSet<NodeId>,
+    peers: &mut BTreeMap<NodeId, String>,
 ) -> Result<Vote, String> {
-    let asked = peers.iter().map(|peer| {
-        let sent = call::<RT, T>(transport, *peer, Lane::Control, &PeerRequest::Roster(group));
-        RT::timeout(ANSWER_TIME_MAX, sent)
-    });
+    let mut asked = BTreeSet::new();
     let mut leader: Option<Roster> = None;
     let mut failed = "none of the other nodes leads it".to_owned();
-    for answer in futures_util::future::join_all(asked).await {
-        match answer {
-            Ok(Ok(PeerResponse::Roster(roster))) if roster.leader == Some(roster.node) => {
-                if leader.as_ref().is_none_or(|known| known.term < roster.term) {
-                    leader = Some(roster);
+    loop {
+        // Whom they name is asked as well: all that this node knew of may have been replaced.
+        let next: Vec<NodeId> = peers.keys().copied().filter(|peer| asked.insert(*peer)).collect();
+        if next.is_empty() {
+            break;
+        }
+        let answers = next.into_iter().map(|peer| {
+            let sent = call::<RT, T>(transport, peer, Lane::Control, &PeerRequest::Roster(group));
+            RT::timeout(ANSWER_TIME_MAX, sent)
+        });
+        for answer in futures_util::future::join_all(answers).await {
+            let roster = match answer {
+                Ok(Ok(PeerResponse::Roster(roster))) => roster,
+                Ok(Err(error)) => {
+                    failed = error.to_string();
+                    continue;
+                }
+                _ => continue,
+            };
+            for (id, member) in roster.members.iter().filter(|(id, _)| **id != node) {
+                let known = peers.entry(*id).or_default();
+                if known.is_empty() {
+                    transport.learn(*id, &member.address);
+                    known.clone_from(&member.address);
                 }
             }
-            Ok(Err(error)) => failed = error.to_string(),
-            _ => {}
+            if roster.leader == Some(roster.node) && leader.as_ref().is_none_or(|known| known.term < roster.term) {
+                leader = Some(roster);
+            }
         }
     }
     let Some(Roster { node: leader, term, .. }) = leader else { return Err(failed) };
@@ -250,17 +326,22 @@ impl<P: Platform, T: Transport> Node<P, T> {
         setup: &Setup<P, T>,
         repair: Option<&Repair>,
         group: GroupId,
+        hosts: &BTreeSet<NodeId>,
         patience: Duration,
     ) -> io::Result<()> {
-        let Some(repair) = repair else { return Ok(()) };
+        let Some(repair) = repair.filter(|repair| repair.has_given_up(group)) else { return Ok(()) };
         let mut log = setup.log.group::<P::Runtime>(group);
         if log.vote()?.is_some() {
             return Ok(());
         }
-        let peers: BTreeSet<NodeId> = repair.peers.keys().copied().collect();
+        // Where the others have moved meanwhile, the transport has learnt from the catalog.
+        let mut peers = repair.peers.clone();
+        for host in hosts.iter().filter(|host| **host != setup.id) {
+            peers.entry(*host).or_default();
+        }
         let deadline = <P::Runtime as AsyncRuntime>::Instant::now() + patience;
         loop {
-            match promise::<P::Runtime, T>(&setup.transport, setup.id, group, &peers).await {
+            match promise::<P::Runtime, T>(&setup.transport, setup.id, group, &mut peers).await {
                 Ok(vote) => return log.save_vote(&vote).await,
                 Err(why) if <P::Runtime as AsyncRuntime>::Instant::now() >= deadline => {
                     return Err(io::Error::other(format!(
@@ -276,30 +357,34 @@ impl<P: Platform, T: Transport> Node<P, T> {
 
 impl<P: Platform, T: Transport> Node<P, T> {
     /// The catalog's snapshots are damaged, and its log does not reach back far enough: its replica is given up.
-    pub(super) async fn give_up_catalog(setup: &Setup<P, T>, damage: &io::Error) -> io::Result<Repair> {
-        let around = look(setup.disk.clone(), &setup.data_dir, setup.id, &setup.members).map_err(io::Error::other)?;
-        around.peers.iter().for_each(|(id, address)| setup.transport.learn(*id, address));
-        let catalog = BTreeMap::from([(CATALOG, CATALOG_NAME.to_owned())]);
-        let only = Surroundings { peers: around.peers.clone(), groups: catalog };
-        if let Err(why) = is_safe::<P::Runtime, T>(&setup.transport, setup.id, &only).await {
-            return Err(io::Error::other(format!("{damage}. It is not repaired from the other nodes: {why}")));
-        }
-        Self::give_up_replica(setup, CATALOG, damage, around.peers).await
+    pub(super) async fn give_up_catalog(
+        setup: &Setup<P, T>,
+        earlier: Option<Repair>,
+        damage: &io::Error,
+    ) -> io::Result<Repair> {
+        let peers = look(setup.disk.clone(), &setup.data_dir, setup.id, &setup.members).map_err(io::Error::other)?;
+        peers.iter().for_each(|(id, address)| setup.transport.learn(*id, address));
+        let deadline = <P::Runtime as AsyncRuntime>::Instant::now() + PATIENCE;
+        let asked = catalog_of_others::<P::Runtime, T>(&setup.transport, setup.id, peers, deadline).await;
+        let (peers, catalog) = asked.map_err(|why| not_repaired(damage, &why))?;
+        let others = Others { peers, next_group: catalog.next_group };
+        Self::give_up_replica(setup, CATALOG, damage, others, earlier).await
     }
 
     /// The same of another group, while the node runs; what to say of it.
     pub(super) async fn give_up_group(&self, group: GroupId, damage: &io::Error) -> io::Error {
         let setup = &self.0.setup;
         let members = self.catalog().standing().members;
-        let peers: BTreeMap<NodeId, String> =
+        let mut peers: BTreeMap<NodeId, String> =
             members.into_iter().filter(|one| one.id != setup.id).map(|one| (one.id, one.address)).collect();
-        let ids: BTreeSet<NodeId> = peers.keys().copied().collect();
-        if let Err(why) = promise::<P::Runtime, T>(&setup.transport, setup.id, group, &ids).await {
-            return io::Error::other(format!("{damage}. It is not repaired from the other nodes: {why}"));
+        if let Err(why) = promise::<P::Runtime, T>(&setup.transport, setup.id, group, &mut peers).await {
+            return not_repaired(damage, &why);
         }
         // Before anything is forgotten. Groups that vote already go on.
         let voted = std::mem::replace(&mut *lock(&self.0.may_vote), false);
-        let given_up = Self::give_up_replica(setup, group, damage, peers).await;
+        // What the catalog has not named here yet was never opened here.
+        let others = Others { peers, next_group: self.0.view.get().next_group };
+        let given_up = Self::give_up_replica(setup, group, damage, others, self.repair()).await;
         let answer = match &given_up {
             Ok(_) => io::Error::other(format!("{damage}. It is given up, and comes again from the other nodes")),
             Err(error) => io::Error::other(format!("{damage}. It cannot be given up: {error}")),
@@ -317,16 +402,31 @@ impl<P: Platform, T: Transport> Node<P, T> {
         setup: &Setup<P, T>,
         group: GroupId,
         damage: &io::Error,
-        peers: BTreeMap<NodeId, String>,
+        others: Others,
+        earlier: Option<Repair>,
     ) -> io::Result<Repair> {
         tracing::warn!(group, %damage, "this replica is given up: the other nodes have all of it");
-        let repair = Repair { damage: damage.to_string(), set_aside: None, peers };
+        let Others { mut peers, mut next_group } = others;
+        let mut set_aside = None;
+        if let Some(earlier) = earlier {
+            // It goes on: what it gave up may have been of groups that this node has not heard of again.
+            next_group = next_group.max(earlier.next_group);
+            for (id, address) in earlier.peers {
+                peers.entry(id).or_insert(address);
+            }
+            set_aside = earlier.set_aside;
+        }
+        let repair = Repair { damage: damage.to_string(), set_aside, peers, next_group };
         settle::mark(&*setup.disk, &setup.data_dir)?;
         write(&*setup.disk, &setup.data_dir, &repair)?;
         // Its snapshots stay: the older one may be whole, and is a good beginning then.
         setup.log.remove_group::<P::Runtime>(group).await?;
         Ok(repair)
     }
+}
+
+fn not_repaired(damage: &io::Error, why: &str) -> io::Error {
+    io::Error::other(format!("{damage}. It is not repaired from the other nodes: {why}"))
 }
 
 /// How long a start waits for the catalog's other nodes.

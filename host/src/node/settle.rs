@@ -19,6 +19,7 @@ use super::Setup;
 use super::lock;
 use super::repair;
 use super::repair::Repair;
+use crate::catalog::GroupEntry;
 use crate::disk::Disk;
 use crate::peer::Lane;
 use crate::peer::Transport;
@@ -109,6 +110,8 @@ impl<P: Platform, T: Transport> Node<P, T> {
                 set_aside = done.set_aside,
                 "this node has repaired itself from its peers: it holds everything again and votes"
             );
+            // What it does not hold any more is removed only now.
+            self.0.view.changed.notify_one();
         }
     }
 
@@ -139,7 +142,12 @@ impl<P: Platform, T: Transport> Node<P, T> {
         if self.0.catalog.wait_read_index(false).await.is_err() {
             return false;
         }
-        for entry in self.0.view.get().groups.values().filter(|entry| entry.hosts.contains(&self.id())) {
+        let repair = self.repair();
+        let is_awaited = |entry: &&GroupEntry| {
+            let is_younger = repair.as_ref().is_some_and(|repair| !repair.has_given_up(entry.id));
+            entry.hosts.contains(&self.id()) && !is_younger
+        };
+        for entry in self.0.view.get().groups.values().filter(is_awaited) {
             match self.group_by_id(entry.id) {
                 Some(group) if group.wait_read_index(false).await.is_ok() => {}
                 _ => return false,

@@ -331,15 +331,16 @@ async fn give_up_log(
     type Runtime = <RealPlatform as Platform>::Runtime;
     let data_dir = &config.data_dir;
     tracing::error!(%damage, "the log is damaged; the other nodes are asked whether they can do without it");
-    let around = match repair::look(disk.clone(), data_dir, config.node_id, known) {
-        Ok(around) => around,
+    let peers = match repair::look(disk.clone(), data_dir, config.node_id, known) {
+        Ok(peers) => peers,
         Err(why) => return Err(StartError::NotRepaired { damage, why }),
     };
-    let transport = TcpTransport::new(config.node_id, cluster, around.peers.clone());
-    if let Err(why) = repair::is_safe::<Runtime, _>(&transport, config.node_id, &around).await {
-        return Err(StartError::NotRepaired { damage, why });
-    }
-    let set_aside = repair::set_aside(&**disk, data_dir, &damage, around.peers, RealPlatform.wall_ms());
+    let transport = TcpTransport::new(config.node_id, cluster, peers.clone());
+    let others = match repair::is_safe::<Runtime, _>(&transport, config.node_id, peers).await {
+        Ok(others) => others,
+        Err(why) => return Err(StartError::NotRepaired { damage, why }),
+    };
+    let set_aside = repair::set_aside(&**disk, data_dir, &damage, others, RealPlatform.wall_ms());
     let repair = set_aside.map_err(|source| StartError::DataDir { path: data_dir.clone(), source })?;
     tracing::warn!(set_aside = ?repair.set_aside, "the damaged log is set aside, and nothing of it was removed");
     Ok(())

@@ -150,6 +150,8 @@ pub enum PeerRequest<RT: AsyncRuntime> {
     },
     /// A step of a group's state on its way into a file or out of one; answered by [`PeerResponse::Copied`].
     Copy(CopyStep),
+    /// Asks for all that the catalog says, of no earlier moment than this; answered by [`PeerResponse::Catalog`].
+    Catalog,
 }
 
 /// A step of a group's state on its way into a file that a client takes away, or out of one that a new group begins from.
@@ -309,6 +311,8 @@ pub enum PeerResponse<RT: AsyncRuntime> {
     Report(Box<NodeReport>),
     /// To `Copy`.
     Copied(CopyAnswer),
+    /// To `Catalog`: its state, as its snapshots carry it.
+    Catalog(Bytes),
 }
 
 /// How a node stands.

@@ -380,12 +380,12 @@ impl SimCluster {
         damage: &LogError,
     ) -> io::Result<()> {
         let transport = self.0.network.transport(life.clone());
-        let around = repair::look(disk.clone(), &data_dir(), life.node, &self.0.members).map_err(io::Error::other)?;
-        around.peers.iter().for_each(|(id, address)| transport.learn(*id, address));
-        if let Err(why) = repair::is_safe::<LifeRuntime, _>(&transport, life.node, &around).await {
-            return Err(io::Error::other(format!("{NOT_REPAIRED}: {damage}: {why}")));
-        }
-        repair::set_aside(&**disk, &data_dir(), damage, around.peers, now_ms)?;
+        let peers = repair::look(disk.clone(), &data_dir(), life.node, &self.0.members).map_err(io::Error::other)?;
+        let others = match repair::is_safe::<LifeRuntime, _>(&transport, life.node, peers).await {
+            Ok(others) => others,
+            Err(why) => return Err(io::Error::other(format!("{NOT_REPAIRED}: {damage}: {why}"))),
+        };
+        repair::set_aside(&**disk, &data_dir(), damage, others, now_ms)?;
         lock(&self.0.repairs).push(life.node);
         Ok(())
     }

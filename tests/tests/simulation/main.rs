@@ -20,6 +20,7 @@ mod membership;
 mod modules;
 mod nemesis;
 mod register;
+mod repair;
 mod scenario;
 mod space;
 mod world;

@@ -1,0 +1,172 @@
+//! Nodes that repair themselves, and what must not be given up for it.
+
+use std::path::Path;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::Bytes;
+use openraft::async_runtime::AsyncRuntime;
+use statehouse::disk::Disk;
+use statehouse::membership::ChangeKind;
+use statehouse::service::ApplyRequest;
+use statehouse::service::GroupRequest;
+use statehouse::service::Service;
+use statehouse::sim::Crash;
+use statehouse::sim::LifeRuntime;
+use statehouse::sim::NOT_REPAIRED;
+use statehouse::sim::SimCluster;
+use statehouse::sim::SimRandom;
+use statehouse::types::NodeId;
+
+use crate::modules::modules;
+use crate::nemesis;
+use crate::on_guest_thread;
+use crate::scenario;
+use crate::scenario::Plan;
+use crate::world::Sabotage;
+use crate::world::Shared;
+use crate::world::World;
+use crate::world::now_ms;
+use crate::world::sleep_ms;
+
+/// Three nodes, and a group that only one of them holds: the node.
+async fn with_a_single(seed: u64, random: &mut SimRandom) -> (Shared, NodeId) {
+    let mut plan = Plan::draw(random);
+    plan.nodes = 3;
+    let mut options = scenario::options(seed, random, &plan);
+    options.joiners = 0;
+    let settings = &mut options.settings;
+    // Snapshots are written when the story says so, and the log is purged behind them.
+    (settings.timing.snapshot_entries, settings.timing.snapshot_interval_ms) = (1 << 30, 0);
+    (settings.timing.log_entries_kept, settings.snapshots_kept) = (0, 2);
+    let world = World::new(SimCluster::new(options, modules().host.clone()), false, Sabotage::Nothing);
+    for id in world.cluster.ids() {
+        nemesis::start(&world, id).await;
+    }
+    scenario::set_up(&world, random).await;
+    let created = world.surely(random, "group_create", |node| async move {
+        let (name, module) = ("single".to_string(), "counter".to_string());
+        node.group_create(GroupRequest { name, module, replicas: Some(1), ..GroupRequest::default() }).await
+    });
+    let id = created.await.id;
+    let holder = loop {
+        let holds = |id: &NodeId, group| world.cluster.node(*id).is_some_and(|node| node.group_by_id(group).is_some());
+        match world.cluster.ids().into_iter().find(|node| holds(node, id)) {
+            Some(holder) => break holder,
+            None => sleep_ms(20).await,
+        }
+    };
+    (world, holder)
+}
+
+async fn add_seven(world: &Shared, random: &mut SimRandom) {
+    let applied = world.surely(random, "apply", |node| async move {
+        let command = Bytes::from_static(br#"{"Add":7}"#);
+        let timeout_ms = Some(2000);
+        node.apply(ApplyRequest { group: "single".to_string(), session: None, sequence: None, command, timeout_ms })
+            .await
+    });
+    applied.await;
+}
+
+async fn assert_seven(world: &Shared, random: &mut SimRandom) {
+    let got = LifeRuntime::timeout(Duration::from_secs(30), world.query_surely(random, "single", br#""Get""#)).await;
+    let got = got.expect("the group is served").expect("the group is there");
+    assert_eq!(got.reply, Bytes::from_static(b"7"));
+}
+
+/// Writes a snapshot of the catalog at a node, and lets its log begin behind it.
+async fn snapshot_of_the_catalog(world: &Shared, at: NodeId) {
+    let node = world.cluster.node(at).unwrap();
+    let index = world.cluster.call(at, |node| async move { node.catalog().snapshot().await }).await.unwrap().unwrap();
+    let began_ms = now_ms();
+    while node.catalog().standing().purged < index {
+        assert!(now_ms() < began_ms + 30_000, "the catalog's log at {at} is not purged");
+        sleep_ms(20).await;
+    }
+}
+
+/// A node's newest snapshot of the catalog is damaged, and the one before is of a time when a group that it alone holds was
+/// elsewhere. What the node removed, when it began again with the old one, was nowhere else.
+async fn an_old_catalog(seed: u64) {
+    let mut random = SimRandom::new(seed);
+    let (world, from) = with_a_single(seed, &mut random).await;
+    add_seven(&world, &mut random).await;
+    let to = from % 3 + 1;
+    snapshot_of_the_catalog(&world, to).await;
+    let group = || "single".to_string();
+    let begun = world.surely(&mut random, "group_move", move |node| async move {
+        node.change_begin(ChangeKind::GroupMove { group: group(), from, to }).await
+    });
+    let change = begun.await.id;
+    loop {
+        let listed = world.surely(&mut random, "change_list", |node| async move { node.change_list().await }).await;
+        if listed.iter().any(|one| one.id == change && !one.is_running()) {
+            break;
+        }
+        sleep_ms(50).await;
+    }
+    assert_seven(&world, &mut random).await;
+    snapshot_of_the_catalog(&world, to).await;
+    world.cluster.crash(to, Crash::Process);
+    let disk = world.cluster.disk(to).unwrap();
+    let directory = Path::new("/data/groups/0");
+    let newest = disk.list(directory).unwrap().into_iter().filter(|name| name.ends_with(".snap")).max().unwrap();
+    let newest = directory.join(newest);
+    disk.flip_bit(&newest, disk.read(&newest).unwrap().len() as u64 - 100, 3).unwrap();
+    nemesis::start(&world, to).await;
+    assert!(world.cluster.node(to).unwrap().repair().is_some(), "it repairs its catalog");
+    assert_seven(&world, &mut random).await;
+    scenario::become_ready(&world, now_ms()).await;
+    assert!(world.cluster.node(to).unwrap().repair().is_none());
+    assert_seven(&world, &mut random).await;
+    assert_eq!(world.problems(), Vec::<String>::new());
+}
+
+/// A node's damaged log cannot be read where it says that the node alone holds a group. The node took what it could read for all that it
+/// holds, found all of that with the others, and gave the group up with the log.
+async fn an_unnamed_group(seed: u64) {
+    let mut random = SimRandom::new(seed);
+    let (world, holder) = with_a_single(seed, &mut random).await;
+    add_seven(&world, &mut random).await;
+    scenario::become_ready(&world, now_ms()).await;
+    world.cluster.crash(holder, Crash::Process);
+    let disk = world.cluster.disk(holder).unwrap();
+    let names = || {
+        let log = Path::new("/data/log");
+        let files: Vec<PathBuf> = disk.list(log).unwrap().into_iter().map(|name| log.join(name)).collect();
+        let mut places = Vec::new();
+        for file in files {
+            let bytes = disk.read(&file).unwrap();
+            let found = bytes.windows(6).enumerate().filter(|(_, window)| *window == b"single");
+            places.extend(found.map(|(at, _)| (file.clone(), at as u64)));
+        }
+        places
+    };
+    let places = names();
+    let flip = || places.iter().for_each(|(file, at)| disk.flip_bit(file, *at, 1).unwrap());
+    assert!(!places.is_empty(), "the log names the group");
+    flip();
+    let refused = world.cluster.start(holder).await.expect_err("it does not start").to_string();
+    assert!(refused.contains(NOT_REPAIRED) && refused.contains("group single"), "{refused}");
+    flip();
+    nemesis::start(&world, holder).await;
+    scenario::become_ready(&world, now_ms()).await;
+    assert_seven(&world, &mut random).await;
+    assert_eq!(world.problems(), Vec::<String>::new());
+}
+
+#[test]
+fn what_only_a_damaged_node_holds_is_not_given_up() {
+    if crate::number("SEED").is_some() {
+        return;
+    }
+    on_guest_thread(|| {
+        statehouse::module::mark_guest_thread();
+        for seed in 1..=4 {
+            println!("seed {seed}");
+            LifeRuntime::with_seed(seed).block_on(an_old_catalog(seed));
+            LifeRuntime::with_seed(seed).block_on(an_unnamed_group(seed));
+        }
+    });
+}

@@ -559,6 +559,10 @@ impl<P: Platform, T: Transport> Group<P, T> {
                 return Err(self.error(ErrorCode::Unavailable, detail));
             }
             Some(leader) => leader,
+            None if !self.may_vote() => {
+                let detail = "this replica does not vote until it has caught up";
+                return Err(self.error(ErrorCode::Unavailable, detail));
+            }
             None => {
                 let elected = self.raft.trigger().elect(true).await;
                 return elected.map_err(|error| self.error(ErrorCode::GroupStopped, error));

@@ -21,6 +21,11 @@ pub struct ModuleFiles {
     writing: Arc<Mutex<()>>,
 }
 
+/// What a module's file is called.
+pub fn file_name(digest: &[u8; 32]) -> String {
+    format!("{}.wasm", hex::encode(digest))
+}
+
 impl std::fmt::Debug for ModuleFiles {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "modules in {}", self.directory.display())
@@ -40,7 +45,7 @@ impl ModuleFiles {
     }
 
     fn path(&self, digest: &[u8; 32]) -> PathBuf {
-        self.directory.join(format!("{}.wasm", hex::encode(digest)))
+        self.directory.join(file_name(digest))
     }
 
     /// Whether the file is here. Whether it is whole shows when it is read.

@@ -26,6 +26,8 @@ use openraft::vote::RaftLeaderId;
 use super::Directory;
 use super::OfflineCatalog;
 use crate::catalog::CatalogCommand;
+use crate::catalog::GroupEntry;
+use crate::catalog::files;
 use crate::codec;
 use crate::disk::Disk;
 use crate::log::Addition;
@@ -37,6 +39,7 @@ use crate::log::log_id;
 use crate::node::identity;
 use crate::node::identity::Identity;
 use crate::node::removal;
+use crate::node::repair;
 use crate::node::settle;
 use crate::types::CATALOG;
 use crate::types::Entry;
@@ -221,7 +224,10 @@ impl Plan {
                 unreadable,
             };
             match replica(directory, &log, entry.id)? {
-                Ok(Some(replica)) => plan.keep(entry.id, name, replica),
+                Ok(Some(replica)) => {
+                    plan.keep(entry.id, name, replica);
+                    plan.doubts.extend(module_doubt(directory, name, entry)?);
+                }
                 Ok(None) => plan.lost.push(lost(None)),
                 Err(why) => plan.lost.push(lost(Some(why))),
             }
@@ -295,6 +301,7 @@ impl Plan {
             let (log, _) = NodeLog::open(disk.clone(), &path.join("log"), LogOptions::default(), Arc::new(|_| {}))?;
             log.write_at_once(additions)?;
         }
+        repair::unmark(&**disk, path).map_err(io("remove the mark of a repair"))?;
         settle::unmark(&**disk, path).map_err(io("remove the mark of an empty start"))?;
         removal::unmark(&**disk, path).map_err(io("remove the mark of a removal"))?;
         identity::write(&**disk, path, &Identity { recovering: false, ..begun }).map_err(io("write identity.json"))?;
@@ -351,6 +358,20 @@ fn doubts(directory: &Directory, catalog: &Replica, node: NodeId) -> Result<Vec<
         doubts.push(format!("node {node} was no voter of the catalog: what was acknowledged need not be here"));
     }
     Ok(doubts)
+}
+
+/// A majority of the old nodes had the module's file; this one need not be among them, and there is nobody left to ask.
+fn module_doubt(directory: &Directory, group: &str, entry: &GroupEntry) -> Result<Option<String>, RecoverError> {
+    let path = directory.path.join("modules").join(files::file_name(&entry.digest));
+    let io = |source| RecoverError::Io { action: "look for a module's file", path: directory.path.clone(), source };
+    let is_here = directory.disk().exists(&path).map_err(io)?;
+    Ok((!is_here).then(|| {
+        let module = &entry.module;
+        format!(
+            "the file of module {module} is not here: group {group} keeps its state, and is served when the same file has been \
+             pushed again (`statehouse module push`)"
+        )
+    }))
 }
 
 /// The members of a group, by the last membership that can be read here.

@@ -22,6 +22,8 @@ use crate::log::NodeLog;
 use crate::log::log_id;
 use crate::membership::ChangeKind;
 use crate::module::Limits;
+use crate::node::repair;
+use crate::node::settle;
 use crate::snapshot::Head;
 use crate::snapshot::SnapshotStore;
 use crate::types::CATALOG;
@@ -129,7 +131,21 @@ fn survivor() -> SimDisk {
     log.write_at_once(vec![log_of(CATALOG, 0, catalog), log_of(1, 0, store), broken]).unwrap();
     snapshot(&disk, 2, 50, b"a large state");
     snapshot(&disk, 3, 40, b"too old");
+    write(&disk, &module_file(), b"wasm");
     disk
+}
+
+fn module_file() -> PathBuf {
+    Path::new(DIR).join("modules").join(crate::catalog::files::file_name(&[7; 32]))
+}
+
+fn write(disk: &SimDisk, path: &Path, bytes: &[u8]) {
+    let directory = path.parent().unwrap();
+    disk.create_dir_all(directory).unwrap();
+    let file = disk.create(path).unwrap();
+    file.write_all_at(0, bytes).unwrap();
+    file.sync_data().unwrap();
+    disk.sync_dir(directory).unwrap();
 }
 
 fn plan(disk: &SimDisk) -> Result<Plan, RecoverError> {
@@ -193,6 +209,33 @@ fn a_survivor_becomes_a_cluster_and_doing_it_again_changes_nothing() {
     let before = disk.read(&Path::new(DIR).join("log/0000000000000001.seg")).unwrap();
     carry_out(&disk, [1; 16]).unwrap();
     assert_eq!(disk.read(&Path::new(DIR).join("log/0000000000000001.seg")).unwrap(), before);
+}
+
+/// A majority had the module's file, and this node was not of it: its groups went on after the recovery and could not be
+/// opened, without a word before.
+#[test]
+fn a_module_whose_file_is_not_here_is_told() {
+    let disk = survivor();
+    disk.remove(&module_file()).unwrap();
+    let doubts = plan(&disk).unwrap().doubts;
+    let told = |group: &str| doubts.iter().any(|doubt| doubt.contains("module kv") && doubt.contains(group));
+    assert!(told("group store") && told("group large"), "{doubts:?}");
+}
+
+/// The survivor had been repairing itself. The mark of that stayed: the new cluster's only node was never ready, and new groups on it
+/// waited for nodes that are gone to say what it had promised.
+#[test]
+fn a_survivor_that_was_repairing_itself_repairs_nothing_any_more() {
+    let disk = survivor();
+    let mark = Path::new(DIR).join("repairing.json");
+    write(&disk, &mark, br#"{"damage":"a bit","set_aside":null,"peers":{"2":"10.0.0.2:7170"},"next_group":5}"#);
+    settle::mark(&disk, Path::new(DIR)).unwrap();
+    assert!(repair::read(&disk, Path::new(DIR)).unwrap().is_some());
+    assert_eq!(plan(&disk).unwrap().doubts.len(), 1);
+    carry_out(&disk, NEW).unwrap();
+    assert!(repair::read(&disk, Path::new(DIR)).unwrap().is_none());
+    assert!(!settle::is_marked(&disk, Path::new(DIR)).unwrap());
+    assert_recovered(&disk, &hex::encode(NEW), "while it repaired itself");
 }
 
 /// The power fails between any two writes: what is left is the old cluster's node as it was, or one that says that its

@@ -175,6 +175,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Whether a group votes from the start: also where the node does not, and nothing of the group was given up.
+fn votes(may_vote: bool, repair: Option<&repair::Repair>, group: GroupId) -> bool {
+    may_vote || repair.is_some_and(|repair| !repair.has_given_up(group))
+}
+
 /// After a group could not be opened, how long until the next try.
 const REOPEN_PAUSE: Duration = Duration::from_millis(500);
 
@@ -197,12 +202,13 @@ impl<P: Platform, T: Transport> Node<P, T> {
         }
         let nobody = BTreeSet::new();
         Self::renew_promise(&setup, repair.as_ref(), CATALOG, &nobody, repair::START_PATIENCE).await?;
-        let catalog = match Self::open_catalog(&setup, incarnation, view.clone(), &common, may_vote).await {
+        let catalog_votes = votes(may_vote, repair.as_ref(), CATALOG);
+        let catalog = match Self::open_catalog(&setup, incarnation, view.clone(), &common, catalog_votes).await {
             Err(error) if Unjoined::is(&error) && setup.settings.repair_from_peers => {
                 repair = Some(Self::give_up_catalog(&setup, repair, &error).await?);
                 may_vote = false;
                 Self::renew_promise(&setup, repair.as_ref(), CATALOG, &nobody, repair::START_PATIENCE).await?;
-                Self::open_catalog(&setup, incarnation, view.clone(), &common, may_vote).await
+                Self::open_catalog(&setup, incarnation, view.clone(), &common, false).await
             }
             opened => opened,
         };
@@ -389,9 +395,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
         };
         let repair = self.repair();
         Self::renew_promise(setup, repair.as_ref(), entry.id, &entry.hosts, Duration::ZERO).await?;
-        // It may need this node's vote: nothing of it was given up.
-        let is_younger = repair.is_some_and(|repair| !repair.has_given_up(entry.id));
-        let may_vote = self.may_vote() || is_younger;
+        let may_vote = votes(self.may_vote(), repair.as_ref(), entry.id);
         let group = Group::open(GroupOptions {
             id: entry.id,
             name: name.to_string(),

@@ -18,7 +18,8 @@
 //!   those that its own damaged files name.
 //! - Until the repair is done nothing is removed because the catalog that is applied here does not name it: that catalog may be of a
 //!   time before a group came here.
-//! - A group that was created after the log was given up ([`Repair::next_group`]) has nothing to do with it.
+//! - A group of which nothing was given up ([`Repair::has_given_up`]) votes all the while: it may be this node's alone, and would wait for
+//!   the repair as the repair waits for it.
 //!
 //! Several nodes may repair themselves at once. One that has no such entry yet answers nobody, so a majority that has one is of
 //! nodes that know what they promised. And where k of n nodes have forgotten it, a majority among the others meets every majority
@@ -86,12 +87,14 @@ pub struct Repair {
     pub peers: BTreeMap<NodeId, String>,
     /// Groups from this id on are younger than the repair: nothing of them can have been given up.
     pub next_group: GroupId,
+    /// The groups that were given up, the catalog among them; `None`: all.
+    pub groups: Option<BTreeSet<GroupId>>,
 }
 
 impl Repair {
     /// Whether something of this group may have been given up.
     pub fn has_given_up(&self, group: GroupId) -> bool {
-        group < self.next_group
+        group < self.next_group && self.groups.as_ref().is_none_or(|groups| groups.contains(&group))
     }
 }
 
@@ -236,7 +239,7 @@ pub fn set_aside(
 ) -> io::Result<Repair> {
     let name = format!("log.damaged-{}", date(now_ms));
     let Others { peers, next_group } = others;
-    let repair = Repair { damage: damage.to_string(), set_aside: Some(name.clone()), peers, next_group };
+    let repair = Repair { damage: damage.to_string(), set_aside: Some(name.clone()), peers, next_group, groups: None };
     settle::mark(disk, data_dir)?;
     write(disk, data_dir, &repair)?;
     disk.rename(&data_dir.join("log"), &data_dir.join(name))?;
@@ -408,6 +411,9 @@ impl<P: Platform, T: Transport> Node<P, T> {
         tracing::warn!(group, %damage, "this replica is given up: the other nodes have all of it");
         let Others { mut peers, mut next_group } = others;
         let mut set_aside = None;
+        // Who began with an empty directory and has not caught up votes in none.
+        let votes = !settle::is_marked(&*setup.disk, &setup.data_dir)?;
+        let mut groups = (votes || earlier.is_some()).then(|| BTreeSet::from([group]));
         if let Some(earlier) = earlier {
             // It goes on: what it gave up may have been of groups that this node has not heard of again.
             next_group = next_group.max(earlier.next_group);
@@ -415,10 +421,15 @@ impl<P: Platform, T: Transport> Node<P, T> {
                 peers.entry(id).or_insert(address);
             }
             set_aside = earlier.set_aside;
+            groups = groups.zip(earlier.groups).map(|(mut groups, earlier)| {
+                groups.extend(earlier);
+                groups
+            });
         }
-        let repair = Repair { damage: damage.to_string(), set_aside, peers, next_group };
-        settle::mark(&*setup.disk, &setup.data_dir)?;
+        let repair = Repair { damage: damage.to_string(), set_aside, peers, next_group, groups };
+        // In this order: the mark of who must not vote, alone, would be that of a node that began with an empty directory.
         write(&*setup.disk, &setup.data_dir, &repair)?;
+        settle::mark(&*setup.disk, &setup.data_dir)?;
         // Its snapshots stay: the older one may be whole, and is a good beginning then.
         setup.log.remove_group::<P::Runtime>(group).await?;
         Ok(repair)

@@ -100,8 +100,8 @@ impl<P: Platform, T: Transport> Node<P, T> {
             }
         }
         let Setup { disk, data_dir, .. } = &self.0.setup;
-        // The mark of the repair first: without the other one it means nothing.
-        if let Err(error) = repair::unmark(&**disk, data_dir).and_then(|()| unmark(&**disk, data_dir)) {
+        // The mark of the repair last: without the other one it means nothing.
+        if let Err(error) = unmark(&**disk, data_dir).and_then(|()| repair::unmark(&**disk, data_dir)) {
             tracing::warn!(%error, "the mark of an empty start cannot be removed; the next start looks around again");
         }
         if let Some(done) = lock(&self.0.repair).take() {
@@ -144,8 +144,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
         }
         let repair = self.repair();
         let is_awaited = |entry: &&GroupEntry| {
-            let is_younger = repair.as_ref().is_some_and(|repair| !repair.has_given_up(entry.id));
-            entry.hosts.contains(&self.id()) && !is_younger
+            entry.hosts.contains(&self.id()) && repair.as_ref().is_none_or(|repair| repair.has_given_up(entry.id))
         };
         for entry in self.0.view.get().groups.values().filter(is_awaited) {
             match self.group_by_id(entry.id) {

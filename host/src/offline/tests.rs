@@ -228,7 +228,11 @@ fn a_module_whose_file_is_not_here_is_told() {
 fn a_survivor_that_was_repairing_itself_repairs_nothing_any_more() {
     let disk = survivor();
     let mark = Path::new(DIR).join("repairing.json");
-    write(&disk, &mark, br#"{"damage":"a bit","set_aside":null,"peers":{"2":"10.0.0.2:7170"},"next_group":5}"#);
+    write(
+        &disk,
+        &mark,
+        br#"{"damage":"a bit","set_aside":null,"peers":{"2":"10.0.0.2:7170"},"next_group":5,"groups":null}"#,
+    );
     settle::mark(&disk, Path::new(DIR)).unwrap();
     assert!(repair::read(&disk, Path::new(DIR)).unwrap().is_some());
     assert_eq!(plan(&disk).unwrap().doubts.len(), 1);

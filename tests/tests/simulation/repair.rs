@@ -2,15 +2,21 @@
 
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use openraft::async_runtime::AsyncRuntime;
 use statehouse::disk::Disk;
+use statehouse::group::Group;
 use statehouse::membership::ChangeKind;
+use statehouse::peer::Transport;
+use statehouse::platform::Platform;
 use statehouse::service::ApplyRequest;
 use statehouse::service::GroupRequest;
 use statehouse::service::Service;
+use statehouse::service::ServiceResult;
 use statehouse::sim::Crash;
 use statehouse::sim::LifeRuntime;
 use statehouse::sim::NOT_REPAIRED;
@@ -75,10 +81,15 @@ async fn assert_seven(world: &Shared, random: &mut SimRandom) {
     assert_eq!(got.reply, Bytes::from_static(b"7"));
 }
 
+/// Boxed where the types are still parameters: with the real ones the compiler does not see that it is `Send`.
+fn snapshot_of<P: Platform, T: Transport>(group: Arc<Group<P, T>>) -> BoxFuture<'static, ServiceResult<u64>> {
+    Box::pin(async move { group.snapshot().await })
+}
+
 /// Writes a snapshot of the catalog at a node, and lets its log begin behind it.
 async fn snapshot_of_the_catalog(world: &Shared, at: NodeId) {
     let node = world.cluster.node(at).unwrap();
-    let index = world.cluster.call(at, |node| async move { node.catalog().snapshot().await }).await.unwrap().unwrap();
+    let index = world.cluster.call(at, |node| snapshot_of(node.catalog().clone())).await.unwrap().unwrap();
     let began_ms = now_ms();
     while node.catalog().standing().purged < index {
         assert!(now_ms() < began_ms + 30_000, "the catalog's log at {at} is not purged");

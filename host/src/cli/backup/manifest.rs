@@ -180,7 +180,7 @@ mod tests {
             Manifest::decode("m", &manifest.encode().unwrap()).map_err(|failure| failure.to_string())
         };
         decode(&|_| {}).unwrap();
-        for name in ["", "..", "../../x", "/etc/x", "a/b", "a\\b", "A", "a\n", &"a".repeat(64)] {
+        for name in ["", "..", "../../x", "/etc/x", "a/b", "a\\b", "A", "a\n", &"a".repeat(65)] {
             assert!(
                 decode(&|manifest| manifest.groups[0].name = name.into()).unwrap_err().contains("a group"),
                 "{name:?}"

@@ -10,6 +10,7 @@ mod barrier;
 mod duties;
 pub mod events;
 pub mod inbox;
+mod joins;
 mod lead;
 pub mod members;
 pub mod model;
@@ -21,6 +22,8 @@ mod requests;
 pub mod space;
 pub mod state;
 mod waiters;
+
+pub use joins::Unjoined;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -246,7 +249,8 @@ impl<P: Platform, T: Transport> Group<P, T> {
             })
         };
         let shared = Arc::new(opened.await.ok_or_else(|| io::Error::other("opening the group's state failed"))??);
-        check_joins(&options, &shared).await?;
+        let whose = || format!("group {} ({id}), snapshots in {}", options.name, options.directory.display());
+        joins::settle(options.log.clone(), shared.snapshot_log_id(), whose).await?;
 
         let (election_timeout_min, election_timeout_max) = timing.election_range_ms();
         let config = openraft::Config {
@@ -616,36 +620,4 @@ impl<P: Platform, T: Transport> Group<P, T> {
             tracing::warn!(group = self.id, %error, "leadership was not handed over");
         }
     }
-}
-
-/// The replica's snapshots do not reach to where its log begins: one is damaged, or gone.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct Unjoined(String);
-
-impl Unjoined {
-    /// Whether this is why a group could not be opened.
-    pub fn is(error: &io::Error) -> bool {
-        error.get_ref().is_some_and(|inner| inner.is::<Self>())
-    }
-}
-
-/// The log must begin where the snapshot ends, or before (DESIGN section 5, step 3).
-async fn check_joins<P: Platform, T: Transport>(options: &GroupOptions<P, T>, shared: &Shared) -> io::Result<()> {
-    use openraft::storage::RaftLogStorage;
-    let state = options.log.clone().get_log_state().await?;
-    let purged = state.last_purged_log_id.map_or(0, |log_id| log_id.index);
-    let covered = shared.snapshot_index();
-    if purged > covered {
-        let reason = format!(
-            "group {} ({}): the log begins after index {purged}, but the newest readable snapshot in {} covers only up to \
-             {covered}: entries between are missing. Restore the snapshot file from a copy of this node's directory, or \
-             empty this node's data directory and let it join again",
-            options.name,
-            options.id,
-            options.directory.display()
-        );
-        return Err(io::Error::new(io::ErrorKind::InvalidData, Unjoined(reason)));
-    }
-    Ok(())
 }

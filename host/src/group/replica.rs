@@ -215,6 +215,11 @@ impl Shared {
         lock(&self.current).as_ref().map_or(0, |(head, _)| head.last_log_id.index)
     }
 
+    /// The last entry that the newest snapshot covers.
+    pub fn snapshot_log_id(&self) -> Option<LogId> {
+        lock(&self.current).as_ref().map(|(head, _)| head.last_log_id)
+    }
+
     /// The newest snapshot's file and the index it covers.
     pub fn current_snapshot(&self) -> Option<(u64, SnapshotFile)> {
         lock(&self.current).as_ref().map(|(head, file)| (head.last_log_id.index, file.clone()))

@@ -104,7 +104,17 @@ where
     for (flag, address) in addresses {
         drop(bind(flag, &address).await?);
     }
-    let running = start::start(&config).await.map_err(|error| match &error {
+    let told = told.wait();
+    tokio::pin!(told);
+    let started = tokio::select! {
+        started = start::start(&config) => started,
+        // A log without room for its next segment waits for it also here, and nobody answers yet who could say so.
+        why = &mut told => {
+            tracing::info!(why, "stopping before it was started");
+            return Ok(());
+        }
+    };
+    let running = started.map_err(|error| match &error {
         StartError::Identity(IdentityError::Removed { .. }) => {
             Failure::Removed { what: error.to_string(), remedy: error.remedy() }
         }
@@ -121,7 +131,7 @@ where
         }
     };
     let (why, result) = tokio::select! {
-        why = told.wait() => (why, Ok(())),
+        why = &mut told => (why, Ok(())),
         failure = failed => ("it cannot do what it is for", Err(failure)),
         what = running.node.removed() => {
             let remedy =

@@ -124,14 +124,19 @@ impl<'a> Files<'a> {
         spares: &mut Vec<PathBuf>,
     ) -> Result<Arc<SegmentFile>, LogError> {
         let usual = header.size == self.options.segment_bytes;
-        let (spare, file) = match if usual { spares.pop() } else { None } {
+        let recycled = usual.then(|| spares.last().cloned()).flatten();
+        let (spare, file) = match recycled.clone() {
             Some(path) => {
                 let file = self.disk.open(&path).map_err(|error| LogError::io("open", &path, error))?;
                 (path, file)
             }
             None => self.make(&segment_name(header.sequence), header.size)?,
         };
+        // On a file system that copies on write even this may find no room: the spare stays one, and is tried again.
         file.write_all_at(0, &header.encode()).map_err(|error| write_error(self.disk, &spare, 512, error))?;
+        if recycled.is_some() {
+            spares.pop();
+        }
         sync(&*file, &spare)?;
         let path = self.dir.join(segment_name(header.sequence));
         self.disk.rename(&spare, &path).map_err(|error| LogError::io("rename", &spare, error))?;

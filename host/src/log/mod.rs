@@ -169,13 +169,16 @@ impl Shared {
         if first {
             state.stopped = Some(error.clone());
         }
+        // What a leaving node has no room for it has promised to nobody.
+        let harmless =
+            matches!(error, LogError::Closed) || (state.leaving && matches!(error, LogError::DiskFull { .. }));
         let queue = std::mem::take(&mut state.queue);
         state.queued_bytes = 0;
         state.wake();
         drop(state);
         self.queued.notify_all();
         // The hook first: it ends the process after a failed sync, before anyone can act on an answer.
-        if first && !matches!(error, LogError::Closed) {
+        if first && !harmless {
             (self.fatal)(error);
         }
         for done in in_flight.into_iter().chain(queue.into_iter().filter_map(|operation| operation.done)) {
@@ -246,10 +249,17 @@ impl NodeLog {
         self.shared.lock().stopped.clone()
     }
 
+    /// From now on the log stops where it would wait for disk space, and all who wait are told so: consensus waits for its
+    /// votes, and a node that cannot write one could not be stopped in order.
+    pub fn wait_no_more(&self) {
+        self.shared.lock().leaving = true;
+    }
+
     /// Accepts nothing more. The driver writes what is queued, marks the log as closed in order, and ends.
     pub fn close(&self) {
         let mut state = self.shared.lock();
         state.closing = true;
+        state.leaving = true;
         self.shared.wake(state);
     }
 }

@@ -114,6 +114,8 @@ pub(super) struct State {
     /// Set once, at the first fatal error.
     pub(super) stopped: Option<LogError>,
     pub(super) closing: bool,
+    /// Whether its node is leaving: no write waits for room any more.
+    pub(super) leaving: bool,
     pub(super) waker: Option<Waker>,
     pub(super) stats: LogStats,
 }
@@ -181,6 +183,7 @@ impl State {
             cache_limit,
             stopped: None,
             closing: false,
+            leaving: false,
             waker: None,
             stats: LogStats::default(),
         }

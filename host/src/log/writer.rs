@@ -142,10 +142,10 @@ impl Writer {
         result
     }
 
-    /// Whether to wait: not when the log is to be closed.
+    /// Whether to wait: not when the node leaves.
     fn wait_for_room(&self, shared: &Shared, error: &LogError) -> bool {
         let mut state = shared.lock();
-        if state.closing {
+        if state.leaving {
             return false;
         }
         if !std::mem::replace(&mut state.stats.waits_for_room, true) {

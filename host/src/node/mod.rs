@@ -528,6 +528,8 @@ impl<P: Platform, T: Transport> Node<P, T> {
         self.0.view.changed.notify_one();
         self.close_gateways();
         self.hand_over().await;
+        // Consensus that waits for its vote to be written, and the log for disk space, would never hear that it is to stop.
+        self.0.setup.log.wait_no_more();
         for group in self.all_groups() {
             group.shutdown().await;
         }

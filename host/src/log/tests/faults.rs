@@ -29,6 +29,29 @@ fn open_recording(disk: &SimDisk) -> (NodeLog, Arc<Mutex<Vec<String>>>) {
     (log, heard)
 }
 
+/// A node whose disk was full could not be stopped: consensus waited for its vote, which waited for room, and the log is closed
+/// only when consensus has ended. And when it was closed at last, its process ended as if the disk had lied.
+#[test]
+fn a_log_that_waits_for_room_lets_its_node_leave() {
+    let disk = SimDisk::new();
+    let (log, heard) = open_recording(&disk);
+    disk.set_space(Some(10_000));
+    let mut harness = Harness::on(disk, log.clone());
+    while harness.flush().is_ok() {
+        harness.step(&Step::Append { group: 1, entries: 2, bytes: 1000, term: 1 }).unwrap();
+    }
+    let mut group: GroupLog<SimRuntime> = log.group(2);
+    let saved_vote = vote(1);
+    let mut saved = std::pin::pin!(group.save_vote(&saved_vote));
+    let mut poll = || saved.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop()));
+    assert!(poll().is_pending() && harness.flush().is_err() && poll().is_pending());
+    log.wait_no_more();
+    assert!(matches!(harness.flush(), Err(LogError::DiskFull { .. })));
+    assert!(matches!(poll(), std::task::Poll::Ready(Err(_))), "consensus hears that it is not written, and can end");
+    assert!(matches!(log.stopped(), Some(LogError::DiskFull { .. })));
+    assert!(heard.lock().unwrap().is_empty(), "nothing was acknowledged that is not on disk");
+}
+
 #[test]
 fn a_failed_sync_is_fatal_once_and_nothing_works_after_it() {
     let disk = SimDisk::new();

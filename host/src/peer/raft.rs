@@ -8,6 +8,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
+use openraft::Instant;
 use openraft::OptionalSend;
 use openraft::RaftNetworkFactory;
 use openraft::RaftNetworkV2;
@@ -196,39 +197,43 @@ impl<P: Platform, T: Transport> GroupClient<P, T> {
         let failed = |source: std::io::Error| local(SnapshotError::Io { path: file.path().to_owned(), source });
         let transfers = &self.transfers;
         let counts = transfers.counts();
-        let mut turn = transfers.turn(self.group).await;
+        let mut transfer = transfers.transfer(self.group);
         let held = file.hold().map_err(local)?;
         let offer = PeerRequest::SnapshotBegin(SnapshotOffer { group: self.group, digest, size: file.size() });
         let mut offset = match self.call(Lane::Bulk, SNAPSHOT_BEGIN_TIMEOUT, &offer).await? {
             PeerResponse::SnapshotOffset(offset) => offset.min(file.size()),
             other => return Err(unexpected(node, &other)),
         };
-        turn.seen();
+        transfer.seen();
         count(&counts.begun, 1);
         count(&counts.resumed, u64::from(offset > 0));
         count(&counts.resumed_bytes, offset);
         tracing::info!(group = self.group, to = node, bytes = file.size(), from = offset, "sending a snapshot");
         while offset < file.size() {
+            // Only now that the follower answers: one that is silent takes nobody's turn.
+            transfer.turn().await;
             let data = transfers.read(&held, offset).await.map_err(failed)?;
             if data.is_empty() {
                 return Err(failed(std::io::ErrorKind::UnexpectedEof.into()));
             }
             transfers.pace(data.len()).await;
-            turn.seen();
+            transfer.seen();
             let (length, checksum) = (data.len() as u64, part_checksum(offset, &data));
             let part =
                 PeerRequest::SnapshotChunk { group: self.group, digest, offset, checksum, data: Bytes::from(data) };
+            let asked = <P::Runtime as AsyncRuntime>::Instant::now();
             offset = match self.call(Lane::Bulk, SNAPSHOT_PART_TIMEOUT, &part).await? {
                 PeerResponse::SnapshotOffset(next) if next > offset => next,
                 other => return Err(unexpected(node, &other)),
             };
+            transfer.waited(<P::Runtime as AsyncRuntime>::Instant::now() - asked);
             count(&counts.sent_bytes, length);
         }
-        turn.all_sent();
+        transfer.all_sent();
         let end = PeerRequest::SnapshotEnd { group: self.group, digest, vote };
         match self.call(Lane::Bulk, SNAPSHOT_INSTALL_TIMEOUT, &end).await? {
             PeerResponse::SnapshotInstalled(vote) => {
-                turn.finished();
+                transfer.finished();
                 Ok(vote)
             }
             other => Err(unexpected(node, &other)),

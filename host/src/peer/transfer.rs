@@ -3,6 +3,8 @@
 //! Invariants:
 //! - Whoever waits for its turn or for its bytes' time waits in a task of its own: no heartbeat, no entry and no question of
 //!   another lane is behind it.
+//! - A follower that does not answer, or is slow to, keeps nobody's turn from coming: only who is being answered has one, and
+//!   gives it back after a while of waiting.
 //! - What is sent is read where the disk may be waited for (`Platform::run_guest`), from a file that stays open: a newer
 //!   snapshot may take its name's place meanwhile.
 
@@ -45,6 +47,9 @@ impl Default for TransferSettings {
     }
 }
 
+/// So long a transfer may wait for its follower's answers before others have their turn.
+const TURN_WAITS_MAX: Duration = Duration::from_secs(5);
+
 /// Counts of transfers since the node started.
 #[derive(Debug, Default)]
 pub struct TransferCounts {
@@ -79,14 +84,21 @@ pub fn count(counter: &AtomicU64, more: u64) {
 
 type InstantOf<P> = <<P as Platform>::Runtime as AsyncRuntime>::Instant;
 
+/// What is known of a group's snapshots that are on their way.
+struct Sending<I> {
+    /// Transfers that are taken, or wait for their turn to go on.
+    now: u32,
+    /// When something of one was taken last.
+    last: I,
+}
+
 struct Inner<P: Platform> {
     platform: P,
     settings: TransferSettings,
     turns: Semaphore,
     /// From when on the next bytes may go.
     free_at: Mutex<Option<InstantOf<P>>>,
-    /// When a group's snapshot was last on its way.
-    seen: Mutex<BTreeMap<GroupId, InstantOf<P>>>,
+    sending: Mutex<BTreeMap<GroupId, Sending<InstantOf<P>>>>,
     counts: TransferCounts,
 }
 
@@ -116,7 +128,7 @@ impl<P: Platform> Transfers<P> {
             settings,
             turns,
             free_at: Mutex::new(None),
-            seen: Mutex::default(),
+            sending: Mutex::default(),
             counts: TransferCounts::default(),
         }))
     }
@@ -131,15 +143,10 @@ impl<P: Platform> Transfers<P> {
         self.0.settings.part_bytes.max(1)
     }
 
-    /// A transfer of the group's snapshot wants to begin: it has its turn when this returns.
-    pub async fn turn(&self, group: GroupId) -> Turn<'_, P> {
+    /// A transfer of the group's snapshot wants to begin. It has no turn yet.
+    pub fn transfer(&self, group: GroupId) -> Transfer<'_, P> {
         count(&self.0.counts.under_way, 1);
-        let mut turn = Turn { transfers: self, group, done: false, _permit: None };
-        let asked = InstantOf::<P>::now();
-        // Never closed.
-        turn._permit = self.0.turns.acquire().await.ok();
-        count(&self.0.counts.throttled_micros, micros(InstantOf::<P>::now() - asked));
-        turn
+        Transfer { transfers: self, group, done: false, taken: false, turn: None, waited: Duration::ZERO }
     }
 
     /// Waits until so many bytes may go.
@@ -172,40 +179,72 @@ impl<P: Platform> Transfers<P> {
     /// Whether the group's snapshot is on its way to a follower that takes it, or was a moment ago.
     pub fn is_sending(&self, group: GroupId) -> bool {
         let (now, linger) = (InstantOf::<P>::now(), self.0.settings.linger);
-        let mut seen = lock(&self.0.seen);
-        seen.retain(|_, seen| now - *seen < linger);
-        seen.contains_key(&group)
+        let mut sending = lock(&self.0.sending);
+        sending.retain(|_, sending| sending.now > 0 || now - sending.last < linger);
+        sending.contains_key(&group)
     }
 }
 
-/// A transfer's turn; it ends when this is dropped, also with the task that sends.
-pub struct Turn<'a, P: Platform> {
+/// A snapshot on its way to one follower; it ends when this is dropped, also with the task that sends.
+pub struct Transfer<'a, P: Platform> {
     transfers: &'a Transfers<P>,
     group: GroupId,
     done: bool,
-    _permit: Option<SemaphorePermit<'a>>,
+    /// Whether the follower has said that it takes it.
+    taken: bool,
+    turn: Option<SemaphorePermit<'a>>,
+    /// How long it has waited for its follower in this turn.
+    waited: Duration,
 }
 
-impl<P: Platform> Turn<'_, P> {
+impl<P: Platform> Transfer<'_, P> {
+    /// Waits for its turn. Who has one, and has waited long for its follower in it, gives it to those who wait, and comes after.
+    pub async fn turn(&mut self) {
+        if self.turn.is_some() && self.waited < TURN_WAITS_MAX {
+            return;
+        }
+        self.turn = None;
+        self.waited = Duration::ZERO;
+        let asked = InstantOf::<P>::now();
+        // Never closed; whoever asked before is first.
+        self.turn = self.transfers.0.turns.acquire().await.ok();
+        count(&self.transfers.0.counts.throttled_micros, micros(InstantOf::<P>::now() - asked));
+    }
+
+    /// So long the follower took to answer.
+    pub fn waited(&mut self, time: Duration) {
+        self.waited += time;
+    }
+
     /// The follower takes it, and goes on taking it.
-    pub fn seen(&self) {
-        lock(&self.transfers.0.seen).insert(self.group, InstantOf::<P>::now());
+    pub fn seen(&mut self) {
+        let now = InstantOf::<P>::now();
+        let mut sending = lock(&self.transfers.0.sending);
+        let sending = sending.entry(self.group).or_insert(Sending { now: 0, last: now });
+        sending.now += u32::from(!std::mem::replace(&mut self.taken, true));
+        sending.last = now;
     }
 
     /// All bytes are sent: others may have their turn while the follower installs them.
     pub fn all_sent(&mut self) {
         self.seen();
-        self._permit = None;
+        self.turn = None;
     }
 
     /// The follower has installed it.
     pub fn finished(mut self) {
+        self.seen();
         self.done = true;
     }
 }
 
-impl<P: Platform> Drop for Turn<'_, P> {
+impl<P: Platform> Drop for Transfer<'_, P> {
     fn drop(&mut self) {
+        if self.taken
+            && let Some(sending) = lock(&self.transfers.0.sending).get_mut(&self.group)
+        {
+            sending.now = sending.now.saturating_sub(1);
+        }
         let counts = &self.transfers.0.counts;
         counts.under_way.fetch_sub(1, Ordering::Relaxed);
         count(if self.done { &counts.finished } else { &counts.failed }, 1);
@@ -271,39 +310,74 @@ mod tests {
         });
     }
 
+    /// Whether the transfer has to wait for its turn.
+    async fn waits(transfer: &mut Transfer<'_, SimPlatform>) -> bool {
+        let turn = std::pin::pin!(transfer.turn());
+        LifeRuntime::timeout(Duration::from_secs(1), turn).await.is_err()
+    }
+
     /// So many at once and no more; who has sent all, or gave up, makes room for the next.
     #[test]
     fn a_transfer_has_its_turn_when_another_has_sent_all_or_gave_up() {
         LifeRuntime::with_seed(1).block_on(async {
             let transfers = transfers(0, 1);
-            let waits = || async {
-                let turn = std::pin::pin!(transfers.turn(7));
-                LifeRuntime::timeout(Duration::from_secs(1), turn).await.is_err()
-            };
-            let mut first = transfers.turn(7).await;
-            assert!(waits().await);
+            let (mut first, mut second) = (transfers.transfer(7), transfers.transfer(8));
+            first.turn().await;
+            assert!(waits(&mut second).await);
             first.all_sent();
-            assert!(!waits().await, "the follower installs the first one meanwhile");
+            assert!(!waits(&mut second).await, "the follower installs the first one meanwhile");
             first.finished();
-            let second = transfers.turn(8).await;
-            assert!(waits().await);
+            let mut third = transfers.transfer(9);
+            assert!(waits(&mut third).await);
             drop(second);
-            assert!(!waits().await);
+            assert!(!waits(&mut third).await);
+            drop(third);
             let counts = transfers.counts();
-            assert_eq!((read(&counts.finished), read(&counts.under_way)), (1, 0));
-            assert_eq!(read(&counts.failed), 5, "given up, or never begun");
+            assert_eq!((read(&counts.finished), read(&counts.failed), read(&counts.under_way)), (1, 2, 0));
+        });
+    }
+
+    /// Two followers took a part in nine seconds each, and for hours no other one was sent anything: each had one of the two
+    /// turns to the end of its file.
+    #[test]
+    fn who_waits_long_for_its_follower_lets_others_go_first_and_who_does_not_stays() {
+        LifeRuntime::with_seed(1).block_on(async {
+            let transfers = transfers(0, 1);
+            let order = Arc::new(Mutex::new(Vec::new()));
+            let send = |name: &'static str, begins_s: u64, answer_s: u64| {
+                let (transfers, order) = (transfers.clone(), order.clone());
+                LifeRuntime::spawn(async move {
+                    LifeRuntime::sleep(Duration::from_secs(begins_s)).await;
+                    let mut transfer = transfers.transfer(begins_s);
+                    for _ in 0..3 {
+                        transfer.turn().await;
+                        order.lock().unwrap().push(name);
+                        LifeRuntime::sleep(Duration::from_secs(answer_s)).await;
+                        transfer.waited(Duration::from_secs(answer_s));
+                    }
+                })
+            };
+            for sent in [send("slow", 0, 9), send("quick", 1, 1)] {
+                sent.await.unwrap();
+            }
+            assert_eq!(*order.lock().unwrap(), ["slow", "quick", "quick", "quick", "slow", "slow"]);
         });
     }
 
     #[test]
-    fn a_group_is_sending_until_a_while_after_its_follower_took_something() {
+    fn a_group_is_sending_while_one_is_taken_and_until_a_while_after() {
         LifeRuntime::with_seed(1).block_on(async {
             let transfers = transfers(0, 2);
-            let turn = transfers.turn(7).await;
+            let mut transfer = transfers.transfer(7);
+            transfer.turn().await;
             assert!(!transfers.is_sending(7), "nobody has taken anything");
-            turn.seen();
-            drop(turn);
+            transfer.seen();
+            // It may wait for its turn for longer than a follower that is gone is waited for.
+            LifeRuntime::sleep(Duration::from_secs(30)).await;
             assert!(transfers.is_sending(7) && !transfers.is_sending(8));
+            transfer.seen();
+            drop(transfer);
+            assert!(transfers.is_sending(7));
             LifeRuntime::sleep(Duration::from_secs(3)).await;
             assert!(!transfers.is_sending(7));
         });

@@ -195,6 +195,10 @@ pub struct Group<P: Platform, T: Transport> {
     stands_first: bool,
     /// The nodes that must hear of commits at once.
     hurry: Hurry<RtOf<P>>,
+    /// Places for messages of leaders that are being taken.
+    appends: tokio::sync::Semaphore,
+    /// When this leader last tried to let a better one lead.
+    yielded_at: Mutex<Option<InstantOf<P>>>,
     /// Read while entries of the leader are taken, written while openraft is given a snapshot.
     taking: tokio::sync::RwLock<()>,
 }
@@ -315,6 +319,8 @@ impl<P: Platform, T: Transport> Group<P, T> {
             from_file: options.from_file,
             stands_first: options.stands_first,
             hurry,
+            appends: tokio::sync::Semaphore::new(requests::APPENDS_MAX),
+            yielded_at: Mutex::default(),
             taking: tokio::sync::RwLock::new(()),
         });
         if options.may_vote {

@@ -4,6 +4,7 @@
 //! priority. It is a preference and no promise: who is the only one that can lead, leads.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 
@@ -15,6 +16,10 @@ use crate::membership::LAG_MAX;
 pub const PRIORITY_DEFAULT: u8 = 100;
 /// The priority of a node that never leads where another one can.
 pub const PRIORITY_NEVER: u8 = 0;
+
+/// A leader that tried to let a better one lead does not try again for so many election timeouts, whatever came of it: each try
+/// costs the group a moment without a leader, and two nodes that know different things of each other would hand over to and fro.
+const YIELD_PAUSE_ELECTIONS: u32 = 10;
 
 /// Shared by the groups of a node.
 #[derive(Debug)]
@@ -46,10 +51,12 @@ impl Priorities {
 }
 
 /// The voter that the leader `node` is to hand over to: of those that lack little the one that is best to lead, and of these the one
-/// that is furthest ahead. With `better`, only one that is better than the leader itself.
+/// that is furthest ahead. With `better`, only one that is better than the leader itself. `answering` are the nodes that have
+/// answered the leader lately.
 fn successor(
     standing: &Standing,
     node: NodeId,
+    answering: &BTreeSet<NodeId>,
     space: &Space,
     priorities: &Priorities,
     better: bool,
@@ -58,8 +65,11 @@ fn successor(
     // What is not known of a node is taken for usual.
     let priority = |id: NodeId| priorities.of(id).unwrap_or(PRIORITY_DEFAULT);
     let own = (!short.contains(&node), priorities.own());
-    // One that lags may be dead, and could not win.
-    let near = |member: &&MemberView| member.matched.is_some_and(|at| at.saturating_add(LAG_MAX) >= standing.last);
+    // One that lags could not win; one that is dead lacks nothing where nothing is written.
+    let near = |member: &&MemberView| {
+        let lacks_little = member.matched.is_some_and(|at| at.saturating_add(LAG_MAX) >= standing.last);
+        lacks_little && answering.contains(&member.id)
+    };
     let others = standing.members.iter().filter(|member| member.id != node && member.role == "voter").filter(near);
     let rank = |member: &MemberView| (!short.contains(&member.id), priority(member.id));
     let others = others.filter(|member| priority(member.id) != PRIORITY_NEVER);
@@ -73,10 +83,22 @@ impl<P: Platform, T: Transport> Group<P, T> {
         self.priorities.own() == PRIORITY_NEVER
     }
 
+    /// The nodes that have answered this leader within an election timeout.
+    fn answering(&self) -> BTreeSet<NodeId> {
+        let receiver = self.raft.metrics();
+        let metrics = receiver.borrow_watched();
+        let (now, limit) = (InstantOf::<P>::now(), Duration::from_millis(self.timing.election_timeout_ms));
+        let lately = |heard: &Option<openraft::metrics::SerdeInstant<InstantOf<P>>>| {
+            heard.as_deref().is_some_and(|heard| now - *heard < limit)
+        };
+        let heard = metrics.heartbeat.iter().flatten().filter(|(_, heard)| lately(heard));
+        heard.map(|(id, _)| *id).collect()
+    }
+
     /// Whoever this leader hands over to when nobody is named.
     pub(super) fn best_successor(&self) -> Option<NodeId> {
         let standing = self.standing();
-        let best = successor(&standing, self.node, &self.space, &self.priorities, false);
+        let best = successor(&standing, self.node, &self.answering(), &self.space, &self.priorities, false);
         // Better one that nobody wants than none.
         let voters = || standing.members.iter().filter(|member| member.id != self.node && member.role == "voter");
         best.or_else(|| voters().max_by_key(|member| member.matched).map(|member| member.id))
@@ -87,8 +109,14 @@ impl<P: Platform, T: Transport> Group<P, T> {
         if !self.leads() {
             return;
         }
-        let better = successor(&self.standing(), self.node, &self.space, &self.priorities, true);
+        let pause = Duration::from_millis(self.timing.election_timeout_ms).saturating_mul(YIELD_PAUSE_ELECTIONS);
+        let now = InstantOf::<P>::now();
+        if self.yielded_at.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|at| now - at < pause) {
+            return;
+        }
+        let better = successor(&self.standing(), self.node, &self.answering(), &self.space, &self.priorities, true);
         let Some(next) = better else { return };
+        *self.yielded_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
         match self.hand_over_to(Some(next)).await {
             Ok(()) => {
                 tracing::info!(group = self.name, next, "leadership handed over to a node that is better to lead")
@@ -101,6 +129,8 @@ impl<P: Platform, T: Transport> Group<P, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    static ALL: std::sync::LazyLock<BTreeSet<NodeId>> = std::sync::LazyLock::new(|| (1..=4).collect());
 
     fn standing(matched: &[(NodeId, &str, u64)]) -> Standing {
         let member = |(id, role, matched): &(NodeId, &str, u64)| MemberView {
@@ -126,7 +156,7 @@ mod tests {
     fn a_leader_yields_to_a_higher_priority_that_lacks_little_and_to_nobody_else() {
         let (space, priorities) = (Space::new(0), Priorities::new(100));
         let all = standing(&[(1, "voter", 5000), (2, "voter", 4990), (3, "voter", 5000), (4, "learner", 5000)]);
-        let next = |standing: &Standing, better| successor(standing, 1, &space, &priorities, better);
+        let next = |standing: &Standing, better| successor(standing, 1, &ALL, &space, &priorities, better);
         assert_eq!((next(&all, true), next(&all, false)), (None, Some(3)), "all are alike");
         priorities.told(2, 200);
         priorities.told(4, 250);
@@ -137,21 +167,37 @@ mod tests {
         assert_eq!(next(&behind, false), None);
     }
 
+    /// Where nothing is written a node that is gone lacks nothing, and a leader that handed over to it left the group without one:
+    /// openraft takes no commands from then on until an election is won.
+    #[test]
+    fn a_leader_hands_over_to_nobody_that_does_not_answer() {
+        let (space, priorities) = (Space::new(0), Priorities::new(100));
+        let all = standing(&[(1, "voter", 5000), (2, "voter", 5000), (3, "voter", 5000)]);
+        priorities.told(3, 200);
+        let next = |answering: &[NodeId], better| {
+            let answering = answering.iter().copied().collect();
+            successor(&all, 1, &answering, &space, &priorities, better)
+        };
+        assert_eq!((next(&[2, 3], true), next(&[2, 3], false)), (Some(3), Some(3)));
+        assert_eq!((next(&[2], true), next(&[2], false)), (None, Some(2)));
+        assert_eq!((next(&[], true), next(&[], false)), (None, None));
+    }
+
     #[test]
     fn disk_space_comes_before_priority() {
         let (space, priorities) = (Space::new(800), Priorities::new(200));
         let all = standing(&[(1, "voter", 5000), (2, "voter", 5000), (3, "voter", 5000)]);
-        space.look(10);
+        space.look(10, false);
         space.told(3, true);
-        assert_eq!(successor(&all, 1, &space, &priorities, true), Some(2));
+        assert_eq!(successor(&all, 1, &ALL, &space, &priorities, true), Some(2));
         priorities.told(2, PRIORITY_NEVER);
-        assert_eq!(successor(&all, 1, &space, &priorities, true), None, "node 3 is short as well");
+        assert_eq!(successor(&all, 1, &ALL, &space, &priorities, true), None, "node 3 is short as well");
     }
 
     #[test]
     fn a_node_that_should_not_lead_yields_to_any_other() {
         let (space, priorities) = (Space::new(0), Priorities::new(PRIORITY_NEVER));
         let all = standing(&[(1, "voter", 5000), (2, "voter", 5000)]);
-        assert_eq!(successor(&all, 1, &space, &priorities, true), Some(2));
+        assert_eq!(successor(&all, 1, &ALL, &space, &priorities, true), Some(2));
     }
 }

@@ -7,6 +7,11 @@ use std::task::Poll;
 
 use super::*;
 use crate::peer::transfer::count;
+use crate::snapshot::Head;
+use crate::snapshot::SnapshotFile;
+
+/// Messages of leaders that may wait here at once. One leader has 16 under way.
+pub(super) const APPENDS_MAX: usize = 256;
 
 /// What has come of a snapshot is kept for so long after its last part.
 const TRANSFER_KEPT: Duration = Duration::from_secs(600);
@@ -27,11 +32,18 @@ impl<P: Platform, T: Transport> Group<P, T> {
                 Err(text(&"this replica began empty and does not vote until it has caught up"))
             }
             // Heartbeats are taken: this node follows, and comes after when it has space again.
-            PeerRequest::Append(_, rpc) if !rpc.entries.is_empty() && self.space.is_spent() => {
+            PeerRequest::Append(_, rpc) if self.space.is_spent() && !self.takes_when_spent(&rpc.entries) => {
                 self.hear_of(from);
                 Err(text(&"this node has no disk space left but what its log needs; it takes no entries until it has"))
             }
             PeerRequest::Append(_, rpc) => {
+                // A log that waits for disk space answers nothing, heartbeats neither, and its leader asks again for as long.
+                let Ok(_place) = self.appends.try_acquire() else {
+                    self.hear_of(from);
+                    return Err(text(&format!(
+                        "{APPENDS_MAX} messages of its leader wait for this node's log already"
+                    )));
+                };
                 let _not_with_a_snapshot = self.taking.read().await;
                 // Before, because a disk may take its time, and after, because it may be the first word of a new leader.
                 self.hear_of(from);
@@ -66,6 +78,11 @@ impl<P: Platform, T: Transport> Group<P, T> {
                 Ok(PeerResponse::Done)
             }
             PeerRequest::SnapshotBegin(offer) => {
+                self.check_sender(from)?;
+                // It was installed, and the answer was lost; or this replica wrote the same by itself.
+                if self.newest_is(offer.digest).is_some_and(|(_, file)| file.size() == offer.size) {
+                    return Ok(PeerResponse::SnapshotOffset(offer.size));
+                }
                 let offset = self.receive(move |receiver| receiver.begin(offer.digest, offer.size)).await?;
                 count(&self.transfers.counts().received_resumed, u64::from(offset > 0));
                 Ok(PeerResponse::SnapshotOffset(offset))
@@ -88,6 +105,20 @@ impl<P: Platform, T: Transport> Group<P, T> {
             }
             other => Err(format!("{other:?} is not for a group")),
         }
+    }
+
+    /// Snapshots come from the leader that this replica follows: what a deposed one offers would push aside what its successor
+    /// has sent already.
+    fn check_sender(&self, from: NodeId) -> Result<(), String> {
+        match self.raft.metrics().borrow_watched().current_leader.filter(|leader| *leader != from) {
+            Some(leader) => Err(format!("group {}: node {leader} leads, not node {from}", self.name)),
+            None => Ok(()),
+        }
+    }
+
+    /// The newest snapshot, if it is this one.
+    fn newest_is(&self, digest: [u8; 32]) -> Option<(Head, SnapshotFile)> {
+        self.shared.newest_snapshot().filter(|(_, file)| file.digest() == digest)
     }
 
     /// One step of an incoming snapshot, where the disk may be waited for.
@@ -132,7 +163,15 @@ impl<P: Platform, T: Transport> Group<P, T> {
     }
 
     async fn install(&self, digest: [u8; 32], vote: Vote) -> Result<PeerResponse<RtOf<P>>, String> {
-        let (head, file) = self.receive(move |receiver| receiver.end(digest)).await?;
+        // Kept until it is installed.
+        let received;
+        let (head, file) = match self.newest_is(digest) {
+            Some(newest) => newest,
+            None => {
+                received = self.receive(move |receiver| receiver.end(digest)).await?;
+                (received.head.clone(), received.file.clone())
+            }
+        };
         if head.group != self.id {
             return Err(format!("the snapshot is of group {}, not {}", head.group, self.id));
         }

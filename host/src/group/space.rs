@@ -2,8 +2,11 @@
 //!
 //! The log must never run full: a node that cannot write it cannot vote, and its process ends. So a part of the disk is kept
 //! back, the *reserve*. Below it nothing more is taken from clients; what the groups do by themselves, and elections, go on.
-//! Below half of it entries of other leaders are not taken either, and no snapshot is written or received: that half is the
-//! log's alone.
+//! Below half of it what clients asked other leaders for is not taken either, and no snapshot is written or received: that half
+//! is the log's alone. What the cluster needs for itself is taken to the end: votes, the first entries of new leaders, without which
+//! nothing is committed or read, and the catalog, by which an operator makes room.
+//!
+//! A node whose log waits for room is short, whatever its reserve: what it took meanwhile it would have to hold in memory.
 //!
 //! A group goes on while a majority of its voters has space. A voter that has none falls behind, and comes after when it has
 //! some again; its log survives meanwhile.
@@ -18,6 +21,8 @@ use std::sync::atomic::Ordering;
 
 use super::*;
 use crate::types::CATALOG;
+use crate::types::Entry;
+use crate::types::Payload;
 
 /// A node that said it is short and says nothing more is believed for so many looks.
 const LOOKS_BELIEVED: u32 = 10;
@@ -56,14 +61,14 @@ impl Space {
         self.reserve_bytes / 2
     }
 
-    /// So much was free just now. Whether this node is short, if that changed.
-    pub fn look(&self, free_bytes: u64) -> Option<bool> {
+    /// So much was free just now, and the log waits for room or does not. Whether this node is short, if that changed.
+    pub fn look(&self, free_bytes: u64, log_waits: bool) -> Option<bool> {
         self.free_bytes.store(free_bytes, Ordering::Relaxed);
         let was_short = self.is_short();
         // Not to and fro at the edge.
         let edge =
             if was_short { self.reserve_bytes.saturating_add(self.reserve_bytes / 8) } else { self.reserve_bytes };
-        let short = free_bytes < edge;
+        let short = free_bytes < edge || log_waits;
         self.short.store(short, Ordering::Relaxed);
         let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
         others.retain(|_, looks| {
@@ -135,6 +140,13 @@ impl<P: Platform, T: Transport> Group<P, T> {
         Err(self.error(ErrorCode::DiskFull, detail))
     }
 
+    /// Whether this node, as a follower that has nothing left but its log's own half of the reserve, takes the entries.
+    pub(super) fn takes_when_spent(&self, entries: &[Entry]) -> bool {
+        let waits =
+            |entry: &Entry| matches!(&entry.payload, Payload::Normal(proposal) if waits_for_space(&proposal.kind));
+        self.id == CATALOG || !entries.iter().any(waits)
+    }
+
     /// Whether this node, as the leader, takes the entry into its log.
     pub(super) fn has_space_for(&self, kind: &EntryKind) -> bool {
         self.id == CATALOG || !self.space.is_short() || !waits_for_space(kind)
@@ -148,14 +160,19 @@ mod tests {
     #[test]
     fn a_node_is_short_below_its_reserve_and_spent_below_half_of_it() {
         let space = Space::new(800);
-        assert_eq!((space.look(800), space.is_short()), (None, false));
-        assert_eq!((space.look(799), space.is_short(), space.is_spent()), (Some(true), true, false));
-        assert_eq!((space.look(850), space.is_short()), (None, true), "not to and fro at the edge");
-        space.look(399);
+        assert_eq!((space.look(800, false), space.is_short()), (None, false));
+        assert_eq!((space.look(799, false), space.is_short(), space.is_spent()), (Some(true), true, false));
+        assert_eq!((space.look(850, false), space.is_short()), (None, true), "not to and fro at the edge");
+        space.look(399, false);
         assert!(space.is_spent());
-        assert_eq!((space.look(900), space.is_short(), space.is_spent()), (Some(false), false, false));
+        assert_eq!((space.look(900, false), space.is_short(), space.is_spent()), (Some(false), false, false));
+        assert_eq!(
+            (space.look(900, true), space.is_spent()),
+            (Some(true), false),
+            "free, but not enough for a segment"
+        );
         let never = Space::new(0);
-        assert_eq!((never.look(0), never.is_short(), never.is_spent()), (None, false, false));
+        assert_eq!((never.look(0, false), never.is_short(), never.is_spent()), (None, false, false));
     }
 
     #[test]
@@ -167,10 +184,10 @@ mod tests {
         assert_eq!(space.short_nodes(1), BTreeSet::from([2, 3]));
         space.told(3, false);
         for _ in 0..LOOKS_BELIEVED {
-            let _unchanged = space.look(1000);
+            space.look(1000, false);
         }
         assert_eq!(space.short_nodes(1), BTreeSet::from([2]));
-        space.look(10);
+        space.look(10, false);
         assert_eq!(space.short_nodes(1), BTreeSet::from([1]), "node 2 says nothing more");
     }
 }

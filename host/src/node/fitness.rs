@@ -37,15 +37,15 @@ impl<P: Platform, T: Transport> Node<P, T> {
     /// Whether it has changed that there is space.
     async fn look_at_space(&self) -> bool {
         let space = &self.0.common.space;
-        if space.reserve_bytes() == 0 {
-            // Nobody is short here, and what others said grows old all the same.
-            return space.look(u64::MAX).is_some();
+        let log_waits = self.0.setup.log.stats().waits_for_room;
+        // A file system that cannot say how much is free is not a full one, and what others said grows old all the same.
+        let mut free = u64::MAX;
+        if space.reserve_bytes() > 0 {
+            let (disk, data_dir) = (self.0.setup.disk.clone(), self.0.setup.data_dir.clone());
+            let asked = self.0.setup.platform.run_guest(move || disk.free_space(&data_dir)).await;
+            free = asked.and_then(Result::ok).unwrap_or(free);
         }
-        let (disk, data_dir) = (self.0.setup.disk.clone(), self.0.setup.data_dir.clone());
-        let free = self.0.setup.platform.run_guest(move || disk.free_space(&data_dir)).await;
-        // A file system that cannot say how much is free is not a full one.
-        let Some(Ok(free)) = free else { return false };
-        let changed = space.look(free);
+        let changed = space.look(free, log_waits);
         let (free_mib, reserve_mib) = (free >> 20, space.reserve_bytes() >> 20);
         match changed {
             Some(true) => tracing::error!(

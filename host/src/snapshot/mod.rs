@@ -21,6 +21,7 @@ pub use base::begin;
 pub use format::Head;
 pub use format::SnapshotReader;
 pub use format::decode_head;
+pub use receive::Received;
 pub use receive::Receiver;
 pub use receive::part_checksum;
 pub use store::HeldSnapshot;

@@ -6,9 +6,13 @@
 //!   file up to the last whole chunk: damage on the sender's disk is found in its chunk.
 //! - What has arrived outlives this process. It need not be synced: whoever goes on with it reads it again, and goes on from
 //!   the last chunk that is whole.
+//! - A file that is being installed is left alone, whatever else is offered meanwhile: consensus has been promised it, and a
+//!   replica that does not find it stops.
 
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::Weak;
 
 use super::Head;
 use super::SnapshotError;
@@ -31,6 +35,18 @@ pub fn part_checksum(offset: u64, data: &[u8]) -> u32 {
 pub struct Receiver {
     store: SnapshotStore,
     current: Option<Transfer>,
+    /// Whether what came last is being installed: its [`Received`] is there.
+    installing: Weak<()>,
+}
+
+/// A snapshot that came whole. As long as this is there, its file is.
+#[derive(Debug)]
+pub struct Received {
+    /// Its head.
+    pub head: Head,
+    /// Its file.
+    pub file: SnapshotFile,
+    _kept: Arc<()>,
 }
 
 struct Transfer {
@@ -57,7 +73,7 @@ impl std::fmt::Debug for Receiver {
 impl Receiver {
     /// Receives into `store`'s directory.
     pub fn new(store: SnapshotStore) -> Self {
-        Self { store, current: None }
+        Self { store, current: None, installing: Weak::new() }
     }
 
     fn io(path: &Path) -> impl Fn(std::io::Error) -> SnapshotError {
@@ -71,6 +87,7 @@ impl Receiver {
         if let Some(transfer) = self.current.as_ref().filter(|t| t.digest == digest && t.size == size) {
             return Ok(transfer.verifier.offset());
         }
+        self.check_installed()?;
         self.current = None;
         let name = format!("{}{RECEIVED_SUFFIX}", hex::encode(digest));
         let path = self.store.directory.join(&name);
@@ -116,7 +133,8 @@ impl Receiver {
     }
 
     /// All parts are here: syncs and verifies the file. One that is not what was offered goes.
-    pub fn end(&mut self, digest: [u8; 32]) -> Result<(Head, SnapshotFile), SnapshotError> {
+    pub fn end(&mut self, digest: [u8; 32]) -> Result<Received, SnapshotError> {
+        self.check_installed()?;
         let Some(transfer) = self.current.take_if(|transfer| transfer.digest == digest) else {
             return Err(self.unknown(digest));
         };
@@ -131,11 +149,24 @@ impl Receiver {
         if verified.is_err() {
             self.store.disk.remove(&transfer.path).map_err(Self::io(&transfer.path))?;
         }
-        verified
+        let (head, file) = verified?;
+        let kept = Arc::new(());
+        self.installing = Arc::downgrade(&kept);
+        Ok(Received { head, file, _kept: kept })
+    }
+
+    fn check_installed(&self) -> Result<(), SnapshotError> {
+        if self.installing.strong_count() == 0 {
+            return Ok(());
+        }
+        let source =
+            std::io::Error::new(std::io::ErrorKind::WouldBlock, "a snapshot is being installed; offer it again");
+        Err(SnapshotError::Io { path: self.store.directory.clone(), source })
     }
 
     /// Removes what has arrived: nobody goes on with it.
     pub fn forget(&mut self) -> Result<(), SnapshotError> {
+        self.check_installed()?;
         self.current = None;
         self.remove_received(None)
     }
@@ -236,9 +267,9 @@ mod tests {
         let came = send(&mut receiver, &file, &bytes, 0, 10_000, 100_000);
         assert_eq!(receiver.begin(file.digest(), file.size()).unwrap(), came);
         send(&mut receiver, &file, &bytes, came, 10_000, file.size());
-        let (head, received) = receiver.end(file.digest()).unwrap();
-        assert_eq!((head.last_log_id.index, received.digest()), (100, file.digest()));
-        let newest = receiver.store.adopt(&received, &head).unwrap();
+        let received = receiver.end(file.digest()).unwrap();
+        assert_eq!((received.head.last_log_id.index, received.file.digest()), (100, file.digest()));
+        let newest = receiver.store.adopt(&received.file, &received.head).unwrap();
         assert_eq!(newest.hold().unwrap().read(0, usize::MAX).unwrap(), bytes);
     }
 
@@ -259,7 +290,7 @@ mod tests {
         // All of it was there, and nobody had said so yet.
         let mut receiver = Receiver::new(store(&disk, 0));
         assert_eq!(receiver.begin(file.digest(), file.size()).unwrap(), file.size());
-        assert_eq!(receiver.end(file.digest()).unwrap().1.digest(), file.digest());
+        assert_eq!(receiver.end(file.digest()).unwrap().file.digest(), file.digest());
         disk.crash_after(0, 0);
         assert_eq!(Receiver::new(store(&disk, 0)).begin([9; 32], 50).unwrap(), 0);
     }
@@ -305,6 +336,22 @@ mod tests {
         assert!(late.unwrap_err().to_string().contains("no such transfer"));
         receiver.forget().unwrap();
         assert!(disk.list("/node/groups/7".as_ref()).unwrap().is_empty());
+    }
+
+    /// The leader died while its snapshot was being restored, and its successor offered another one: that removed the file from
+    /// under the replica, which stopped for good.
+    #[test]
+    fn what_is_being_installed_is_left_alone() {
+        let (file, bytes) = offered();
+        let mut receiver = Receiver::new(store(&SimDisk::new(), 0));
+        receiver.begin(file.digest(), file.size()).unwrap();
+        send(&mut receiver, &file, &bytes, 0, 100_000, file.size());
+        let received = receiver.end(file.digest()).unwrap();
+        assert!(receiver.begin([5; 32], 10).unwrap_err().to_string().contains("being installed"));
+        assert!(receiver.begin(file.digest(), file.size()).is_err() && receiver.forget().is_err());
+        receiver.store.adopt(&received.file, &received.head).unwrap();
+        drop(received);
+        assert_eq!(receiver.begin([5; 32], 10).unwrap(), 0);
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod replica;
 mod requests;
 pub mod space;
 pub mod state;
+mod trust;
 mod waiters;
 
 pub use joins::Unjoined;
@@ -187,6 +188,8 @@ pub struct Group<P: Platform, T: Transport> {
     stopped: Mutex<bool>,
     /// Whether this node votes.
     votes: Mutex<bool>,
+    /// Whom it follows.
+    trust: Mutex<trust::Trust>,
     /// See [`lead`].
     hearing: Mutex<lead::Hearing<InstantOf<P>>>,
     /// The members to begin with, and whether this one stands for election first.
@@ -254,6 +257,9 @@ impl<P: Platform, T: Transport> Group<P, T> {
         };
         let shared = Arc::new(opened.await.ok_or_else(|| io::Error::other("opening the group's state failed"))??);
         let whose = || format!("group {} ({id}), snapshots in {}", options.name, options.directory.display());
+        // It begins empty in a group that others have begun, or on a node that does not know whether they have.
+        let forgetful = (!options.may_vote || options.members.is_empty()) && options.log.vote()?.is_none();
+        let trust = if forgetful { trust::Trust::Nobody } else { trust::Trust::All };
         joins::settle(options.log.clone(), shared.snapshot_log_id(), whose).await?;
 
         let (election_timeout_min, election_timeout_max) = timing.election_range_ms();
@@ -314,6 +320,7 @@ impl<P: Platform, T: Transport> Group<P, T> {
             touched: Mutex::default(),
             stopped: Mutex::new(false),
             votes: Mutex::new(false),
+            trust: Mutex::new(trust),
             hearing: Mutex::default(),
             members: options.members,
             from_file: options.from_file,
@@ -336,6 +343,10 @@ impl<P: Platform, T: Transport> Group<P, T> {
     pub async fn begin_voting(&self) -> io::Result<()> {
         if std::mem::replace(&mut *self.votes.lock().unwrap_or_else(PoisonError::into_inner), true) {
             return Ok(());
+        }
+        // Those who came later have to be told by the others all the same.
+        if !self.members.is_empty() {
+            self.follow_all();
         }
         self.raft.runtime_config().elect(!self.never_leads());
         let members = self.members.clone();
@@ -541,7 +552,8 @@ impl<P: Platform, T: Transport> Group<P, T> {
         &self.raft
     }
 
-    fn is_stopped(&self) -> bool {
+    /// Whether it was stopped on this node.
+    pub fn is_stopped(&self) -> bool {
         *self.stopped.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

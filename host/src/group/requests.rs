@@ -44,6 +44,7 @@ impl<P: Platform, T: Transport> Group<P, T> {
                         "{APPENDS_MAX} messages of its leader wait for this node's log already"
                     )));
                 };
+                self.check_leader(&rpc.vote)?;
                 let _not_with_a_snapshot = self.taking.read().await;
                 // Before, because a disk may take its time, and after, because it may be the first word of a new leader.
                 self.hear_of(from);
@@ -99,6 +100,7 @@ impl<P: Platform, T: Transport> Group<P, T> {
                 next.map(PeerResponse::SnapshotOffset)
             }
             PeerRequest::SnapshotEnd { digest, vote, .. } => {
+                self.check_leader(&vote)?;
                 let installed = self.install(digest, vote).await;
                 self.hear_of(from);
                 installed

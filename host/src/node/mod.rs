@@ -22,6 +22,7 @@ mod service;
 pub mod settle;
 pub mod start;
 mod status;
+mod whom_to_follow;
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -114,6 +115,8 @@ pub struct Setup<P: Platform, T: Transport> {
     pub cluster: [u8; 16],
     /// The nodes that begin the cluster: id to peer address; with this one. Empty for a node that came later.
     pub members: BTreeMap<NodeId, String>,
+    /// The nodes that it knows of at its start: id to peer address.
+    pub known: BTreeMap<NodeId, String>,
     /// For a node that has just joined: the index of the catalog's membership that names it.
     pub joined_index: u64,
     /// The machine underneath.
@@ -235,6 +238,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
         drop(P::Runtime::spawn(node.catalog().clone().watch_members(move |members| {
             members.iter().for_each(|(id, address)| transport.learn(*id, address));
         })));
+        node.ask_whom_to_follow(node.catalog(), &nobody);
         node.reconcile().await;
         if !may_vote {
             drop(P::Runtime::spawn(node.clone().settle()));
@@ -345,6 +349,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
             match self.open_group(name, entry).await {
                 Ok((group, module)) => {
                     lock(&self.0.groups).insert(id, group.clone());
+                    self.ask_whom_to_follow(&group, &entry.hosts);
                     self.open_gateway(name, entry, &group, &module);
                     lock(&self.0.failures).remove(&id);
                     // It may have been opened while the node came to vote.

@@ -266,7 +266,7 @@ fn date(now_ms: u64) -> String {
 
 /// Has the group's leader commit an entry, and answers with the leader's vote. Only while this node does not answer for the
 /// group: then a majority of the others has the entry.
-async fn promise<RT: AsyncRuntime, T: Transport>(
+pub(super) async fn promise<RT: AsyncRuntime, T: Transport>(
     transport: &T,
     node: NodeId,
     group: GroupId,

@@ -3,7 +3,8 @@
 //! they would be lost. So a node that begins with an empty directory votes only when it has learnt that the
 //! cluster is new, or when it has caught up with a leader that others elected.
 //!
-//! A node that joins a cluster does the same: that cluster is never new.
+//! A node that joins a cluster does the same: that cluster is never new. Whom it may follow until then is the subject of
+//! [`super::whom_to_follow`].
 //!
 //! What is left of the danger: the only peer that answers has itself never received an entry, and the one that
 //! has them is down.
@@ -139,7 +140,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
 
     /// Whether all that was committed before now, in every group, is applied here.
     async fn has_caught_up(&self) -> bool {
-        if self.0.catalog.wait_read_index(false).await.is_err() {
+        if self.0.catalog.follows_nobody() || self.0.catalog.wait_read_index(false).await.is_err() {
             return false;
         }
         let repair = self.repair();
@@ -148,7 +149,8 @@ impl<P: Platform, T: Transport> Node<P, T> {
         };
         for entry in self.0.view.get().groups.values().filter(is_awaited) {
             match self.group_by_id(entry.id) {
-                Some(group) if group.wait_read_index(false).await.is_ok() => {}
+                // It does not wait for what the replica may not take yet.
+                Some(group) if !group.follows_nobody() && group.wait_read_index(false).await.is_ok() => {}
                 _ => return false,
             }
         }

@@ -422,11 +422,12 @@ pub async fn start(config: &ServeConfig) -> Result<Running, StartError> {
 
     let cache = DirCache::open(data_dir.join("cache")).map_err(in_data_dir)?;
     let modules = ModuleHost::new(Some(Box::new(cache))).map_err(|error| StartError::Modules(error.to_string()))?;
-    let transport = TcpTransport::new(config.node_id, cluster, known);
+    let transport = TcpTransport::new(config.node_id, cluster, known.clone());
     let node = Node::open(Setup {
         id: config.node_id,
         cluster,
         members: founders,
+        known,
         joined_index,
         platform,
         transport,

@@ -360,6 +360,7 @@ impl SimCluster {
             id: life.node,
             cluster: CLUSTER,
             members: if joined { BTreeMap::new() } else { self.0.members.clone() },
+            known: self.ids().into_iter().map(|id| (id, address_of(id))).collect(),
             joined_index,
             platform,
             transport: self.0.network.transport(life),

@@ -1,7 +1,9 @@
 //! Nodes come and go while everything else goes wrong.
 
+use bytes::Bytes;
 use openraft::async_runtime::AsyncRuntime;
 use statehouse::membership::ChangeKind;
+use statehouse::service::ApplyRequest;
 use statehouse::service::Service;
 use statehouse::sim::LifeRuntime;
 use statehouse::sim::SimCluster;
@@ -218,6 +220,64 @@ fn a_node_that_hears_nobody_knows_no_leader() {
                 world.cluster.network().mend();
                 scenario::become_ready(world, now_ms()).await;
             }
+        });
+    }
+}
+
+/// The leader of a group that counts, as long as there is one among these nodes.
+async fn leader_among(world: &Shared, nodes: &[NodeId]) -> NodeId {
+    let began_ms = now_ms();
+    loop {
+        let leads = |id: &&NodeId| {
+            let group = world.cluster.node(**id).and_then(|node| node.group_by_id(COUNTER));
+            group.is_some_and(|group| group.leads())
+        };
+        if let Some(id) = nodes.iter().find(leads) {
+            return *id;
+        }
+        assert!(now_ms() < began_ms + 10_000, "none of {nodes:?} leads");
+        sleep_ms(50).await;
+    }
+}
+
+/// The id of the second group of [`scenario::set_up`].
+const COUNTER: u64 = 2;
+
+/// A leader is cut off, and another one elected with the third node's vote; the two acknowledge a command. Then the new one is cut
+/// off, and the third node loses its disk: it has forgotten whom it elected, and what it acknowledged. The old leader never heard
+/// of a successor; with the third node's help it would have a majority again.
+#[test]
+fn a_node_that_lost_its_disk_does_not_help_a_leader_of_the_past() {
+    for seed in 1..=4 {
+        play(seed, async |world| {
+            let mut random = SimRandom::new(seed);
+            scenario::set_up(world, &mut random).await;
+            let ids = world.cluster.ids();
+            let old = leader_among(world, &ids).await;
+            isolate(world, old);
+            let others: Vec<NodeId> = ids.iter().copied().filter(|id| *id != old).collect();
+            let new = leader_among(world, &others).await;
+            let lost = others.into_iter().find(|id| *id != new).unwrap();
+            let add = |at: NodeId, command: &'static [u8]| {
+                world.cluster.call(at, move |node| async move {
+                    let command = Bytes::from_static(command);
+                    let (group, timeout_ms) = ("counter".to_string(), Some(2000));
+                    node.apply(ApplyRequest { group, session: None, sequence: None, command, timeout_ms }).await
+                })
+            };
+            add(new, br#"{"Add":7}"#).await.unwrap().unwrap();
+            world.cluster.lose_disk(lost);
+            world.cluster.network().mend();
+            isolate(world, new);
+            nemesis::start(world, lost).await;
+            for _ in 0..5 {
+                let answer = add(old, br#"{"Add":100}"#).await.unwrap();
+                assert!(answer.is_err(), "the leader of the past acknowledged: {answer:?}");
+            }
+            world.cluster.network().mend();
+            scenario::become_ready(world, now_ms()).await;
+            let value = world.query_surely(&mut random, "counter", br#""Get""#).await.unwrap();
+            assert_eq!(value.reply, Bytes::from_static(b"7"));
         });
     }
 }

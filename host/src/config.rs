@@ -92,7 +92,7 @@ pub struct ServeConfig {
     pub election_timeout_ms: u64,
 
     /// How much this node is to lead, 1 to 255: a leader hands over to a voter of a higher priority that lacks little. 0: it
-    /// votes and holds everything, and leads only where it is the only voter
+    /// votes and holds everything, and leads only while nobody else can
     #[arg(long, value_name = "N", default_value_t = 100, help_heading = "Cluster")]
     pub election_priority: u8,
 

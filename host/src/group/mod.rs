@@ -202,6 +202,8 @@ pub struct Group<P: Platform, T: Transport> {
     appends: tokio::sync::Semaphore,
     /// When this leader last tried to let a better one lead.
     yielded_at: Mutex<Option<InstantOf<P>>>,
+    /// Since when this replica, which is not to lead, has known no leader.
+    leaderless_since: Mutex<Option<InstantOf<P>>>,
     /// Read while entries of the leader are taken, written while openraft is given a snapshot.
     taking: tokio::sync::RwLock<()>,
 }
@@ -328,6 +330,7 @@ impl<P: Platform, T: Transport> Group<P, T> {
             hurry,
             appends: tokio::sync::Semaphore::new(requests::APPENDS_MAX),
             yielded_at: Mutex::default(),
+            leaderless_since: Mutex::default(),
             taking: tokio::sync::RwLock::new(()),
         });
         if options.may_vote {

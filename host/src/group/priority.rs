@@ -1,7 +1,8 @@
 //! Which nodes are to lead, as far as that can be chosen: this node's priority, and those that others told.
 //!
 //! A leader hands over to a voter that is nearer to its liking: one with disk space when it has none, one of a higher
-//! priority. It is a preference and no promise: who is the only one that can lead, leads.
+//! priority. It is a preference and no promise: who is the only one that can lead, leads. A node of priority 0 does not stand for
+//! election as long as others may; but its log may be the only one that wins, and then nobody would ever lead.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -20,6 +21,9 @@ pub const PRIORITY_NEVER: u8 = 0;
 /// A leader that tried to let a better one lead does not try again for so many election timeouts, whatever came of it: each try
 /// costs the group a moment without a leader, and two nodes that know different things of each other would hand over to and fro.
 const YIELD_PAUSE_ELECTIONS: u32 = 10;
+
+/// A node of priority 0 stands for election when there has been no leader for so many election timeouts.
+const STAND_IN_ELECTIONS: u32 = 5;
 
 /// Shared by the groups of a node.
 #[derive(Debug)]
@@ -81,6 +85,25 @@ impl<P: Platform, T: Transport> Group<P, T> {
     /// Whether this node leaves it to others to lead.
     pub(super) fn never_leads(&self) -> bool {
         self.priorities.own() == PRIORITY_NEVER
+    }
+
+    /// Lets a replica that is not to lead stand for election while nobody else leads. To be called every now and then.
+    pub fn stand_in(&self) {
+        if !self.never_leads() || !self.may_vote() {
+            return;
+        }
+        let mut since = self.leaderless_since.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.leader().is_some() {
+            if since.take().is_some() {
+                self.raft.runtime_config().elect(false);
+            }
+            return;
+        }
+        let now = InstantOf::<P>::now();
+        let limit = Duration::from_millis(self.timing.election_timeout_ms).saturating_mul(STAND_IN_ELECTIONS);
+        if now - *since.get_or_insert(now) >= limit {
+            self.raft.runtime_config().elect(true);
+        }
     }
 
     /// The nodes that have answered this leader within an election timeout.

@@ -24,6 +24,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
         let mut looks: u32 = 0;
         while !self.is_stopping() {
             let changed = self.look_at_space().await;
+            self.all_groups().iter().for_each(|group| group.stand_in());
             if changed || self.0.common.space.is_short() || looks.is_multiple_of(QUIET_LOOKS) {
                 self.tell_fitness();
                 let groups = self.all_groups();

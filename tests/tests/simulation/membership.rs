@@ -224,6 +224,29 @@ fn a_node_that_hears_nobody_knows_no_leader() {
     }
 }
 
+/// Found by a test with real processes: a leader was killed whose first entry only the third node had, which was not to lead. The
+/// second one could not win its vote, and the third one did not stand, until the first came back.
+#[test]
+fn nodes_that_are_not_to_lead_do_when_nobody_else_can() {
+    on_guest_thread(|| {
+        statehouse::module::mark_guest_thread();
+        LifeRuntime::with_seed(5).block_on(async {
+            let mut random = SimRandom::new(5);
+            let mut plan = Plan::draw(&mut random);
+            plan.nodes = 3;
+            let mut options = scenario::options(5, &mut random, &plan);
+            options.settings.election_priority = 0;
+            let world = World::new(SimCluster::new(options, modules().host.clone()), false, Sabotage::Nothing);
+            for id in world.cluster.ids() {
+                nemesis::start(&world, id).await;
+            }
+            scenario::become_ready(&world, now_ms()).await;
+            scenario::set_up(&world, &mut random).await;
+            assert_eq!(world.problems(), Vec::<String>::new());
+        });
+    });
+}
+
 /// The leader of a group that counts, as long as there is one among these nodes.
 async fn leader_among(world: &Shared, nodes: &[NodeId]) -> NodeId {
     let began_ms = now_ms();

@@ -186,8 +186,11 @@ impl<P: Platform, T: Transport> Group<P, T> {
     }
 }
 
-/// Commands on their way through this node's Raft; `None` for those that this node has no disk space for.
-struct Enqueued<RT: AsyncRuntime>(Vec<Option<OneshotReceiverOf<Types<RT>, ClientWriteResult<Types<RT>>>>>);
+/// A command on its way through this node's Raft.
+type Written<RT> = OneshotReceiverOf<Types<RT>, ClientWriteResult<Types<RT>>>;
+
+/// Commands on their way; `None` for those that this node has no disk space for.
+struct Enqueued<RT: AsyncRuntime>(Vec<Option<Written<RT>>>);
 
 impl<RT: AsyncRuntime> Enqueued<RT> {
     /// Waits until what became of each is known.

@@ -126,6 +126,8 @@ fn unexpected<RT: AsyncRuntime>(to: NodeId, answer: &PeerResponse<RT>) -> CallEr
     CallError::Refused { node: to, reason: format!("it answered something else: {answer:?}") }
 }
 
+type Appended<RT> = Result<AppendEntriesResponse<Types<RT>>, RPCError<Types<RT>>>;
+
 /// Everything a call can fail of is, to openraft, an unreachable node: it backs off and tries again.
 fn unreachable<RT: AsyncRuntime>(error: &CallError) -> RPCError<Types<RT>> {
     match error {
@@ -160,8 +162,7 @@ impl<P: Platform, T: Transport> GroupClient<P, T> {
         &self,
         rpc: AppendEntriesRequest<Types<P::Runtime>>,
         option: &RPCOption,
-    ) -> impl Future<Output = Result<AppendEntriesResponse<Types<P::Runtime>>, RPCError<Types<P::Runtime>>>> + Send + use<P, T>
-    {
+    ) -> impl Future<Output = Appended<P::Runtime>> + Send + use<P, T> {
         let node = self.target;
         let no_previous = rpc.prev_log_id.is_none();
         let answer = self.call(Lane::Consensus, option.soft_ttl(), &PeerRequest::Append(self.group, rpc));
@@ -255,7 +256,7 @@ impl<P: Platform, T: Transport> RaftNetworkV2<Types<P::Runtime>> for GroupClient
         &mut self,
         rpc: AppendEntriesRequest<Types<P::Runtime>>,
         option: RPCOption,
-    ) -> Result<AppendEntriesResponse<Types<P::Runtime>>, RPCError<Types<P::Runtime>>> {
+    ) -> Appended<P::Runtime> {
         self.append(rpc, &option).await
     }
 

@@ -555,6 +555,9 @@ pub trait Service: Send + Sync + 'static {
     /// Hands a group's leadership to a node, or to whoever is furthest ahead; who leads then.
     fn leader_transfer(&self, group: String, to: Option<NodeId>) -> BoxFuture<'_, ServiceResult<NodeId>>;
 
+    /// How much a node is to lead from now on, whatever it was started with; `None`: what it was started with counts again.
+    fn node_priority(&self, node: NodeId, priority: Option<u8>) -> BoxFuture<'_, ServiceResult<()>>;
+
     /// How the cluster stands, as far as this node can see. Needs no leader: whoever does not answer is shown as such.
     fn status(&self) -> BoxFuture<'_, ClusterStatus>;
     /// What is wrong with the cluster, by two looks at it a second apart.

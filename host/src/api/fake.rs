@@ -471,6 +471,9 @@ impl Service for Fake {
     fn leader_transfer(&self, group: String, to: Option<u64>) -> BoxFuture<'_, ServiceResult<u64>> {
         now(self.with_group(&group, |_| Ok(to.unwrap_or(self.node))))
     }
+    fn node_priority(&self, node: u64, _: Option<u8>) -> BoxFuture<'_, ServiceResult<()>> {
+        now(if node <= 2 { Ok(()) } else { Err(crate::membership::no_node(node)) })
+    }
     fn status(&self) -> BoxFuture<'_, ClusterStatus> {
         let state = if self.state().ready { "ready" } else { "unreachable" };
         let node = NodeStatus { id: 1, state: state.into(), ..NodeStatus::default() };

@@ -27,6 +27,7 @@ use super::schema::MemberList;
 use super::schema::Move;
 use super::schema::NewMember;
 use super::schema::NodeList;
+use super::schema::Priority;
 use super::schema::Transfer;
 use crate::membership::ChangeKind;
 
@@ -80,6 +81,26 @@ pub(super) async fn add_node(
 ))]
 pub(super) async fn remove_node(State(context): State<Shared>, Id(node): Id) -> Result<Response, Box<Problem>> {
     begin(&context, ChangeKind::NodeRemove { node }).await
+}
+
+/// Says how much a node is to lead
+///
+/// Whatever it was started with (`--election-priority`), until null is said or the node is removed. A leader hands over to a voter of
+/// a higher priority that lacks little; a node of priority 0 leads only where it is the only voter.
+#[utoipa::path(post, path = "/v1/nodes/{id}/priority", tag = "membership", params(("id" = u64, Path)), request_body = Priority, responses(
+    (status = 200, body = Priority),
+    (status = 404, description = "node_not_found", body = Problem, content_type = "application/problem+json"),
+    (status = "default", body = Problem, content_type = "application/problem+json"),
+))]
+pub(super) async fn set_priority(
+    State(context): State<Shared>,
+    Id(node): Id,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Box<Problem>> {
+    let wanted: Priority = read_json(&headers, body).await?;
+    context.service.node_priority(node, wanted.priority).await?;
+    Ok(json(StatusCode::OK, &wanted))
 }
 
 /// A group's members, as its leader sees them

@@ -125,6 +125,7 @@ fn routes() -> Vec<(&'static str, MethodRouter<Shared>)> {
         ("/v1/groups/{name}/sessions/{id}/touch", post(sessions::touch)),
         ("/v1/nodes", get(membership::nodes).post(membership::add_node)),
         ("/v1/nodes/{id}", delete(membership::remove_node)),
+        ("/v1/nodes/{id}/priority", post(membership::set_priority)),
         ("/v1/changes", get(membership::changes)),
         ("/v1/changes/{id}", get(membership::change).delete(membership::cancel)),
         ("/v1/status", get(status::cluster)),

@@ -34,6 +34,7 @@ use utoipa::OpenApi;
         super::membership::nodes,
         super::membership::add_node,
         super::membership::remove_node,
+        super::membership::set_priority,
         super::membership::members,
         super::membership::add_member,
         super::membership::promote_member,

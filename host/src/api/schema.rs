@@ -366,6 +366,14 @@ pub struct Move {
     pub to: u64,
 }
 
+/// How much a node is to lead.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Priority {
+    /// As `--election-priority`, 0 to 255; null: what the node was started with counts.
+    pub priority: Option<u8>,
+}
+
 /// Who is to lead.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -540,6 +540,16 @@ async fn changes_of_membership_have_a_record_each() {
     assert_eq!(api.call("POST", "/v1/groups/c1/members", &[], r#"{"nodes":4}"#).await.status, 400);
     assert_eq!(api.get("/v1/nodes").await.json()["nodes"][1]["role"], "learner");
     assert_eq!(api.get("/v1/groups/c1/members").await.json()["members"][0]["role"], "voter");
+    let said = api.call("POST", "/v1/nodes/2/priority", &[], r#"{"priority":0}"#).await;
+    assert_eq!((said.status, &said.json()["priority"]), (200, &0.into()));
+    for (path, body, status) in [
+        ("/v1/nodes/2/priority", r#"{"priority":null}"#, 200),
+        ("/v1/nodes/9/priority", r#"{"priority":1}"#, 404),
+        ("/v1/nodes/2/priority", r#"{"priority":256}"#, 400),
+        ("/v1/nodes/2/priority", r#"{"prio":1}"#, 400),
+    ] {
+        assert_eq!(api.call("POST", path, &[], body).await.status, status, "{path} {body}");
+    }
     let moved = api.call("POST", "/v1/groups/c1/leader", &[], r#"{"to":3}"#).await;
     assert_eq!((moved.status, &moved.json()["leader"]), (200, &3.into()));
 }

@@ -173,6 +173,13 @@ pub enum CatalogCommand {
         /// The groups of which it has no replica.
         lost: BTreeSet<GroupId>,
     },
+    /// How much a node is to lead, whatever it was started with.
+    SetPriority {
+        /// The node.
+        node: NodeId,
+        /// As `--election-priority`; `None`: what it was started with counts again.
+        priority: Option<u8>,
+    },
 }
 
 /// The catalog's state.
@@ -188,6 +195,8 @@ pub struct Catalog {
     pub changes: BTreeMap<u64, Change>,
     /// The next change's number.
     pub next_change: u64,
+    /// How much nodes are to lead, of those of which it was said while they ran. It counts before what they were started with.
+    pub priorities: BTreeMap<NodeId, u8>,
 }
 
 /// Changes that have ended and can still be asked for.
@@ -201,6 +210,7 @@ impl Default for Catalog {
             next_group: crate::types::CATALOG + 1,
             changes: BTreeMap::new(),
             next_change: 1,
+            priorities: BTreeMap::new(),
         }
     }
 }
@@ -414,6 +424,10 @@ impl Catalog {
                 let Some(change) = running else { return Err(no_change(id)) };
                 change.state = state;
                 change.changed_ms = context.time_ms;
+                if let (ChangeKind::NodeRemove { node }, ChangeState::Done) = (&change.kind, &change.state) {
+                    // Who comes back under its id begins as it is started.
+                    self.priorities.remove(node);
+                }
                 Ok(id)
             }
             CatalogCommand::Recover { node, lost } => {
@@ -422,6 +436,7 @@ impl Catalog {
                     entry.hosts = BTreeSet::from([node]);
                     entry.members.clear();
                 }
+                self.priorities.clear();
                 let given_up = ServiceError::new(
                     ErrorCode::Cancelled,
                     format!("the cluster lost its majority, and node {node} was made a new one"),
@@ -430,6 +445,13 @@ impl Catalog {
                     change.state = ChangeState::Failed(given_up.clone());
                     change.changed_ms = context.time_ms;
                 }
+                Ok(0)
+            }
+            CatalogCommand::SetPriority { node, priority } => {
+                match priority {
+                    Some(priority) => self.priorities.insert(node, priority),
+                    None => self.priorities.remove(&node),
+                };
                 Ok(0)
             }
         }

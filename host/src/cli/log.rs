@@ -466,6 +466,12 @@ fn catalog_text(command: &CatalogCommand) -> String {
         }
         CatalogCommand::BeginChange(kind) => format!("begin to {kind}"),
         CatalogCommand::NoteChange { id, state } => format!("change {id}: {state:?}"),
+        CatalogCommand::SetPriority { node, priority: Some(priority) } => {
+            format!("node {node} has priority {priority}")
+        }
+        CatalogCommand::SetPriority { node, priority: None } => {
+            format!("node {node} has the priority it is started with")
+        }
         CatalogCommand::Recover { node, lost } => format!("node {node} is a new cluster, without groups {lost:?}"),
     }
 }

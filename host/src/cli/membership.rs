@@ -25,6 +25,7 @@ use crate::api::schema::MemberList;
 use crate::api::schema::Move;
 use crate::api::schema::NewMember;
 use crate::api::schema::NodeList;
+use crate::api::schema::Priority;
 use crate::api::schema::Transfer;
 use crate::status::ClusterStatus;
 use crate::status::GroupStatus;
@@ -43,6 +44,7 @@ Examples:
   statehouse serve --node-id 4 --data-dir d4 --http 127.0.0.1:7073 --peer 127.0.0.1:7173 --join 127.0.0.1:7170
   statehouse node add 4          votes, and holds a replica of every group that is on all nodes
   statehouse node rm 2           its replicas go first; the process ends by itself
+  statehouse node priority 3 0   leads only where it is the only voter
   statehouse node ls")]
 pub(super) struct NodeVerbs {
     #[command(subcommand)]
@@ -70,8 +72,29 @@ enum NodeVerb {
         #[command(flatten)]
         wait: Wait,
     },
+    /// Say how much a node is to lead, whatever it was started with
+    Priority {
+        /// The node's id
+        node: u64,
+        /// 1 to 255, as --election-priority; 0: never where another node can; `default`: as it was started
+        #[arg(value_name = "N", value_parser = parse_priority)]
+        priority: Wanted,
+    },
     /// List the nodes
     Ls,
+}
+
+/// How much a node is to lead; `None`: as it was started.
+#[derive(Clone, Copy, Debug)]
+struct Wanted(Option<u8>);
+
+fn parse_priority(text: &str) -> Result<Wanted, String> {
+    match text {
+        "default" => Ok(Wanted(None)),
+        text => {
+            text.parse().map(|priority| Wanted(Some(priority))).map_err(|_| "not `default`, nor 0 to 255".to_owned())
+        }
+    }
 }
 
 /// Look at, add, promote and remove a group's members
@@ -206,6 +229,15 @@ pub(super) async fn run_node(verbs: NodeVerbs) -> Result<(), Failure> {
             change(&client, form, wait, post("/v1/nodes", &NewMember { node, learner })).await
         }
         NodeVerb::Rm { node, wait } => change(&client, form, wait, Call::delete(format!("/v1/nodes/{node}"))).await,
+        NodeVerb::Priority { node, priority: Wanted(priority) } => {
+            let call = post(&format!("/v1/nodes/{node}/priority"), &Priority { priority });
+            let said: Priority = client.send(call).await?.json()?;
+            match said.priority {
+                _ if form == Output::Json => output::json(&said),
+                Some(priority) => output::line(format!("node {node} has priority {priority} to lead")),
+                None => output::line(format!("node {node} has the priority that it was started with")),
+            }
+        }
         NodeVerb::Ls => {
             let list: NodeList = client.send(Call::get("/v1/nodes")).await?.json()?;
             if form == Output::Json {

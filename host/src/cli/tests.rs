@@ -53,6 +53,8 @@ fn every_verb_of_the_help_parses() {
         "node add 4",
         "node add 5 --learner --no-wait",
         "node rm 2",
+        "node priority 3 0",
+        "node priority 3 default -o json",
         "node ls -o json",
         "member ls c1",
         "member add c1 4 --learner",

@@ -1,4 +1,5 @@
-//! Which nodes are to lead, as far as that can be chosen: this node's priority, and those that others told.
+//! Which nodes are to lead, as far as that can be chosen: this node's priority, those that others told, and, before both, what the
+//! catalog says since an operator changed it.
 //!
 //! A leader hands over to a voter that is nearer to its liking: one with disk space when it has none, one of a higher
 //! priority. It is a preference and no promise: who is the only one that can lead, leads. A node of priority 0 does not stand for
@@ -7,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::sync::Mutex;
+use std::sync::MutexGuard;
 use std::sync::PoisonError;
 
 use super::space::Space;
@@ -28,29 +30,60 @@ const STAND_IN_ELECTIONS: u32 = 5;
 /// Shared by the groups of a node.
 #[derive(Debug)]
 pub struct Priorities {
-    own: u8,
-    others: Mutex<BTreeMap<NodeId, u8>>,
+    node: NodeId,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug)]
+struct Known {
+    /// What the nodes were started with, of those that have told; of this one in any case.
+    told: BTreeMap<NodeId, u8>,
+    /// As the catalog says.
+    set: BTreeMap<NodeId, u8>,
 }
 
 impl Priorities {
-    /// Nothing is known of others yet.
-    pub fn new(own: u8) -> Self {
-        Self { own, others: Mutex::default() }
+    /// Of this node, started with that; nothing is known of others yet.
+    pub fn new(node: NodeId, own: u8) -> Self {
+        Self { node, known: Mutex::new(Known { told: BTreeMap::from([(node, own)]), set: BTreeMap::new() }) }
     }
 
     /// This node's.
     pub fn own(&self) -> u8 {
-        self.own
+        self.of(self.node).unwrap_or(PRIORITY_DEFAULT)
     }
 
-    /// Another node says its own.
+    /// What this node was started with.
+    pub fn started_with(&self) -> u8 {
+        self.known().told.get(&self.node).copied().unwrap_or(PRIORITY_DEFAULT)
+    }
+
+    /// Another node says what it was started with. Of this one nobody else can.
     pub fn told(&self, node: NodeId, priority: u8) {
-        self.others.lock().unwrap_or_else(PoisonError::into_inner).insert(node, priority);
+        if node != self.node {
+            self.known().told.insert(node, priority);
+        }
     }
 
-    /// Another node's, once it has told.
+    /// The catalog says these, and of no others. Whether that changed this node's.
+    pub fn set(&self, set: &BTreeMap<NodeId, u8>) -> bool {
+        let before = self.own();
+        let mut known = self.known();
+        if known.set != *set {
+            known.set.clone_from(set);
+        }
+        drop(known);
+        before != self.own()
+    }
+
+    /// A node's, once it is known.
     pub fn of(&self, node: NodeId) -> Option<u8> {
-        self.others.lock().unwrap_or_else(PoisonError::into_inner).get(&node).copied()
+        let known = self.known();
+        known.set.get(&node).or_else(|| known.told.get(&node)).copied()
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -118,6 +151,17 @@ impl<P: Platform, T: Transport> Group<P, T> {
         heard.map(|(id, _)| *id).collect()
     }
 
+    /// How much a node is to lead; what is not known of it is taken for usual.
+    pub fn priority_of(&self, node: NodeId) -> u8 {
+        self.priorities.of(node).unwrap_or(PRIORITY_DEFAULT)
+    }
+
+    /// Stands for election from now on, or no longer, as this node's priority says.
+    pub fn stand_by_priority(&self) {
+        let votes = *self.votes.lock().unwrap_or_else(PoisonError::into_inner);
+        self.raft.runtime_config().elect(votes && !self.never_leads());
+    }
+
     /// Whoever this leader hands over to when nobody is named.
     pub(super) fn best_successor(&self) -> Option<NodeId> {
         let standing = self.standing();
@@ -177,7 +221,7 @@ mod tests {
 
     #[test]
     fn a_leader_yields_to_a_higher_priority_that_lacks_little_and_to_nobody_else() {
-        let (space, priorities) = (Space::new(0), Priorities::new(100));
+        let (space, priorities) = (Space::new(0), Priorities::new(1, 100));
         let all = standing(&[(1, "voter", 5000), (2, "voter", 4990), (3, "voter", 5000), (4, "learner", 5000)]);
         let next = |standing: &Standing, better| successor(standing, 1, &ALL, &space, &priorities, better);
         assert_eq!((next(&all, true), next(&all, false)), (None, Some(3)), "all are alike");
@@ -194,7 +238,7 @@ mod tests {
     /// openraft takes no commands from then on until an election is won.
     #[test]
     fn a_leader_hands_over_to_nobody_that_does_not_answer() {
-        let (space, priorities) = (Space::new(0), Priorities::new(100));
+        let (space, priorities) = (Space::new(0), Priorities::new(1, 100));
         let all = standing(&[(1, "voter", 5000), (2, "voter", 5000), (3, "voter", 5000)]);
         priorities.told(3, 200);
         let next = |answering: &[NodeId], better| {
@@ -208,7 +252,7 @@ mod tests {
 
     #[test]
     fn disk_space_comes_before_priority() {
-        let (space, priorities) = (Space::new(800), Priorities::new(200));
+        let (space, priorities) = (Space::new(800), Priorities::new(1, 200));
         let all = standing(&[(1, "voter", 5000), (2, "voter", 5000), (3, "voter", 5000)]);
         space.look(10, false);
         space.told(3, true);
@@ -219,8 +263,23 @@ mod tests {
 
     #[test]
     fn a_node_that_should_not_lead_yields_to_any_other() {
-        let (space, priorities) = (Space::new(0), Priorities::new(PRIORITY_NEVER));
+        let (space, priorities) = (Space::new(0), Priorities::new(1, PRIORITY_NEVER));
         let all = standing(&[(1, "voter", 5000), (2, "voter", 5000)]);
         assert_eq!(successor(&all, 1, &ALL, &space, &priorities, true), Some(2));
+    }
+
+    #[test]
+    fn what_the_catalog_says_counts_before_what_a_node_was_started_with() {
+        let priorities = Priorities::new(1, 100);
+        priorities.told(2, 50);
+        priorities.told(1, 7);
+        assert_eq!((priorities.own(), priorities.of(2), priorities.of(3)), (100, Some(50), None));
+        assert!(priorities.set(&BTreeMap::from([(1, PRIORITY_NEVER), (2, 200)])));
+        priorities.told(2, 60);
+        assert_eq!((priorities.own(), priorities.of(2)), (PRIORITY_NEVER, Some(200)));
+        assert!(!priorities.set(&BTreeMap::from([(1, PRIORITY_NEVER), (3, 1)])), "this node's is the same");
+        assert_eq!((priorities.of(2), priorities.of(3)), (Some(60), Some(1)));
+        assert!(priorities.set(&BTreeMap::new()));
+        assert_eq!((priorities.own(), priorities.of(3)), (100, None));
     }
 }

@@ -6,11 +6,17 @@ use std::time::Duration;
 use openraft::async_runtime::AsyncRuntime;
 
 use super::Node;
+use crate::catalog::CatalogCommand;
+use crate::membership::no_node;
 use crate::peer::Lane;
 use crate::peer::Transport;
 use crate::peer::message::PeerRequest;
 use crate::peer::raft::call;
 use crate::platform::Platform;
+use crate::service::ServiceResult;
+use crate::types::CATALOG;
+use crate::types::CATALOG_NAME;
+use crate::types::NodeId;
 
 /// Between two looks.
 const LOOK_PAUSE: Duration = Duration::from_millis(500);
@@ -24,6 +30,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
         let mut looks: u32 = 0;
         while !self.is_stopping() {
             let changed = self.look_at_space().await;
+            self.heed_priorities();
             self.all_groups().iter().for_each(|group| group.stand_in());
             if changed || self.0.common.space.is_short() || looks.is_multiple_of(QUIET_LOOKS) {
                 self.tell_fitness();
@@ -33,6 +40,28 @@ impl<P: Platform, T: Transport> Node<P, T> {
             looks = looks.wrapping_add(1);
             P::Runtime::sleep(LOOK_PAUSE).await;
         }
+    }
+
+    /// How much a node is to lead from now on; `None`: as it was started.
+    pub(super) async fn set_priority(&self, node: NodeId, priority: Option<u8>) -> ServiceResult<()> {
+        if !self.wait_leaders_roster(CATALOG, CATALOG_NAME).await?.members.contains_key(&node) {
+            return Err(no_node(node));
+        }
+        self.change_catalog(&CatalogCommand::SetPriority { node, priority }).await?;
+        // Whoever is told that it is done finds it so here.
+        self.fresh_catalog().await?;
+        self.heed_priorities();
+        Ok(())
+    }
+
+    /// Takes over what the catalog says of priorities. At every look too: a group that begins to vote meanwhile may have gone by
+    /// the former one.
+    pub(super) fn heed_priorities(&self) {
+        let priorities = &self.0.common.priorities;
+        if priorities.set(&self.0.view.get().priorities) {
+            tracing::info!(priority = priorities.own(), "this node has another priority to lead");
+        }
+        self.all_groups().iter().for_each(|group| group.stand_by_priority());
     }
 
     /// Whether it has changed that there is space.
@@ -61,8 +90,10 @@ impl<P: Platform, T: Transport> Node<P, T> {
     }
 
     fn tell_fitness(&self) {
-        let fitness =
-            PeerRequest::Fitness { short: self.0.common.space.is_short(), priority: self.0.common.priorities.own() };
+        let fitness = PeerRequest::Fitness {
+            short: self.0.common.space.is_short(),
+            priority: self.0.common.priorities.started_with(),
+        };
         for member in self.0.catalog.standing().members.into_iter().filter(|member| member.id != self.id()) {
             let told = call::<P::Runtime, T>(&self.0.setup.transport, member.id, Lane::Control, &fitness);
             // Who does not hear it is told again soon, or goes by its own look.

@@ -195,7 +195,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
         let transfers = Transfers::new(setup.platform.clone(), setup.settings.transfers);
         let space = Arc::new(Space::new(setup.settings.disk_reserve_bytes));
         let bases = Bases::open(setup.disk.clone(), setup.data_dir.join("bases"), space.floor_bytes())?;
-        let priorities = Arc::new(Priorities::new(setup.settings.election_priority));
+        let priorities = Arc::new(Priorities::new(setup.id, setup.settings.election_priority));
         let common = Common { transfers, space, priorities };
         let mut may_vote = !settle::is_marked(&*setup.disk, &setup.data_dir)?;
         // Without the mark of who must not vote, nothing is being repaired any more.
@@ -328,6 +328,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
 
     async fn reconcile(&self) {
         let catalog = self.0.view.get();
+        self.heed_priorities();
         let here = catalog.groups.iter().filter(|(_, entry)| entry.hosts.contains(&self.id()));
         let wanted: BTreeMap<GroupId, (&String, &GroupEntry)> =
             here.map(|(name, entry)| (entry.id, (name, entry))).collect();

@@ -420,7 +420,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
         }
     }
 
-    async fn transfer_leader(&self, name: String, to: Option<NodeId>) -> ServiceResult<NodeId> {
+    pub(super) async fn transfer_leader(&self, name: String, to: Option<NodeId>) -> ServiceResult<NodeId> {
         let roster = self.roster_of(&name).await?;
         match to {
             Some(to) if to == roster.node => return Ok(to),
@@ -654,6 +654,10 @@ impl<P: Platform, T: Transport> Service for Node<P, T> {
 
     fn leader_transfer(&self, group: String, to: Option<NodeId>) -> BoxFuture<'_, ServiceResult<NodeId>> {
         Box::pin(self.transfer_leader(group, to))
+    }
+
+    fn node_priority(&self, node: NodeId, priority: Option<u8>) -> BoxFuture<'_, ServiceResult<()>> {
+        Box::pin(self.set_priority(node, priority))
     }
 
     fn status(&self) -> BoxFuture<'_, ClusterStatus> {

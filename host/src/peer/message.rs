@@ -145,7 +145,7 @@ pub enum PeerRequest<RT: AsyncRuntime> {
     Fitness {
         /// Whether its disk is full but for its reserve.
         short: bool,
-        /// Its priority; 0: it is not to lead.
+        /// The priority that it was started with; 0: it is not to lead.
         priority: u8,
     },
     /// A step of a group's state on its way into a file or out of one; answered by [`PeerResponse::Copied`].

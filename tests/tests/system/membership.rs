@@ -359,4 +359,19 @@ fn leadership_goes_where_it_is_wanted_and_never_where_it_is_not() {
     leads(&mut cluster, 3);
     cluster.node_mut(3).stop();
     leads(&mut cluster, 2);
+
+    // While they run it is said otherwise, of one that is away too; and taken back.
+    let said = |cluster: &Cluster, node: u64, priority: &str| {
+        let path = format!("/v1/nodes/{node}/priority");
+        cluster.node(2).client().post(&path, format!(r#"{{"priority":{priority}}}"#)).expect(200);
+    };
+    said(&cluster, 3, "50");
+    said(&cluster, 1, "120");
+    leads(&mut cluster, 1);
+    cluster.node_mut(3).start();
+    cluster.node_mut(3).wait_ready();
+    said(&cluster, 1, "null");
+    leads(&mut cluster, 2);
+    said(&cluster, 3, "null");
+    leads(&mut cluster, 3);
 }

@@ -221,7 +221,18 @@ pub struct NodeToAdd {
     pub learner: bool,
 }
 
-/// What an adapter asks for: nodes that come, then nodes that go.
+/// How much an adapter wants a node to lead.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodePriority {
+    /// The node.
+    pub node: NodeId,
+    /// As `--election-priority`; left out: what it was started with counts again.
+    #[serde(default)]
+    pub priority: Option<u8>,
+}
+
+/// What an adapter asks for: nodes that come, then nodes that go, how much nodes are to lead, and who leads then.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct NodeChanges {
@@ -229,12 +240,16 @@ pub struct NodeChanges {
     pub add: Vec<NodeToAdd>,
     /// Who goes.
     pub remove: Vec<NodeId>,
+    /// Who is to lead how much.
+    pub priorities: Vec<NodePriority>,
+    /// Who leads the adapter's group afterwards.
+    pub lead: Option<NodeId>,
     /// How long all of it may take, milliseconds.
     pub wait_ms: Option<u64>,
 }
 
 impl NodeChanges {
-    /// The changes, in the order in which they are carried out.
+    /// The changes of membership, in the order in which they are carried out.
     pub fn kinds(&self) -> Vec<ChangeKind> {
         let added = self.add.iter().map(|add| ChangeKind::NodeAdd { node: add.node, learner: add.learner });
         added.chain(self.remove.iter().map(|node| ChangeKind::NodeRemove { node: *node })).collect()

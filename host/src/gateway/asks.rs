@@ -11,6 +11,7 @@ use crate::group::state::Answer;
 use crate::peer::Transport;
 use crate::platform::Platform;
 use crate::service::ErrorCode;
+use crate::service::MemberView;
 use crate::service::ServiceError;
 
 impl<P: Platform, T: Transport> Shared<P, T> {
@@ -46,7 +47,33 @@ impl<P: Platform, T: Transport> Shared<P, T> {
         let changes = serde_json::from_str(wish)
             .map_err(|error| ServiceError::new(ErrorCode::BadRequest, format!("change: {error}")))?;
         let roster = changer(changes).await?;
-        Ok(serde_json::json!({ "done": true, "members": roster.views() }))
+        Ok(serde_json::json!({ "done": true, "leader": roster.leader, "members": self.members(&roster.views()) }))
+    }
+
+    /// Members, with how much each is to lead.
+    fn members(&self, members: &[MemberView]) -> serde_json::Value {
+        let member = |member: &MemberView| {
+            let mut told = serde_json::json!(member);
+            if let Some(told) = told.as_object_mut() {
+                told.insert("priority".to_owned(), self.options.group.priority_of(member.id).into());
+            }
+            told
+        };
+        members.iter().map(member).collect()
+    }
+
+    /// What the operator has set, as far as it may interest who watches over a listener.
+    fn settings(&self) -> serde_json::Value {
+        let (clients, log) = (&self.options.clients, self.options.log.options());
+        let mut settings = self.options.group.settings();
+        if let Some(settings) = settings.as_object_mut() {
+            let request_timeout_ms = u64::try_from(clients.request_timeout.as_millis()).unwrap_or(u64::MAX);
+            settings.insert("request_timeout_ms".to_owned(), request_timeout_ms.into());
+            settings.insert("connections_max".to_owned(), clients.connections_max.into());
+            settings.insert("log_segment_bytes".to_owned(), log.segment_bytes.into());
+            settings.insert("log_cache_bytes".to_owned(), log.cache_bytes.into());
+        }
+        settings
     }
 
     async fn status(&self) -> serde_json::Value {
@@ -74,7 +101,8 @@ impl<P: Platform, T: Transport> Shared<P, T> {
             "snapshot_bytes": group.snapshot_bytes(),
             "log_bytes": self.options.log.stats().live_bytes,
             "data_dir": self.options.data_dir.display().to_string(),
-            "members": standing.members,
+            "members": self.members(&standing.members),
+            "settings": self.settings(),
             "sessions": sessions,
             "timers": timers,
             "held_sessions": self.sessions.load(Ordering::Relaxed),

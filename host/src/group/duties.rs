@@ -13,7 +13,7 @@ use openraft::async_runtime::AsyncRuntime;
 use super::*;
 
 /// The longest the duties sleep; the snapshot policy is looked at this often.
-const IDLE: Duration = Duration::from_millis(500);
+pub(super) const IDLE: Duration = Duration::from_millis(500);
 /// The shortest, so that a crowd of deadlines costs one round.
 const BUSY: Duration = Duration::from_millis(20);
 /// After a snapshot that could not be written.

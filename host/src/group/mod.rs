@@ -208,6 +208,8 @@ pub struct Group<P: Platform, T: Transport> {
     taking: tokio::sync::RwLock<()>,
 }
 
+/// Entries that go to a follower at once.
+const APPEND_ENTRIES_MAX: u64 = 1024;
 /// Proposals a node may have under way in one group.
 const PROPOSALS_MAX: usize = 16 << 10;
 
@@ -283,7 +285,7 @@ impl<P: Platform, T: Transport> Group<P, T> {
             quorum_loss_probe_interval: Some(timing.election_timeout_ms.saturating_mul(4)),
             // Followers are sent entries as soon as they are in memory here, beside this node's own sync.
             broadcast_submitted_on_append: Some(true),
-            max_payload_entries: 1024,
+            max_payload_entries: APPEND_ENTRIES_MAX,
             snapshot_policy: openraft::SnapshotPolicy::Never,
             max_in_snapshot_log_to_keep: timing.log_entries_kept,
             purge_batch_size: timing.log_entries_kept.clamp(1, 256),
@@ -391,6 +393,24 @@ impl<P: Platform, T: Transport> Group<P, T> {
     /// This node.
     pub fn node(&self) -> NodeId {
         self.node
+    }
+
+    /// What an operator has set of it, and what is built in, for those who watch over it: JSON. Times in milliseconds.
+    pub fn settings(&self) -> serde_json::Value {
+        let timing = &self.timing;
+        serde_json::json!({
+            "heartbeat_ms": timing.heartbeat_ms,
+            "election_timeout_ms": timing.election_timeout_ms,
+            "snapshot_entries": timing.snapshot_entries,
+            "snapshot_bytes": timing.snapshot_bytes,
+            "snapshots_kept": self.store.kept(),
+            "log_entries_kept": timing.log_entries_kept,
+            "append_entries_max": APPEND_ENTRIES_MAX,
+            "commands_batch_max": propose::BATCH_PROPOSALS,
+            "commands_waiting_max": PROPOSALS_MAX,
+            "session_check_ms": u64::try_from(duties::IDLE.as_millis()).unwrap_or(u64::MAX),
+            "transfer_part_bytes": self.transfers.part_bytes(),
+        })
     }
 
     /// The applied index.
@@ -580,7 +600,7 @@ impl<P: Platform, T: Transport> Group<P, T> {
         let leader = match self.leader() {
             Some(leader) if leader == self.node => return Ok(()),
             _ if self.never_leads() => {
-                let detail = format!("node {} is not to lead (--election-priority 0)", self.node);
+                let detail = format!("node {} is not to lead (--election-priority 0, or `node priority`)", self.node);
                 return Err(self.error(ErrorCode::Unavailable, detail));
             }
             Some(leader) => leader,

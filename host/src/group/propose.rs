@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use super::*;
 
 /// Proposals that go to the leader in one message.
-const BATCH_PROPOSALS: usize = 512;
+pub(super) const BATCH_PROPOSALS: usize = 512;
 
 /// What became of a batch: places of the refused ones, places of those nobody knows about.
 #[derive(Debug, Default)]

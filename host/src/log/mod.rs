@@ -244,6 +244,11 @@ impl NodeLog {
         }
     }
 
+    /// What it was opened with.
+    pub fn options(&self) -> &LogOptions {
+        &self.shared.options
+    }
+
     /// The error at which the log stopped, if it did.
     pub fn stopped(&self) -> Option<LogError> {
         self.shared.lock().stopped.clone()

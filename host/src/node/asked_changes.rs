@@ -12,6 +12,7 @@ use openraft::async_runtime::AsyncRuntime;
 
 use super::Node;
 use crate::gateway::MemberChanger;
+use crate::group::priority::PRIORITY_NEVER;
 use crate::membership::ChangeKind;
 use crate::membership::ChangeState;
 use crate::membership::NodeChanges;
@@ -27,6 +28,7 @@ use crate::service::ServiceResult;
 use crate::types::CATALOG;
 use crate::types::CATALOG_NAME;
 use crate::types::GroupId;
+use crate::types::NodeId;
 
 /// How long the changes may take when the adapter does not say.
 const WAIT_MS: u64 = 60_000;
@@ -60,11 +62,38 @@ impl<P: Platform, T: Transport> Node<P, T> {
         for kind in changes.kinds() {
             self.carry_out(kind, until).await?;
         }
+        for wanted in &changes.priorities {
+            self.set_priority(wanted.node, wanted.priority).await?;
+        }
+        if let Some(to) = changes.lead {
+            self.have_lead(group, to, until).await?;
+        }
         // A removed leader of the group has handed over a moment ago.
         loop {
             match self.leaders_roster(group).await {
                 Ok(roster) => return Ok(roster),
                 Err(why) if InstantOf::<P>::now() >= until => return Err(unavailable(why)),
+                Err(_) => P::Runtime::sleep(PAUSE).await,
+            }
+        }
+    }
+
+    /// Has a node lead the group: asked again until it does, for a leader may be lost and who is to lead may lag.
+    async fn have_lead(&self, group: GroupId, to: NodeId, until: InstantOf<P>) -> ServiceResult<()> {
+        let Some(name) = self.group_by_id(group).map(|group| group.name().to_owned()) else {
+            return Err(ServiceError::new(ErrorCode::GroupNotFound, format!("group {group} does not run here")));
+        };
+        if self.0.common.priorities.of(to) == Some(PRIORITY_NEVER) {
+            let detail = format!("node {to} has priority {PRIORITY_NEVER}: it is not to lead");
+            return Err(ServiceError::new(ErrorCode::BadRequest, detail));
+        }
+        loop {
+            match self.transfer_leader(name.clone(), Some(to)).await {
+                Ok(_) => return Ok(()),
+                Err(error) if error.code == ErrorCode::MemberNotFound || InstantOf::<P>::now() >= until => {
+                    return Err(error);
+                }
+                Err(error) if self.is_stopping() => return Err(error),
                 Err(_) => P::Runtime::sleep(PAUSE).await,
             }
         }
@@ -115,11 +144,17 @@ impl<P: Platform, T: Transport> Node<P, T> {
 
 type InstantOf<P> = <<P as Platform>::Runtime as AsyncRuntime>::Instant;
 
-/// Whether all of them together can be: the nodes are known, a voter stays, and none becomes a learner.
+/// Whether all of them together can be: the nodes are known, a voter stays, and none becomes a learner. What is said of a node
+/// that goes is for nobody.
 fn check(changes: &NodeChanges, nodes: &Roster) -> ServiceResult<()> {
-    let mut named = changes.add.iter().map(|add| add.node).chain(changes.remove.iter().copied());
+    let named = changes.add.iter().map(|add| add.node).chain(changes.remove.iter().copied());
+    let mut named = named.chain(changes.priorities.iter().map(|wanted| wanted.node)).chain(changes.lead);
     if let Some(unknown) = named.find(|node| !nodes.members.contains_key(node)) {
         return Err(no_node(unknown));
+    }
+    let mut later = changes.priorities.iter().map(|wanted| wanted.node).chain(changes.lead);
+    if let Some(gone) = later.find(|node| changes.remove.contains(node)) {
+        return Err(ServiceError::new(ErrorCode::BadRequest, format!("node {gone} is to go")));
     }
     let mut voters = nodes.voters();
     if let Some(add) = changes.add.iter().find(|add| add.learner && voters.contains(&add.node)) {
@@ -157,5 +192,10 @@ mod tests {
         assert_eq!(checked(r#"{"remove":[1,2]}"#), Err(ErrorCode::LastVoter));
         assert_eq!(checked(r#"{"add":[{"node":3,"learner":true}],"remove":[2,1]}"#), Err(ErrorCode::LastVoter));
         assert_eq!(checked(r#"{"add":[{"node":2,"learner":true}]}"#), Err(ErrorCode::BadRequest));
+        assert_eq!(checked(r#"{"priorities":[{"node":2,"priority":0},{"node":3}],"lead":1}"#), Ok(()));
+        assert_eq!(checked(r#"{"priorities":[{"node":4,"priority":9}]}"#), Err(ErrorCode::NodeNotFound));
+        assert_eq!(checked(r#"{"lead":4}"#), Err(ErrorCode::NodeNotFound));
+        assert_eq!(checked(r#"{"lead":2,"remove":[2]}"#), Err(ErrorCode::BadRequest));
+        assert!(serde_json::from_str::<NodeChanges>(r#"{"priorities":[{"node":4,"priority":256}]}"#).is_err());
     }
 }

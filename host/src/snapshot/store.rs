@@ -279,6 +279,11 @@ impl SnapshotStore {
         Ok(writer)
     }
 
+    /// How many complete files stay.
+    pub fn kept(&self) -> usize {
+        self.keep
+    }
+
     /// Gives a verified, synced file its name, syncs the directory, and removes files beyond `keep`.
     pub(super) fn publish(&self, from: &Path, head: &Head) -> Result<PathBuf, SnapshotError> {
         let target = self.directory.join(Self::name_of(head));

@@ -50,8 +50,20 @@ const SCHEMES: [(&str, &str); 8] = [
     ("super", ""),
     ("", ""),
 ];
-const WORDS: [&str; 12] =
-    ["ruok", "mntr", "srvr", "stat", "cons", "dump", "wchs", "wchc", "wchp", "conf", "crst", "isro"];
+const WORDS: [&str; 13] =
+    ["ruok", "mntr", "srvr", "stat", "cons", "dump", "wchs", "wchc", "wchp", "conf", "crst", "isro", "rcfg"];
+/// What stands behind `rcfg`.
+const PLANS: [&str; 6] = [
+    r#"{"actions":[]}"#,
+    r#"{"actions":[{"remove_members":[2,3],"retry":3}],"max_action_wait_time_ms":5000,"max_total_wait_time_ms":30000}"#,
+    r#"{"actions":[{"transfer_leadership":[1,2]},{"set_priority":[{"id":2,"priority":9}]}],"max_total_wait_time_ms":9000}"#,
+    r#"{"preconditions":{"leaders":[1],"members":[1,2]},"actions":[{"add_members":[{"id":4}]}],"max_total_wait_time_ms":1}"#,
+    r#"{"actions":[{"remove_members":[1]}]}"#,
+    "[",
+];
+/// What the host says of members, as their leader sees them.
+const MEMBERS: &str =
+    r#"{"leader":1,"members":[{"id":1,"address":"a:1","role":"voter"},{"id":2,"address":"b:1","role":"voter"}]}"#;
 
 /// The bytes, as choices.
 struct Choices<'a>(&'a [u8]);
@@ -199,7 +211,12 @@ pub fn adapter(bytes: &[u8]) {
         r#"{"four_letter_words":"*","jute_maxbuffer":1024,"tick_time_ms":1000,"read_only_mode":true,"audit":true}"#,
     ]);
     let settings = format!(r#"{{"params":{params},"listen":{listen},"node":1}}"#);
-    let desk = Desk::new(NODES, params, &settings);
+    let mut desk = Desk::new(NODES, params, &settings);
+    let mut changes = 0;
+    desk.change_by(move |_| {
+        changes += 1;
+        if changes % 3 == 0 { Err(("timeout", "for once")) } else { Ok(MEMBERS.to_owned()) }
+    });
     let mut play = Play { choices, desk, peers: Vec::new() };
     for _ in 0..DEEDS_MAX {
         if play.choices.0.is_empty() {
@@ -215,8 +232,14 @@ impl Play<'_> {
         match self.choices.below(32) {
             0..=3 => self.connect(),
             4 => {
-                let word = self.choices.one_of(&WORDS).as_bytes();
-                self.dial("10.1.2.3:50000", word);
+                let word = self.choices.one_of(&WORDS);
+                let mut bytes = word.as_bytes().to_vec();
+                if word == "rcfg" {
+                    let plan = self.choices.one_of(&PLANS);
+                    let length = if self.choices.one_in(8) { self.choices.number() } else { plan.len() as i32 };
+                    Writer::new(&mut bytes).i32(length).raw(plan.as_bytes());
+                }
+                self.dial("10.1.2.3:50000", &bytes);
             }
             5 => {
                 let bytes = self.choices.bytes(100);

@@ -5,7 +5,7 @@
 //! * [`tree`], [`acl`], [`path`], [`quota`]: the state, which knows no requests;
 //! * [`ops`]: requests, checked in ZooKeeper's order, one kind a file;
 //! * [`adapter`]: ZooKeeper's client protocol;
-//! * [`reconfig`]: what a client wants the members to be; [`keeper`]: what ClickHouse adds; [`params`]: what a group is made with;
+//! * [`reconfig`], [`plan`]: what clients want the members to be; [`keeper`]: what ClickHouse adds; [`params`]: what a group is made with;
 //! * [`snapshot`]: the state as bytes; `fuzz`: clients that mean no good, for tests;
 //! * this file: all of it as a state machine, with the timers.
 
@@ -19,6 +19,7 @@ pub mod keeper;
 pub mod ops;
 pub mod params;
 pub mod path;
+pub mod plan;
 pub mod quota;
 pub mod reconfig;
 pub mod snapshot;

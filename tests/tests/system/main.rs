@@ -15,6 +15,7 @@ mod formats;
 mod gateway;
 mod keeper;
 mod keeper_bench;
+mod keeper_rcfg;
 mod keeper_reconfig;
 mod keeper_sessions;
 mod membership;

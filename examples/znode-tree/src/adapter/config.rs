@@ -28,11 +28,12 @@ pub fn zookeeper(facts: &Facts) -> String {
     text
 }
 
-/// The members as ClickHouse Keeper writes them, for `/keeper/config`: all have the same priority here.
+/// The members as ClickHouse Keeper writes them, for `/keeper/config`.
 pub fn clickhouse(facts: &Facts) -> String {
     let line = |member: &Member| {
         let role = if member.votes() { "participant" } else { "learner" };
-        format!("server.{}={};{role};1", member.id, member.address)
+        let priority = member.priority.unwrap_or(1);
+        format!("server.{}={};{role};{priority}", member.id, member.address)
     };
     facts.members.iter().map(line).collect::<Vec<_>>().join("\n")
 }
@@ -54,11 +55,11 @@ mod tests {
     fn members_are_written_as_clients_read_them() {
         let facts = Facts::parse(
             br#"{"members":[{"id":1,"address":"10.0.0.1:7001","role":"voter","client_address":"10.0.0.1:2181"},
-                {"id":4,"address":"[::1]:7004","role":"learner"}]}"#,
+                {"id":4,"address":"[::1]:7004","role":"learner","priority":50}]}"#,
         )
         .unwrap();
         let expected = "server.1=10.0.0.1:7001:7001:participant;10.0.0.1:2181\nserver.4=[::1]:7004:7004:observer\n";
         assert_eq!(zookeeper(&facts), expected);
-        assert_eq!(clickhouse(&facts), "server.1=10.0.0.1:7001;participant;1\nserver.4=[::1]:7004;learner;1");
+        assert_eq!(clickhouse(&facts), "server.1=10.0.0.1:7001;participant;1\nserver.4=[::1]:7004;learner;50");
     }
 }

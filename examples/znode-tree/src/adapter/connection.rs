@@ -236,10 +236,11 @@ impl Connection {
             return Taken::Nothing;
         }
         let Some((head, rest)) = bytes.split_first_chunk::<4>() else { return Taken::Nothing };
-        if matches!(self.phase, Phase::New) && words::is_known(*head) {
+        if matches!(self.phase, Phase::New) && words::is_known(shared, *head) {
+            let Some(argument) = words::argument(shared, *head, rest) else { return Taken::Nothing };
             self.count_received(shared);
             self.phase = Phase::Word;
-            words::start(self.id, *head, shared, io);
+            words::start(self.id, *head, argument, shared, io);
             return Taken::Bytes(4);
         }
         let Ok(length) = usize::try_from(i32::from_be_bytes(*head)) else { return Taken::Garbage };

@@ -3,7 +3,7 @@
 //! * `connection`: one client: frames, handshake, session; `requests`: its requests in order;
 //! * `watching` and `watches`: who hears of what;
 //! * `long`: answers that come in pieces; `outlet`: how much may be sent at once;
-//! * `words`: four-letter words; `config`: `/zookeeper/config`; `reconfig`: other members;
+//! * `words`: four-letter words; `config`: `/zookeeper/config`; `reconfig`, `rcfg`: other members;
 //! * `audit`: who changed what, for the log;
 //! * `auth`, `handshake`, `compression`, `settings`, `stats`, `pending`: as they are called;
 //! * this file: the listener as a whole, which gives what happens to whom it concerns.
@@ -25,6 +25,7 @@ mod handshake;
 mod long;
 mod outlet;
 mod pending;
+mod rcfg;
 mod reconfig;
 mod requests;
 mod settings;
@@ -82,6 +83,8 @@ enum Purpose {
     Piece { round: u64, place: usize },
     /// A four-letter word.
     Word { connection: ConnectionId, part: words::Part },
+    /// A connection's plan.
+    Rcfg { connection: ConnectionId },
     /// The members, for `/zookeeper/config`.
     Members,
     /// That was written.
@@ -102,6 +105,8 @@ struct Shared {
     words: words::Words,
     /// A word may have all it needs.
     words_ready: bool,
+    /// The plan that is carried out.
+    rcfg: Option<rcfg::Running>,
     /// Requests that are not answered, of all connections.
     outstanding: u64,
     /// Bytes that are kept of all clients: parts of frames, requests that wait for their turn.
@@ -166,6 +171,7 @@ impl Adapter for ZooKeeper {
             stats: ServerStats::default(),
             words: words::Words::default(),
             words_ready: false,
+            rcfg: None,
             outstanding: 0,
             kept_bytes: 0,
             told: io.applied(),
@@ -215,6 +221,7 @@ impl Adapter for ZooKeeper {
             Input::Timer { id: _ } => self.tick(io),
             Input::Told { token, outcome } => match shared.pending.take(token) {
                 Some(Purpose::Word { connection, part }) => words::gathered(shared, connection, part, &outcome),
+                Some(Purpose::Rcfg { connection }) => rcfg::told(shared, io, connection, &outcome),
                 Some(Purpose::Members) => self.members(io, &outcome),
                 Some(Purpose::Request { connection, slot }) => {
                     if let Some(connection) = self.connections.get_mut(&connection) {
@@ -250,6 +257,7 @@ pub struct Kept {
     watches: watches::Summary,
     pending: usize,
     words: usize,
+    has_plan: bool,
     long: usize,
     outstanding: u64,
     bytes: usize,
@@ -264,6 +272,7 @@ impl ZooKeeper {
             watches: self.shared.watches.summary(false),
             pending: self.shared.pending.len(),
             words: self.shared.words.len(),
+            has_plan: self.shared.rcfg.is_some(),
             long: self.shared.long.len(),
             outstanding: self.shared.outstanding,
             bytes: self.shared.kept_bytes,
@@ -275,6 +284,7 @@ impl ZooKeeper {
         connection.give_up(&mut self.shared);
         self.shared.watches.forget(id);
         self.shared.words.forget(id);
+        rcfg::forget(&mut self.shared, id);
         if let Some(session) = connection.session {
             self.let_go(session.id, id);
         }
@@ -308,6 +318,7 @@ impl ZooKeeper {
             Some(Purpose::Word { connection, part }) => {
                 words::gathered(&mut self.shared, connection, part, outcome);
             }
+            Some(Purpose::Rcfg { connection }) => rcfg::told(&mut self.shared, io, connection, outcome),
             Some(Purpose::LoneConfig) => match *outcome {
                 Outcome::Ok(reply) => {
                     let before = call::split_reply(reply).and_then(|(_, body)| Reader::new(body).buffer());
@@ -417,6 +428,7 @@ impl ZooKeeper {
                 }
             }
         }
+        rcfg::tick(&mut self.shared, io);
         let has_leader = io.has_leader();
         let is_over = |held: &&mut Connection| {
             let is_silent =

@@ -7,6 +7,7 @@ mod fuzz;
 mod handshakes;
 mod limits;
 mod order;
+mod rcfg;
 mod readonly;
 mod reconfig;
 mod sessions;

@@ -29,6 +29,7 @@ pub fn answer(word: &[u8; 4], view: &View<'_>) -> Option<String> {
             Some(_) => "Sent yield leadership request to leader.".to_owned(),
             None => "Failed to send yield leadership request to leader.".to_owned(),
         },
+        b"rcfg" if is_clickhouse => view.known.deed.clone().unwrap_or_default(),
         b"rclc" | b"clrs" => "ok".to_owned(),
         b"lgif" => lgif(view),
         // What they switch is not there: no recovery mode, no jemalloc, no profile events.

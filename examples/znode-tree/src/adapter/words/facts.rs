@@ -45,6 +45,8 @@ pub struct Member {
     pub client_address: Option<String>,
     /// How far its log is known to agree with the leader's, at the leader.
     pub matched: Option<u64>,
+    /// How much it is to lead.
+    pub priority: Option<u64>,
 }
 
 impl Member {

@@ -18,6 +18,7 @@ use super::Purpose;
 use super::Shared;
 use super::connection::Connection;
 use super::connection::Phase;
+use super::rcfg;
 use crate::call::call_head;
 use crate::call::own;
 use crate::call::split_reply;
@@ -33,9 +34,25 @@ const WORDS: &[&[u8; 4]] = &[
 /// Instead of a text that is more than what can be handed to the host at once.
 const TOO_LONG: &str = "The answer is too long to be sent.\n";
 
+/// The word that something follows: a plan's length, and the plan. ClickHouse Keeper's alone.
+const PLAN: &[u8; 4] = b"rcfg";
+
 /// Whether a connection's first four bytes are a word. As the length of a frame each would be absurd.
-pub fn is_known(first: [u8; 4]) -> bool {
-    WORDS.contains(&&first)
+pub fn is_known(shared: &Shared, first: [u8; 4]) -> bool {
+    WORDS.contains(&&first) || first == *PLAN && shared.settings.is_clickhouse()
+}
+
+/// What stands behind a word and belongs to it, if anything does: all of it, or why not; `None` while more of it is to come.
+pub fn argument<'a>(shared: &Shared, word: [u8; 4], behind: &'a [u8]) -> Option<Result<&'a [u8], String>> {
+    if word != *PLAN || !allows(shared, word) {
+        return Some(Ok(&[]));
+    }
+    let (length, rest) = behind.split_first_chunk::<4>()?;
+    let length = u32::from_be_bytes(*length);
+    match usize::try_from(length) {
+        Ok(length) if length <= rcfg::PLAN_BYTES_MAX => rest.get(..length).map(Ok),
+        _ => Some(Err(format!("Reconfigure command has {length} bytes; {} are the most", rcfg::PLAN_BYTES_MAX))),
+    }
 }
 
 /// What a word needs to know from elsewhere.
@@ -49,6 +66,8 @@ pub enum Part {
     Ephemerals,
     /// The host was asked to do something.
     Deed,
+    /// A plan is carried out.
+    Plan,
 }
 
 impl Part {
@@ -59,6 +78,7 @@ impl Part {
             b"conf" | b"lgif" | b"dirs" | b"envi" | b"isro" => &[Self::Status],
             b"dump" => &[Self::Ephemerals],
             b"csnp" | b"rqld" | b"ydld" => &[Self::Deed],
+            PLAN => &[Self::Plan],
             _ => &[],
         }
     }
@@ -94,13 +114,25 @@ pub struct Known {
     pub counts: TreeCounts,
     /// Ephemeral nodes by session.
     pub ephemerals: BTreeMap<u64, Vec<String>>,
-    /// What the host did, if it did.
+    /// What the host did, if it did; what became of a plan.
     pub deed: Option<String>,
 }
 
 /// A word came: asks for what it needs. [`step`] answers it.
-pub fn start(connection: ConnectionId, word: [u8; 4], shared: &mut Shared, io: &mut Io<'_>) {
+pub fn start(
+    connection: ConnectionId,
+    word: [u8; 4],
+    argument: Result<&[u8], String>,
+    shared: &mut Shared,
+    io: &mut Io<'_>,
+) {
     let parts = if allows(shared, word) { Part::of(&word) } else { &[] };
+    let gathering = Gathering { word, missing: parts.len(), known: Known::default() };
+    shared.words.0.insert(connection, gathering);
+    shared.words_ready |= parts.is_empty();
+    if parts == [Part::Plan] {
+        return rcfg::start(shared, io, connection, argument);
+    }
     for part in parts {
         let token = shared.pending.keep(Purpose::Word { connection, part: *part });
         let operation = match part {
@@ -122,14 +154,17 @@ pub fn start(connection: ConnectionId, word: [u8; 4], shared: &mut Shared, io: &
             }
             Part::Counts => own::STATUS,
             Part::Ephemerals => own::EPHEMERALS,
+            Part::Plan => continue,
         };
         shared.frame.clear();
         call_head(operation, std::iter::empty(), &mut shared.frame);
         io.query(token, Consistency::Local, None, &shared.frame);
     }
-    let gathering = Gathering { word, missing: parts.len(), known: Known::default() };
-    shared.words.0.insert(connection, gathering);
-    shared.words_ready |= parts.is_empty();
+}
+
+/// A plan came to this.
+pub fn planned(shared: &mut Shared, connection: ConnectionId, text: String) {
+    gathered(shared, connection, Part::Plan, &Outcome::Ok(text.as_bytes()));
 }
 
 fn allows(shared: &Shared, word: [u8; 4]) -> bool {
@@ -145,7 +180,7 @@ pub fn gathered(shared: &mut Shared, connection: ConnectionId, part: Part, outco
     let Outcome::Ok(bytes) = *outcome else { return };
     match part {
         Part::Status => gathering.known.facts = Facts::parse(bytes).unwrap_or_default(),
-        Part::Deed => gathering.known.deed = Some(String::from_utf8_lossy(bytes).into_owned()),
+        Part::Deed | Part::Plan => gathering.known.deed = Some(String::from_utf8_lossy(bytes).into_owned()),
         Part::Counts | Part::Ephemerals => {
             let Ok((0, body)) = split_reply(bytes) else { return };
             let mut reader = Reader::new(body);

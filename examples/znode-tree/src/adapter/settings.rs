@@ -124,6 +124,8 @@ pub struct Settings {
     pub audit: bool,
     /// The port that `conf` shows; 0 when it is not known.
     pub client_port: u64,
+    /// How often containers and nodes with a TTL are looked through.
+    pub container_check_interval_ms: u64,
     /// What zxids are counted from.
     pub zxid_base: i64,
     /// ClickHouse's feature flags that were switched.
@@ -169,6 +171,7 @@ impl Settings {
             read_only_mode: listen.read_only_mode.unwrap_or(false) && !is_clickhouse,
             audit: listen.audit.unwrap_or(false),
             client_port: listen.client_port.or(port).unwrap_or(0),
+            container_check_interval_ms: params.container_check_interval_ms,
             zxid_base: params.zxid_base,
             feature_flags: params.feature_flags,
         })

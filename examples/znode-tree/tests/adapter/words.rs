@@ -5,6 +5,10 @@ use crate::world::create;
 use crate::world::path_watch;
 
 const STATUS: &str = r#"{"node":1,"role":"leader","term":3,"leader":1,"applied":9,"commit":9,"last":9,"snapshot":null,
+    "data_dir":"/data","settings":{"heartbeat_ms":200,"election_timeout_ms":1000,"snapshot_entries":100000,"snapshots_kept":2,
+    "log_entries_kept":10000,"log_segment_bytes":67108864,"log_cache_bytes":16777216,"append_entries_max":1024,
+    "commands_batch_max":512,"commands_waiting_max":16384,"session_check_ms":500,"request_timeout_ms":5000,
+    "transfer_part_bytes":1048576},
     "sessions":2,"uptime_s":60,"version":"0.1.0","members":[
     {"id":1,"address":"10.0.0.1:7001","role":"voter","matched":9},
     {"id":2,"address":"10.0.0.2:7001","role":"voter","matched":9},
@@ -322,4 +326,31 @@ fn clickhouse_mode_answers_in_its_own_words() {
     assert_eq!(world.word(0, "isro"), "ro", "a learner does not vote");
     world.desk.lead(None);
     assert_eq!(world.word(0, "mntr"), "This instance is not currently serving requests");
+}
+
+#[test]
+fn clickhouses_conf_has_its_names_in_its_order_with_the_values_that_hold() {
+    let mut world = clickhouse();
+    let conf = world.word(0, "conf");
+    let allowed = "jmst,jmfp,jmep,jmdp,conf,cons,crst,envi,ruok,srst,srvr,stat,wchs,dirs,mntr,isro,rcvr,apiv,csnp,lgif,rqld,\
+        rclc,clrs,ftfl,ydld,pfev";
+    let expected = format!(
+        "server_id=1\nenable_ipv6=true\ntcp_port=0\nfour_letter_word_allow_list={allowed}\n\
+         min_session_timeout_ms=10000\nsession_timeout_ms=100000\noperation_timeout_ms=5000\n\
+         dead_session_check_period_ms=500\nttl_gc_period_ms=60000\ncontainer_gc_period_ms=60000\n\
+         heart_beat_interval_ms=200\nelection_timeout_lower_bound_ms=1000\nelection_timeout_upper_bound_ms=1500\n\
+         leadership_expiry_ms=1200\nreserved_log_items=10000\nsnapshot_distance=100000\nsnapshots_to_keep=2\n\
+         max_request_queue_size=16384\nmax_requests_batch_size=512\nmax_request_size=1048575\n\
+         max_requests_append_size=1024\nmax_log_file_size=67108864\nlatest_logs_cache_size_threshold=16777216\n\
+         snapshot_transfer_chunk_size=1048576\nauto_forwarding=true\nquorum_reads=false\nforce_sync=true\n\
+         compress_logs=false\ncompress_snapshots_with_zstd_format=false\nasync_replication=true\nuse_xid_64=true\n\
+         check_node_acl_on_remove=false\nlog_storage_path=/data/log\nlog_storage_disk=LocalLogDisk\n\
+         snapshot_storage_path=/data/groups\nsnapshot_storage_disk=LocalSnapshotDisk\n"
+    );
+    assert_eq!(conf, expected);
+    // An older host says less, and nothing is made up.
+    world.desk.tell("status", r#"{"node":1,"role":"leader"}"#);
+    let conf = world.word(0, "conf");
+    assert!(conf.contains("session_timeout_ms=100000\n") && !conf.contains("heart_beat"), "{conf}");
+    assert!(conf.lines().all(|line| line.matches('=').count() == 1), "{conf}");
 }

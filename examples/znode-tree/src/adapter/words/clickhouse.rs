@@ -194,15 +194,63 @@ fn dump(view: &View<'_>) -> String {
     text
 }
 
+/// What is a setting of ClickHouse Keeper and has a meaning here, under its name and in its order, with the value that holds. What
+/// has none (its threads, its caches, its own Raft's limits) is left out: whoever reads it shall not take it for set.
 fn conf(view: &View<'_>) -> String {
-    let settings = &view.shared.settings;
-    let mut text = format!("server_id={}\nenable_ipv6=true\ntcp_port={}\n", settings.node, settings.client_port);
-    let _ = writeln!(text, "four_letter_word_allow_list={}", settings.words.text());
-    let _ = writeln!(text, "max_requests_batch_size=100\nmin_session_timeout_ms={}", settings.min_session_timeout_ms);
-    let _ = writeln!(text, "session_timeout_ms={}", settings.max_session_timeout_ms);
-    let _ = writeln!(text, "quorum_reads={}\nforce_sync=true", settings.quorum_reads);
-    if let Some(data_dir) = &view.known.facts.data_dir {
-        let _ = writeln!(text, "log_storage_path={data_dir}\nsnapshot_storage_path={data_dir}");
+    let (settings, facts) = (&view.shared.settings, &view.known.facts);
+    let host = &facts.settings;
+    let mut text = String::new();
+    let mut say = |key: &str, value: &dyn Display| {
+        let _ = writeln!(text, "{key}={value}");
+    };
+    say("server_id", &settings.node);
+    say("enable_ipv6", &true);
+    say("tcp_port", &settings.client_port);
+    say("four_letter_word_allow_list", &settings.words.text());
+    let longest_election_ms = host.election_timeout_ms.map(|shortest_ms| shortest_ms.saturating_add(shortest_ms / 2));
+    let leadership_ms = host.election_timeout_ms.zip(host.heartbeat_ms).map(|(one, other)| one.saturating_add(other));
+    let numbers = [
+        ("min_session_timeout_ms", Some(settings.min_session_timeout_ms)),
+        ("session_timeout_ms", Some(settings.max_session_timeout_ms)),
+        ("operation_timeout_ms", host.request_timeout_ms),
+        ("dead_session_check_period_ms", host.session_check_ms),
+        ("ttl_gc_period_ms", Some(settings.container_check_interval_ms)),
+        ("container_gc_period_ms", Some(settings.container_check_interval_ms)),
+        ("heart_beat_interval_ms", host.heartbeat_ms),
+        ("election_timeout_lower_bound_ms", host.election_timeout_ms),
+        ("election_timeout_upper_bound_ms", longest_election_ms),
+        ("leadership_expiry_ms", leadership_ms),
+        ("reserved_log_items", host.log_entries_kept),
+        ("snapshot_distance", host.snapshot_entries),
+        ("snapshots_to_keep", host.snapshots_kept),
+        ("max_request_queue_size", host.commands_waiting_max),
+        ("max_requests_batch_size", host.commands_batch_max),
+        ("max_request_size", Some(settings.jute_maxbuffer as u64)),
+        ("max_requests_append_size", host.append_entries_max),
+        ("max_log_file_size", host.log_segment_bytes),
+        ("latest_logs_cache_size_threshold", host.log_cache_bytes),
+        ("snapshot_transfer_chunk_size", host.transfer_part_bytes),
+    ];
+    for (key, value) in numbers.iter().filter_map(|(key, value)| Some((key, value.as_ref()?))) {
+        say(key, value);
+    }
+    for (key, value) in [
+        ("auto_forwarding", true),
+        ("quorum_reads", settings.quorum_reads),
+        ("force_sync", true),
+        ("compress_logs", false),
+        ("compress_snapshots_with_zstd_format", false),
+        ("async_replication", true),
+        ("use_xid_64", true),
+        ("check_node_acl_on_remove", false),
+    ] {
+        say(key, &value);
+    }
+    if let Some(data_dir) = &facts.data_dir {
+        say("log_storage_path", &format_args!("{data_dir}/log"));
+        say("log_storage_disk", &"LocalLogDisk");
+        say("snapshot_storage_path", &format_args!("{data_dir}/groups"));
+        say("snapshot_storage_disk", &"LocalSnapshotDisk");
     }
     text
 }

@@ -29,7 +29,27 @@ pub struct Facts {
     pub open_files: Option<u64>,
     pub max_files: Option<u64>,
     pub data_dir: Option<String>,
+    pub settings: HostSettings,
     pub host: Option<String>,
+}
+
+/// What the node's operator has set, and what is built into it. Times in milliseconds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct HostSettings {
+    pub heartbeat_ms: Option<u64>,
+    pub election_timeout_ms: Option<u64>,
+    pub snapshot_entries: Option<u64>,
+    pub snapshots_kept: Option<u64>,
+    pub log_entries_kept: Option<u64>,
+    pub log_segment_bytes: Option<u64>,
+    pub log_cache_bytes: Option<u64>,
+    pub append_entries_max: Option<u64>,
+    pub commands_batch_max: Option<u64>,
+    pub commands_waiting_max: Option<u64>,
+    pub session_check_ms: Option<u64>,
+    pub request_timeout_ms: Option<u64>,
+    pub transfer_part_bytes: Option<u64>,
 }
 
 /// A node of the group.

@@ -3,12 +3,20 @@
 //!
 //! A connection begins with a handshake in which both sides must agree on protocol version, cluster and who
 //! they are; a stranger is told why. Formats: `docs/formats.md`.
+//!
+//! Invariants:
+//! - What waits for a peer, or is being written to it, is bounded in bytes: a peer that hangs, while its kernel accepts, costs
+//!   no more, and who calls is told at once.
+//! - A connection that takes nothing for a while is given up. Of its calls those are lost whose frame was taken whole; the peer
+//!   cannot have seen the others.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Buf;
@@ -23,6 +31,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::CallError;
 use super::Handler;
@@ -38,21 +47,78 @@ use crate::types::NodeId;
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1000);
 /// After a failed attempt, calls fail at once for this long: a dead peer costs no pile of attempts.
 const COOL_DOWN: Duration = Duration::from_millis(50);
-/// Frames written in one go.
+/// Answers written in one go.
 const WRITE_FRAMES: usize = 256;
+/// Requests are gathered up to this many bytes to be written in one go.
+const WRITE_BYTES: usize = 1 << 20;
+/// What a call costs beside its request's bytes, about.
+const CALL_BYTES: usize = 256;
 
 type Reply = oneshot::Sender<Result<Bytes, CallError>>;
+
+/// How much is kept for a peer that takes nothing, and for how long.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    /// A call is refused while this much of its link waits to be taken, bytes: four groups' entries, as far as they are
+    /// pipelined, or the largest module.
+    held_bytes: usize,
+    /// A connection that takes no byte for so long is given up.
+    stalled: Duration,
+}
+
+const LIMITS: Limits = Limits { held_bytes: 64 << 20, stalled: Duration::from_secs(10) };
+
+impl Limits {
+    /// Files may go through a line that is slow enough to take a buffer's worth in that time; nobody is elected over one.
+    fn stalled(&self, lane: Lane) -> Duration {
+        match lane {
+            Lane::Consensus | Lane::Control => self.stalled,
+            Lane::Bulk | Lane::Join => self.stalled * 3,
+        }
+    }
+}
+
+/// A call's part of what its link holds, until its frame is taken or the call is given up.
+struct Place {
+    bytes: usize,
+    held: Arc<AtomicUsize>,
+}
+
+impl Place {
+    /// There is one while less than `limit` is held, also for a call that goes beyond it: a file is longer than what is left.
+    fn find(held: &Arc<AtomicUsize>, bytes: usize, limit: usize) -> Option<Self> {
+        let more = |held: usize| (held < limit).then(|| held.saturating_add(bytes));
+        held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
+        Some(Self { bytes, held: held.clone() })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.held.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
 
 struct Outgoing {
     request: Bytes,
     reply: Reply,
+    place: Option<Place>,
+}
+
+/// The way into the queue of a peer's lane.
+#[derive(Clone)]
+struct Link {
+    queue: mpsc::UnboundedSender<Outgoing>,
+    /// Bytes that wait or are being written.
+    held: Arc<AtomicUsize>,
 }
 
 struct Inner {
     node: NodeId,
     cluster: [u8; 16],
+    limits: Limits,
     addresses: Mutex<BTreeMap<NodeId, String>>,
-    links: Mutex<BTreeMap<(NodeId, Lane), mpsc::UnboundedSender<Outgoing>>>,
+    links: Mutex<BTreeMap<(NodeId, Lane), Link>>,
 }
 
 /// Calls other nodes over TCP.
@@ -62,22 +128,27 @@ pub struct TcpTransport(Arc<Inner>);
 impl TcpTransport {
     /// A transport of node `node` of `cluster` that knows `addresses`.
     pub fn new(node: NodeId, cluster: [u8; 16], addresses: BTreeMap<NodeId, String>) -> Self {
-        Self(Arc::new(Inner { node, cluster, addresses: Mutex::new(addresses), links: Mutex::default() }))
+        Self::limited(node, cluster, addresses, LIMITS)
     }
 
-    fn link(&self, to: NodeId, lane: Lane) -> mpsc::UnboundedSender<Outgoing> {
+    fn limited(node: NodeId, cluster: [u8; 16], addresses: BTreeMap<NodeId, String>, limits: Limits) -> Self {
+        let (addresses, links) = (Mutex::new(addresses), Mutex::default());
+        Self(Arc::new(Inner { node, cluster, limits, addresses, links }))
+    }
+
+    fn link(&self, to: NodeId, lane: Lane) -> Link {
         let mut links = self.0.links.lock().unwrap_or_else(PoisonError::into_inner);
         let link = links.entry((to, lane)).or_insert_with(|| {
             let (sender, queue) = mpsc::unbounded_channel();
             spawn(run_link(Arc::downgrade(&self.0), to, lane, queue));
-            sender
+            Link { queue: sender, held: Arc::default() }
         });
         link.clone()
     }
 }
 
 #[expect(clippy::disallowed_methods, reason = "this file is tokio's side of the transport; the simulator has its own")]
-fn spawn<F: Future<Output = ()> + Send + 'static>(future: F) -> JoinHandle<()> {
+fn spawn<F: Future<Output: Send> + Send + 'static>(future: F) -> JoinHandle<F::Output> {
     tokio::spawn(future)
 }
 
@@ -89,8 +160,13 @@ async fn pause(time: Duration) {
 impl Transport for TcpTransport {
     fn call(&self, to: NodeId, lane: Lane, request: Bytes) -> BoxFuture<'static, Result<Bytes, CallError>> {
         let (reply, answer) = oneshot::channel();
+        let (link, limit) = (self.link(to, lane), self.0.limits.held_bytes);
+        let Some(place) = Place::find(&link.held, request.len().saturating_add(CALL_BYTES), limit) else {
+            let reason = format!("it does not take what waits for it already, more than {limit} bytes");
+            return Box::pin(std::future::ready(Err(CallError::NotSent { node: to, reason })));
+        };
         let gone = CallError::NotSent { node: to, reason: "this node is stopping".to_string() };
-        if self.link(to, lane).send(Outgoing { request, reply }).is_err() {
+        if link.queue.send(Outgoing { request, reply, place: Some(place) }).is_err() {
             return Box::pin(std::future::ready(Err(gone)));
         }
         Box::pin(async move { answer.await.unwrap_or(Err(gone)) })
@@ -111,6 +187,7 @@ async fn run_link(inner: std::sync::Weak<Inner>, to: NodeId, lane: Lane, mut que
     let mut said = String::new();
     while let Some(first) = queue.recv().await {
         let Some(inner) = inner.upgrade() else { return };
+        let stalled = inner.limits.stalled(lane);
         let connected = tokio::time::timeout(CONNECT_TIMEOUT, connect(&inner, to, lane)).await;
         drop(inner);
         let connected =
@@ -119,8 +196,16 @@ async fn run_link(inner: std::sync::Weak<Inner>, to: NodeId, lane: Lane, mut que
             Ok(stream) => {
                 said.clear();
                 tracing::debug!(peer = to, ?lane, "connected");
-                serve_link(stream, to, first, &mut queue).await;
-                tracing::debug!(peer = to, ?lane, "disconnected");
+                match serve_link(stream, to, first, &mut queue, stalled).await {
+                    Ended::Broke => tracing::debug!(peer = to, ?lane, "disconnected"),
+                    Ended::Stalled => {
+                        let reason = format!("it took nothing for {stalled:?}");
+                        tracing::warn!(peer = to, ?lane, %reason, "connecting to the peer again");
+                        while let Ok(outgoing) = queue.try_recv() {
+                            refuse(outgoing, to, &reason);
+                        }
+                    }
+                }
             }
             Err(error) => {
                 let reason = error.to_string();
@@ -196,9 +281,10 @@ pub async fn ask_as_stranger(
     let stream = greet_at(address, node, cluster.unwrap_or_default()).await?;
     let (reply, answer) = oneshot::channel();
     let (_open, mut queue) = mpsc::unbounded_channel();
+    let first = Outgoing { request, reply, place: None };
     let answered = tokio::time::timeout(patience, async {
         tokio::select! {
-            () = serve_link(stream, 0, Outgoing { request, reply }, &mut queue) => Err("the connection broke".to_owned()),
+            _ = serve_link(stream, 0, first, &mut queue, patience) => Err("the connection broke".to_owned()),
             answer = answer => answer.map_err(|_| "the connection broke".to_owned()),
         }
     });
@@ -229,58 +315,126 @@ async fn greet(address: &str, hello: Hello) -> io::Result<TcpStream> {
     Err(io::Error::new(io::ErrorKind::PermissionDenied, words))
 }
 
-/// Sends and matches answers until the connection breaks.
-async fn serve_link(stream: TcpStream, to: NodeId, first: Outgoing, queue: &mut mpsc::UnboundedReceiver<Outgoing>) {
-    let (mut reader, mut writer) = stream.into_split();
-    let mut pending: BTreeMap<u64, Reply> = BTreeMap::new();
-    let mut next_id: u64 = 0;
-    let mut incoming = BytesMut::with_capacity(64 << 10);
-    let mut batch = vec![first];
-    let reason = 'connection: loop {
-        if !batch.is_empty() {
-            let mut out = BytesMut::new();
-            for outgoing in batch.drain(..) {
-                next_id += 1;
-                frame::encode(next_id, Kind::Request, &outgoing.request, &mut out);
-                pending.insert(next_id, outgoing.reply);
-            }
-            if let Err(error) = writer.write_all(&out).await {
-                break error.to_string();
+/// Why a connection is no more.
+enum Ended {
+    Broke,
+    /// The peer's machine took nothing for too long.
+    Stalled,
+}
+
+struct Pending {
+    reply: Reply,
+    /// Where its frame ends in what is written to the connection.
+    end: u64,
+}
+
+/// The calls of one connection.
+#[derive(Default)]
+struct Calls {
+    /// Those without an answer, by id.
+    pending: BTreeMap<u64, Pending>,
+    last_id: u64,
+    /// What is to be written.
+    out: BytesMut,
+    /// Of the calls in it.
+    places: Vec<Place>,
+    /// Bytes that were written.
+    written: u64,
+}
+
+impl Calls {
+    /// One more is to be written; none that nobody waits for any more.
+    fn put(&mut self, Outgoing { request, reply, place }: Outgoing) {
+        if reply.is_closed() {
+            return;
+        }
+        self.last_id += 1;
+        frame::encode(self.last_id, Kind::Request, &request, &mut self.out);
+        self.pending.insert(self.last_id, Pending { reply, end: self.written + self.out.len() as u64 });
+        self.places.extend(place);
+    }
+
+    fn wrote(&mut self, count: usize) {
+        self.written += count as u64;
+        if self.out.is_empty() {
+            // Not to be kept: the longest frame was a file.
+            self.out = BytesMut::new();
+            self.places.clear();
+        }
+    }
+
+    /// Hands out the answers that came.
+    fn answer(&mut self, incoming: &mut BytesMut, node: NodeId) -> Result<(), String> {
+        while let Some(Frame { id, kind, payload }) = frame::decode(incoming).map_err(|error| error.to_string())? {
+            let reason = || String::from_utf8_lossy(&payload).into_owned();
+            let answer = match kind {
+                Kind::Failure => Err(CallError::Refused { node, reason: reason() }),
+                Kind::Response => Ok(payload),
+                Kind::Request => return Err("the peer sent a request as an answer".to_string()),
+            };
+            if let Some(pending) = self.pending.remove(&id) {
+                let _gave_up = pending.reply.send(answer);
             }
         }
+        Ok(())
+    }
+
+    fn end(self, node: NodeId, reason: &str) {
+        for Pending { reply, end } in self.pending.into_values() {
+            let reason = reason.to_owned();
+            let seen = end <= self.written;
+            let error = if seen { CallError::Lost { node, reason } } else { CallError::NotSent { node, reason } };
+            let _gave_up = reply.send(Err(error));
+        }
+    }
+}
+
+/// Sends and matches answers until the connection breaks, or takes nothing for as long as `stalled`.
+async fn serve_link(
+    stream: TcpStream,
+    to: NodeId,
+    first: Outgoing,
+    queue: &mut mpsc::UnboundedReceiver<Outgoing>,
+    stalled: Duration,
+) -> Ended {
+    let (mut reader, mut writer) = stream.into_split();
+    let mut incoming = BytesMut::with_capacity(64 << 10);
+    let mut calls = Calls::default();
+    calls.put(first);
+    let mut taken_at = Instant::now();
+    let (ended, reason) = loop {
+        let writes = !calls.out.is_empty();
         tokio::select! {
             biased;
+            written = writer.write_buf(&mut calls.out), if writes => match written {
+                Ok(count) => {
+                    calls.wrote(count);
+                    taken_at = Instant::now();
+                }
+                Err(error) => break (Ended::Broke, error.to_string()),
+            },
             read = reader.read_buf(&mut incoming) => match read {
-                Ok(0) => break "the peer closed it".to_string(),
-                Err(error) => break error.to_string(),
-                Ok(_) => loop {
-                    match frame::decode(&mut incoming) {
-                        Ok(Some(Frame { id, kind, payload })) => {
-                            let answer = match kind {
-                                Kind::Response => Ok(payload),
-                                Kind::Failure => Err(CallError::Refused {
-                                    node: to,
-                                    reason: String::from_utf8_lossy(&payload).into_owned(),
-                                }),
-                                Kind::Request => break 'connection "the peer sent a request as an answer".to_string(),
-                            };
-                            if let Some(reply) = pending.remove(&id) {
-                                let _gave_up = reply.send(answer);
-                            }
-                        }
-                        Ok(None) => break,
-                        Err(error) => break 'connection error.to_string(),
-                    }
+                Ok(0) => break (Ended::Broke, "the peer closed it".to_string()),
+                Err(error) => break (Ended::Broke, error.to_string()),
+                Ok(_) => if let Err(reason) = calls.answer(&mut incoming, to) {
+                    break (Ended::Broke, reason);
                 },
             },
-            count = queue.recv_many(&mut batch, WRITE_FRAMES) => if count == 0 {
-                break "this node is stopping".to_string();
-            },
+            () = tokio::time::sleep_until(taken_at + stalled), if writes => {
+                break (Ended::Stalled, format!("it took nothing for {stalled:?}"));
+            }
+            next = queue.recv(), if !writes => {
+                let Some(next) = next else { break (Ended::Broke, "this node is stopping".to_string()) };
+                calls.put(next);
+                while calls.out.len() < WRITE_BYTES && let Ok(next) = queue.try_recv() {
+                    calls.put(next);
+                }
+                taken_at = Instant::now();
+            }
         }
     };
-    for reply in pending.into_values() {
-        let _gave_up = reply.send(Err(CallError::Lost { node: to, reason: reason.clone() }));
-    }
+    calls.end(to, &reason);
+    ended
 }
 
 /// Accepts peers until the task is aborted.
@@ -329,7 +483,8 @@ async fn serve_peer(
     stream.write_all(&[0, 0, 0]).await?;
     let (mut reader, mut writer) = stream.into_split();
     let (answers, mut queue) = mpsc::unbounded_channel::<(u64, Result<Bytes, String>)>();
-    let writing = spawn(async move {
+    let stalled = LIMITS.stalled(hello.lane);
+    let mut writing = spawn(async move {
         let mut batch = Vec::new();
         while queue.recv_many(&mut batch, WRITE_FRAMES).await > 0 {
             let mut out = BytesMut::new();
@@ -339,17 +494,27 @@ async fn serve_peer(
                     Err(text) => frame::encode(id, Kind::Failure, text.as_bytes(), &mut out),
                 }
             }
-            if writer.write_all(&out).await.is_err() {
-                return;
+            while !out.is_empty() {
+                match tokio::time::timeout(stalled, writer.write_buf(&mut out)).await {
+                    Ok(Ok(_)) => {}
+                    Ok(Err(error)) => return error,
+                    Err(_) => return io::Error::other(format!("it took no answer for {stalled:?}")),
+                }
             }
         }
+        io::Error::other("nobody answers any more")
     });
     let mut incoming = BytesMut::with_capacity(64 << 10);
     let ended = loop {
-        match reader.read_buf(&mut incoming).await {
-            Ok(0) => break Ok(()),
-            Err(error) => break Err(error),
-            Ok(_) => {}
+        tokio::select! {
+            biased;
+            read = reader.read_buf(&mut incoming) => match read {
+                Ok(0) => break Ok(()),
+                Err(error) => break Err(error),
+                Ok(_) => {}
+            },
+            // Requests whose answers go nowhere are not taken.
+            error = &mut writing => break Err(error.unwrap_or_else(io::Error::other)),
         }
         loop {
             match frame::decode(&mut incoming) {
@@ -381,3 +546,6 @@ async fn serve_peer(
     writing.abort();
     ended
 }
+
+#[cfg(test)]
+mod tests;

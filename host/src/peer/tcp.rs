@@ -28,6 +28,7 @@ use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 use tokio::net::TcpStream;
+use tokio::net::tcp::OwnedWriteHalf;
 use tokio::sync::mpsc;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -389,6 +390,14 @@ impl Calls {
     }
 }
 
+/// Writes what goes without waiting; how much. A kernel says that there is room only when a third of its buffer is free, megabytes
+/// perhaps, which a slow line takes long for.
+fn press(writer: &OwnedWriteHalf, out: &mut BytesMut) -> usize {
+    let count = rustix::io::write(writer.as_ref(), out).unwrap_or(0);
+    out.advance(count);
+    count
+}
+
 /// Sends and matches answers until the connection breaks, or takes nothing for as long as `stalled`.
 async fn serve_link(
     stream: TcpStream,
@@ -420,9 +429,13 @@ async fn serve_link(
                     break (Ended::Broke, reason);
                 },
             },
-            () = tokio::time::sleep_until(taken_at + stalled), if writes => {
-                break (Ended::Stalled, format!("it took nothing for {stalled:?}"));
-            }
+            () = tokio::time::sleep_until(taken_at + stalled), if writes => match press(&writer, &mut calls.out) {
+                0 => break (Ended::Stalled, format!("it took nothing for {stalled:?}")),
+                count => {
+                    calls.wrote(count);
+                    taken_at = Instant::now();
+                }
+            },
             next = queue.recv(), if !writes => {
                 let Some(next) = next else { break (Ended::Broke, "this node is stopping".to_string()) };
                 calls.put(next);
@@ -498,6 +511,7 @@ async fn serve_peer(
                 match tokio::time::timeout(stalled, writer.write_buf(&mut out)).await {
                     Ok(Ok(_)) => {}
                     Ok(Err(error)) => return error,
+                    Err(_) if press(&writer, &mut out) > 0 => {}
                     Err(_) => return io::Error::other(format!("it took no answer for {stalled:?}")),
                 }
             }

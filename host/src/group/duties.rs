@@ -16,7 +16,7 @@ use super::*;
 pub(super) const IDLE: Duration = Duration::from_millis(500);
 /// The shortest, so that a crowd of deadlines costs one round.
 const BUSY: Duration = Duration::from_millis(20);
-/// After a snapshot that could not be written.
+/// After a snapshot that could not be written, or was refused although it is whole.
 const SNAPSHOT_RETRY: Duration = Duration::from_secs(5);
 /// A snapshot that is due by time while one is sent is looked at again so much later.
 const SENDING_PAUSE: Duration = Duration::from_secs(5);
@@ -64,6 +64,7 @@ pub async fn run<P: Platform, T: Transport>(group: Weak<Group<P, T>>) {
                 told: (None, 0),
             });
             duties.tell(&group);
+            duties.mend(&group);
             duties.snapshots(&group);
             duties.touches(&group);
             group.forget_stale_transfer().await;
@@ -142,6 +143,31 @@ impl<P: Platform> Duties<P> {
         if now >= self.snapshot_due || by_size {
             self.snapshot_due = now + snapshot_interval(group);
         }
+    }
+
+    /// Has a snapshot looked at that a follower refused, however much of it is on its way.
+    fn mend<T: Transport>(&mut self, group: &Arc<Group<P, T>>) {
+        let Some(digest) = group.transfers.doubted(group.id) else { return };
+        if self.writing.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let (group, writing) = (group.clone(), Writing(self.writing.clone()));
+        drop(P::Runtime::spawn(async move {
+            let (transfers, id) = (group.transfers.clone(), group.id);
+            let mended = group.mend_snapshot(digest).await;
+            drop(group);
+            if let Err(error) = &mended {
+                tracing::error!(%error, "followers that need a snapshot wait until one is written");
+            }
+            // A whole one may be refused again, and would be read again for that.
+            if !matches!(mended, Ok(true)) {
+                RtOf::<P>::sleep(SNAPSHOT_RETRY).await;
+            }
+            if mended.is_ok() {
+                transfers.trust(id);
+            }
+            drop(writing);
+        }));
     }
 
     /// Tells the leader of the touches that reached this node.

@@ -13,6 +13,7 @@ pub mod inbox;
 mod joins;
 mod lead;
 pub mod members;
+mod mend;
 pub mod model;
 pub mod priority;
 mod propose;
@@ -494,7 +495,12 @@ impl<P: Platform, T: Transport> Group<P, T> {
     /// Writes a snapshot of what is applied now and lets the log be purged behind it; the index it covers.
     /// When it cannot be written (a full disk), nothing changes: the log stays as long as it must.
     pub async fn snapshot(&self) -> ServiceResult<u64> {
-        let written = self.shared.take_snapshot(&self.platform, &self.store, &self.factory).await;
+        self.snapshot_but(None).await
+    }
+
+    /// The same; the one of digest `damaged` does not count as written.
+    async fn snapshot_but(&self, damaged: Option<[u8; 32]>) -> ServiceResult<u64> {
+        let written = self.shared.take_snapshot(&self.platform, &self.store, &self.factory, damaged).await;
         let index = match written {
             Some(Ok(Some(index))) => index,
             Some(Ok(None)) => return Ok(0),

@@ -402,29 +402,37 @@ impl Shared {
     }
 
     /// Writes a snapshot of what is applied now, when it is this one's turn. The index it covers, none when nothing was applied
-    /// yet; `None` when the job was lost.
+    /// yet; `None` when the job was lost. The one of digest `damaged` does not count as written.
     pub async fn take_snapshot<P: Platform>(
         self: &Arc<Self>,
         platform: &P,
         store: &SnapshotStore,
         factory: &Arc<dyn ModelFactory>,
+        damaged: Option<[u8; 32]>,
     ) -> Option<io::Result<Option<u64>>> {
         // The turn goes with the job, which ends also when nobody waits for it any more.
         let turn = self.writing.clone().lock_owned().await;
         let (shared, store, factory) = (self.clone(), store.clone(), factory.clone());
         let job = move || {
             let _turn = turn;
-            shared.write_snapshot(&store, &*factory)
+            shared.write_snapshot(&store, &*factory, damaged)
         };
         platform.run_guest(job).await
     }
 
     /// Freezes the state under its lock, writes while entries go on being applied.
-    fn write_snapshot(&self, store: &SnapshotStore, factory: &dyn ModelFactory) -> io::Result<Option<u64>> {
+    fn write_snapshot(
+        &self,
+        store: &SnapshotStore,
+        factory: &dyn ModelFactory,
+        damaged: Option<[u8; 32]>,
+    ) -> io::Result<Option<u64>> {
         let (head, frozen, bytes) = {
             let mut core = self.core();
             let Some(last_log_id) = core.applied else { return Ok(None) };
-            if lock(&self.current).as_ref().is_some_and(|(head, _)| head.last_log_id == last_log_id) {
+            let written =
+                |(head, file): &(Head, SnapshotFile)| head.last_log_id == last_log_id && Some(file.digest()) != damaged;
+            if lock(&self.current).as_ref().is_some_and(written) {
                 return Ok(Some(last_log_id.index));
             }
             let head = Head {
@@ -448,7 +456,7 @@ impl Shared {
         tracing::info!(group = self.group, index, bytes = file.size(), "snapshot written");
         let mut current = lock(&self.current);
         // A snapshot of the leader may have been installed meanwhile.
-        if current.as_ref().is_none_or(|(newer, _)| newer.last_log_id < head.last_log_id) {
+        if current.as_ref().is_none_or(|(newer, _)| newer.last_log_id <= head.last_log_id) {
             *current = Some((head, file));
         }
         drop(current);
@@ -728,7 +736,7 @@ impl<P: Platform> RaftSnapshotBuilder<Types<P::Runtime>> for Builder<P> {
         if let Some((head, file)) = current {
             return Ok(snapshot_of::<P>(&head, file));
         }
-        let written = self.shared.take_snapshot(&self.platform, &self.store, &self.factory).await;
+        let written = self.shared.take_snapshot(&self.platform, &self.store, &self.factory, None).await;
         written.ok_or_else(job_failed)??;
         let current = lock(&self.shared.current).clone();
         let (head, file) =

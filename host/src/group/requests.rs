@@ -85,19 +85,20 @@ impl<P: Platform, T: Transport> Group<P, T> {
                     return Ok(PeerResponse::SnapshotOffset(offer.size));
                 }
                 let offset = self.receive(move |receiver| receiver.begin(offer.digest, offer.size)).await?;
+                let offset = offset.map_err(|error| error.to_string())?;
                 count(&self.transfers.counts().received_resumed, u64::from(offset > 0));
                 Ok(PeerResponse::SnapshotOffset(offset))
             }
             PeerRequest::SnapshotChunk { digest, offset, checksum, data, .. } => {
                 let length = data.len() as u64;
-                let next = self.receive(move |receiver| receiver.part(digest, offset, checksum, &data)).await;
+                let next = self.receive(move |receiver| receiver.part(digest, offset, checksum, &data)).await?;
                 let counts = self.transfers.counts();
                 match &next {
                     Ok(next) if *next == offset.saturating_add(length) => count(&counts.received_bytes, length),
                     Ok(_) => {}
                     Err(_) => count(&counts.refused_parts, 1),
                 }
-                next.map(PeerResponse::SnapshotOffset)
+                next.map(PeerResponse::SnapshotOffset).or_else(refusal)
             }
             PeerRequest::SnapshotEnd { digest, vote, .. } => {
                 self.check_leader(&vote)?;
@@ -123,22 +124,19 @@ impl<P: Platform, T: Transport> Group<P, T> {
         self.shared.newest_snapshot().filter(|(_, file)| file.digest() == digest)
     }
 
-    /// One step of an incoming snapshot, where the disk may be waited for.
+    /// One step of an incoming snapshot, where the disk may be waited for; an error of its own when it was not even tried.
     async fn receive<R: Send + 'static>(
         &self,
         step: impl FnOnce(&mut Receiver) -> Result<R, SnapshotError> + Send + 'static,
-    ) -> Result<R, String> {
+    ) -> Result<Result<R, SnapshotError>, String> {
         *self.received_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(InstantOf::<P>::now());
         let receiver = self.receiver.clone();
         let done = self.platform.run_guest(move || step(&mut receiver.lock().unwrap_or_else(PoisonError::into_inner)));
-        match done.await {
-            Some(Ok(done)) => Ok(done),
-            Some(Err(error)) => {
-                self.die_of_sync(&error);
-                Err(error.to_string())
-            }
-            None => Err("a file job failed".to_string()),
+        let done = done.await.ok_or("a file job failed")?;
+        if let Err(error) = &done {
+            self.die_of_sync(error);
         }
+        Ok(done)
     }
 
     /// Removes what has come of a snapshot that nobody goes on with: the log may have brought it all since.
@@ -170,7 +168,10 @@ impl<P: Platform, T: Transport> Group<P, T> {
         let (head, file) = match self.newest_is(digest) {
             Some(newest) => newest,
             None => {
-                received = self.receive(move |receiver| receiver.end(digest)).await?;
+                received = match self.receive(move |receiver| receiver.end(digest)).await? {
+                    Ok(received) => received,
+                    Err(error) => return refusal(error),
+                };
                 (received.head.clone(), received.file.clone())
             }
         };
@@ -209,5 +210,13 @@ impl<P: Platform, T: Transport> Group<P, T> {
         let response = response.map_err(|error| error.to_string())?;
         tracing::info!(group = self.id, index = head.last_log_id.index, "snapshot of the leader installed");
         Ok(PeerResponse::SnapshotInstalled(response.vote))
+    }
+}
+
+/// What a sender is told of a step that failed. A file that is damaged where it lies is its own matter.
+fn refusal<RT: AsyncRuntime>(error: SnapshotError) -> Result<PeerResponse<RT>, String> {
+    match error {
+        SnapshotError::SentDamaged { .. } => Ok(PeerResponse::SnapshotDamaged(error.to_string())),
+        error => Err(error.to_string()),
     }
 }

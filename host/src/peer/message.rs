@@ -313,6 +313,8 @@ pub enum PeerResponse<RT: AsyncRuntime> {
     Copied(CopyAnswer),
     /// To `Catalog`: its state, as its snapshots carry it.
     Catalog(Bytes),
+    /// To `SnapshotChunk` and `SnapshotEnd`: what the sender read is no snapshot; why.
+    SnapshotDamaged(String),
 }
 
 /// How a node stands.

@@ -192,11 +192,23 @@ impl<P: Platform, T: Transport> GroupClient<P, T> {
     }
 
     async fn send_snapshot(&self, vote: Vote, file: SnapshotFile) -> Result<Vote, CallError> {
-        let (node, digest) = (self.target, file.digest());
-        let local =
-            |error: SnapshotError| CallError::NotSent { node, reason: format!("cannot read the snapshot: {error}") };
+        let (node, digest, transfers) = (self.target, file.digest(), &self.transfers);
+        if transfers.doubted(self.group) == Some(digest) {
+            let reason = "this node's snapshot is being looked at: it may be damaged".to_owned();
+            return Err(CallError::NotSent { node, reason });
+        }
+        let local = |error: SnapshotError| {
+            transfers.doubt(self.group, digest);
+            CallError::NotSent { node, reason: format!("cannot read the snapshot: {error}") }
+        };
         let failed = |source: std::io::Error| local(SnapshotError::Io { path: file.path().to_owned(), source });
-        let transfers = &self.transfers;
+        let refused = |answer: PeerResponse<P::Runtime>| match answer {
+            PeerResponse::SnapshotDamaged(reason) => {
+                transfers.doubt(self.group, digest);
+                CallError::Refused { node, reason }
+            }
+            other => unexpected(node, &other),
+        };
         let counts = transfers.counts();
         let mut transfer = transfers.transfer(self.group);
         let held = file.hold().map_err(local)?;
@@ -225,7 +237,7 @@ impl<P: Platform, T: Transport> GroupClient<P, T> {
             let asked = <P::Runtime as AsyncRuntime>::Instant::now();
             offset = match self.call(Lane::Bulk, SNAPSHOT_PART_TIMEOUT, &part).await? {
                 PeerResponse::SnapshotOffset(next) if next > offset => next,
-                other => return Err(unexpected(node, &other)),
+                other => return Err(refused(other)),
             };
             transfer.waited(<P::Runtime as AsyncRuntime>::Instant::now() - asked);
             count(&counts.sent_bytes, length);
@@ -237,7 +249,7 @@ impl<P: Platform, T: Transport> GroupClient<P, T> {
                 transfer.finished();
                 Ok(vote)
             }
-            other => Err(unexpected(node, &other)),
+            other => Err(refused(other)),
         }
     }
 }

@@ -5,6 +5,7 @@
 //!   another lane is behind it.
 //! - A follower that does not answer, or is slow to, keeps nobody's turn from coming: only who is being answered has one, and
 //!   gives it back after a while of waiting.
+//! - A snapshot that a follower found damaged is not sent again before it was looked at, and written anew if it is.
 //! - What is sent is read where the disk may be waited for (`Platform::run_guest`), from a file that stays open: a newer
 //!   snapshot may take its name's place meanwhile.
 
@@ -99,6 +100,8 @@ struct Inner<P: Platform> {
     /// From when on the next bytes may go.
     free_at: Mutex<Option<InstantOf<P>>>,
     sending: Mutex<BTreeMap<GroupId, Sending<InstantOf<P>>>>,
+    /// Snapshots that may be damaged on this node's disk, by digest.
+    doubted: Mutex<BTreeMap<GroupId, [u8; 32]>>,
     counts: TransferCounts,
 }
 
@@ -129,6 +132,7 @@ impl<P: Platform> Transfers<P> {
             turns,
             free_at: Mutex::new(None),
             sending: Mutex::default(),
+            doubted: Mutex::default(),
             counts: TransferCounts::default(),
         }))
     }
@@ -182,6 +186,22 @@ impl<P: Platform> Transfers<P> {
         let mut sending = lock(&self.0.sending);
         sending.retain(|_, sending| sending.now > 0 || now - sending.last < linger);
         sending.contains_key(&group)
+    }
+
+    /// The group's snapshot of this digest could not be read, or a follower found it damaged. It is not sent until the group has
+    /// looked at it.
+    pub fn doubt(&self, group: GroupId, digest: [u8; 32]) {
+        lock(&self.0.doubted).insert(group, digest);
+    }
+
+    /// The snapshot that the group is to look at.
+    pub fn doubted(&self, group: GroupId) -> Option<[u8; 32]> {
+        lock(&self.0.doubted).get(&group).copied()
+    }
+
+    /// The group's newest snapshot is what was written.
+    pub fn trust(&self, group: GroupId) {
+        lock(&self.0.doubted).remove(&group);
     }
 }
 

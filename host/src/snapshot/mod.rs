@@ -81,13 +81,21 @@ pub enum SnapshotError {
         /// What is wrong there.
         reason: String,
     },
+    /// What another node sends came as that read it, and is no snapshot.
+    #[error("the snapshot that is sent is damaged at byte {offset}: {reason}")]
+    SentDamaged {
+        /// Where.
+        offset: u64,
+        /// What is wrong there.
+        reason: String,
+    },
 }
 
 impl From<SnapshotError> for std::io::Error {
     fn from(error: SnapshotError) -> Self {
         let kind = match &error {
             SnapshotError::Io { source, .. } | SnapshotError::Sync { source, .. } => source.kind(),
-            SnapshotError::Damaged { .. } => std::io::ErrorKind::InvalidData,
+            SnapshotError::Damaged { .. } | SnapshotError::SentDamaged { .. } => std::io::ErrorKind::InvalidData,
         };
         std::io::Error::new(kind, error)
     }

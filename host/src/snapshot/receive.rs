@@ -112,12 +112,9 @@ impl Receiver {
         let Some(transfer) = self.current.as_mut().filter(|transfer| transfer.digest == digest) else {
             return Err(self.unknown(digest));
         };
-        let damaged = |offset, reason: &str| {
-            let reason = reason.to_owned();
-            Err(SnapshotError::Damaged { path: transfer.path.clone(), offset, reason })
-        };
         if part_checksum(offset, data) != checksum {
-            return damaged(offset, "a part changed on its way");
+            let (path, reason) = (transfer.path.clone(), "a part changed on its way".to_owned());
+            return Err(SnapshotError::Damaged { path, offset, reason });
         }
         let end = offset.saturating_add(data.len() as u64);
         if offset != transfer.verifier.offset() || end > transfer.size {
@@ -128,7 +125,10 @@ impl Receiver {
         transfer.file.write_all_at(offset, data).map_err(&io)?;
         match transfer.verifier.push(data) {
             Ok(()) => Ok(end),
-            Err(wrong) => damaged(wrong.offset, &format!("{}: the sender's own file is damaged", wrong.reason)),
+            Err(wrong) => {
+                let reason = format!("{}: the sender's own file is damaged", wrong.reason);
+                Err(SnapshotError::SentDamaged { offset: wrong.offset, reason })
+            }
         }
     }
 
@@ -149,7 +149,12 @@ impl Receiver {
         if verified.is_err() {
             self.store.disk.remove(&transfer.path).map_err(Self::io(&transfer.path))?;
         }
-        let (head, file) = verified?;
+        let (head, file) = verified.map_err(|error| match error {
+            // Every part came as it was read there. What is left is the digest over the whole, or damage on this disk, which the
+            // sender finds to be none on its own.
+            SnapshotError::Damaged { offset, reason, .. } => SnapshotError::SentDamaged { offset, reason },
+            error => error,
+        })?;
         let kept = Arc::new(());
         self.installing = Arc::downgrade(&kept);
         Ok(Received { head, file, _kept: kept })

@@ -64,6 +64,16 @@ impl SnapshotFile {
         Ok(HeldSnapshot { file: file.into(), size: self.size, digest: self.digest })
     }
 
+    /// Reads it all again: whether it is what was written.
+    pub fn check(&self) -> Result<(), SnapshotError> {
+        let (_, file) = verify(&self.disk, &self.path)?;
+        if file.digest == self.digest && file.size == self.size {
+            return Ok(());
+        }
+        let reason = "it is another file than the one that was written".to_owned();
+        Err(SnapshotError::Damaged { path: self.path.clone(), offset: 0, reason })
+    }
+
     /// Head and payload.
     pub fn reader(&self) -> Result<(Head, SnapshotReader<FileReader>), SnapshotError> {
         reader(&*self.disk, &self.path)

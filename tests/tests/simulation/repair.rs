@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use openraft::async_runtime::AsyncRuntime;
 use statehouse::disk::Disk;
+use statehouse::disk::sim::SimDisk;
 use statehouse::group::Group;
 use statehouse::membership::ChangeKind;
 use statehouse::peer::Transport;
@@ -22,6 +23,8 @@ use statehouse::sim::LifeRuntime;
 use statehouse::sim::NOT_REPAIRED;
 use statehouse::sim::SimCluster;
 use statehouse::sim::SimRandom;
+use statehouse::types::CATALOG;
+use statehouse::types::GroupId;
 use statehouse::types::NodeId;
 
 use crate::modules::modules;
@@ -35,14 +38,14 @@ use crate::world::World;
 use crate::world::now_ms;
 use crate::world::sleep_ms;
 
-/// Three nodes, and a group that only one of them holds: the node.
-async fn with_a_single(seed: u64, random: &mut SimRandom) -> (Shared, NodeId) {
+/// Three nodes, whose groups write a snapshot when the story says so.
+async fn three_nodes(seed: u64, random: &mut SimRandom) -> Shared {
     let mut plan = Plan::draw(random);
     plan.nodes = 3;
     let mut options = scenario::options(seed, random, &plan);
     options.joiners = 0;
     let settings = &mut options.settings;
-    // Snapshots are written when the story says so, and the log is purged behind them.
+    // The log is purged behind them.
     (settings.timing.snapshot_entries, settings.timing.snapshot_interval_ms) = (1 << 30, 0);
     (settings.timing.log_entries_kept, settings.snapshots_kept) = (0, 2);
     let world = World::new(SimCluster::new(options, modules().host.clone()), false, Sabotage::Nothing);
@@ -50,6 +53,12 @@ async fn with_a_single(seed: u64, random: &mut SimRandom) -> (Shared, NodeId) {
         nemesis::start(&world, id).await;
     }
     scenario::set_up(&world, random).await;
+    world
+}
+
+/// Three nodes, and a group that only one of them holds: the node.
+async fn with_a_single(seed: u64, random: &mut SimRandom) -> (Shared, NodeId) {
+    let world = three_nodes(seed, random).await;
     let created = world.surely(random, "group_create", |node| async move {
         let (name, module) = ("single".to_string(), "counter".to_string());
         node.group_create(GroupRequest { name, module, replicas: Some(1), ..GroupRequest::default() }).await
@@ -65,12 +74,11 @@ async fn with_a_single(seed: u64, random: &mut SimRandom) -> (Shared, NodeId) {
     (world, holder)
 }
 
-async fn add_seven(world: &Shared, random: &mut SimRandom) {
+async fn add_seven(world: &Shared, random: &mut SimRandom, group: &'static str) {
     let applied = world.surely(random, "apply", |node| async move {
         let command = Bytes::from_static(br#"{"Add":7}"#);
         let timeout_ms = Some(2000);
-        node.apply(ApplyRequest { group: "single".to_string(), session: None, sequence: None, command, timeout_ms })
-            .await
+        node.apply(ApplyRequest { group: group.to_string(), session: None, sequence: None, command, timeout_ms }).await
     });
     applied.await;
 }
@@ -86,15 +94,23 @@ fn snapshot_of<P: Platform, T: Transport>(group: Arc<Group<P, T>>) -> BoxFuture<
     Box::pin(async move { group.snapshot().await })
 }
 
-/// Writes a snapshot of the catalog at a node, and lets its log begin behind it.
-async fn snapshot_of_the_catalog(world: &Shared, at: NodeId) {
+/// Writes a snapshot of a group at a node, and lets its log begin behind it: the index it covers.
+async fn shorten_the_log(world: &Shared, at: NodeId, group: GroupId) -> u64 {
     let node = world.cluster.node(at).unwrap();
-    let index = world.cluster.call(at, |node| snapshot_of(node.catalog().clone())).await.unwrap().unwrap();
+    let taken = world.cluster.call(at, move |node| snapshot_of(node.group_by_id(group).unwrap()));
+    let index = taken.await.unwrap().unwrap();
     let began_ms = now_ms();
-    while node.catalog().standing().purged < index {
-        assert!(now_ms() < began_ms + 30_000, "the catalog's log at {at} is not purged");
+    while node.group_by_id(group).unwrap().standing().purged < index {
+        assert!(now_ms() < began_ms + 30_000, "the log of group {group} at {at} is not purged");
         sleep_ms(20).await;
     }
+    index
+}
+
+fn newest_snapshot(disk: &SimDisk, group: GroupId) -> PathBuf {
+    let directory = PathBuf::from(format!("/data/groups/{group}"));
+    let names = disk.list(&directory).unwrap();
+    directory.join(names.into_iter().filter(|name| name.ends_with(".snap")).max().unwrap())
 }
 
 /// A node's newest snapshot of the catalog is damaged, and the one before is of a time when a group that it alone holds was
@@ -102,9 +118,9 @@ async fn snapshot_of_the_catalog(world: &Shared, at: NodeId) {
 async fn an_old_catalog(seed: u64) {
     let mut random = SimRandom::new(seed);
     let (world, from) = with_a_single(seed, &mut random).await;
-    add_seven(&world, &mut random).await;
+    add_seven(&world, &mut random, "single").await;
     let to = from % 3 + 1;
-    snapshot_of_the_catalog(&world, to).await;
+    shorten_the_log(&world, to, CATALOG).await;
     let group = || "single".to_string();
     let begun = world.surely(&mut random, "group_move", move |node| async move {
         node.change_begin(ChangeKind::GroupMove { group: group(), from, to }).await
@@ -118,12 +134,10 @@ async fn an_old_catalog(seed: u64) {
         sleep_ms(50).await;
     }
     assert_seven(&world, &mut random).await;
-    snapshot_of_the_catalog(&world, to).await;
+    shorten_the_log(&world, to, CATALOG).await;
     world.cluster.crash(to, Crash::Process);
     let disk = world.cluster.disk(to).unwrap();
-    let directory = Path::new("/data/groups/0");
-    let newest = disk.list(directory).unwrap().into_iter().filter(|name| name.ends_with(".snap")).max().unwrap();
-    let newest = directory.join(newest);
+    let newest = newest_snapshot(&disk, CATALOG);
     disk.flip_bit(&newest, disk.read(&newest).unwrap().len() as u64 - 100, 3).unwrap();
     nemesis::start(&world, to).await;
     assert!(world.cluster.node(to).unwrap().repair().is_some(), "it repairs its catalog");
@@ -134,12 +148,58 @@ async fn an_old_catalog(seed: u64) {
     assert_eq!(world.problems(), Vec::<String>::new());
 }
 
+/// The leader's newest snapshot is damaged, and a follower needs it. The follower refused it for ever, a snapshot that was on its
+/// way put off the next, and in a group where nothing happens none was due.
+async fn a_damaged_offer(seed: u64) {
+    const COUNTER: GroupId = 2;
+    let mut random = SimRandom::new(seed);
+    let world = three_nodes(seed, &mut random).await;
+    scenario::become_ready(&world, now_ms()).await;
+    let group = |id: NodeId| world.cluster.node(id).unwrap().group_by_id(COUNTER).unwrap();
+    let leader = group(1).leader().unwrap();
+    let follower = leader % 3 + 1;
+    world.cluster.crash(follower, Crash::Process);
+    add_seven(&world, &mut random, "counter").await;
+    assert!(group(leader).leads());
+    let index = shorten_the_log(&world, leader, COUNTER).await;
+    let disk = world.cluster.disk(leader).unwrap();
+    let newest = newest_snapshot(&disk, COUNTER);
+    let whole = disk.read(&newest).unwrap();
+    // In the state, in the digest over all, in the head, and in the first bytes of all.
+    let places = [whole.len() - 49, whole.len() - 1, 30, 0];
+    disk.flip_bit(&newest, places[seed as usize % places.len()] as u64, 3).unwrap();
+    nemesis::start(&world, follower).await;
+    let began_ms = now_ms();
+    while world.cluster.node(follower).is_none() || group(follower).standing().applied < index {
+        assert!(now_ms() < began_ms + 30_000, "the follower does not get the snapshot: {:?}", group(leader).standing());
+        sleep_ms(20).await;
+    }
+    assert_eq!(group(follower).standing().snapshot, index, "it came by the snapshot");
+    assert_eq!(disk.read(&newest).unwrap(), whole, "the file is what it was");
+    scenario::become_ready(&world, now_ms()).await;
+    assert_eq!(world.problems(), Vec::<String>::new());
+}
+
+#[test]
+fn a_snapshot_that_is_damaged_at_the_leader_is_written_anew_for_the_follower_that_needs_it() {
+    if crate::number("SEED").is_some() {
+        return;
+    }
+    on_guest_thread(|| {
+        statehouse::module::mark_guest_thread();
+        for seed in 1..=4 {
+            println!("seed {seed}");
+            LifeRuntime::with_seed(seed).block_on(a_damaged_offer(seed));
+        }
+    });
+}
+
 /// A node's damaged log cannot be read where it says that the node alone holds a group. The node took what it could read for all that it
 /// holds, found all of that with the others, and gave the group up with the log.
 async fn an_unnamed_group(seed: u64) {
     let mut random = SimRandom::new(seed);
     let (world, holder) = with_a_single(seed, &mut random).await;
-    add_seven(&world, &mut random).await;
+    add_seven(&world, &mut random, "single").await;
     scenario::become_ready(&world, now_ms()).await;
     world.cluster.crash(holder, Crash::Process);
     let disk = world.cluster.disk(holder).unwrap();

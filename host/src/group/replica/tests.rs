@@ -65,9 +65,9 @@ async fn snapshots_that_are_asked_for_at_once_are_written_one_after_the_other() 
     let factory: Arc<dyn ModelFactory> = Arc::new(Slow);
     let shared = Arc::new(Shared::open(3, 1, 1, 0, 1, &*factory, None).unwrap());
     shared.core().applied = Some(LogId::new(CommittedLeaderId::new(2), 77));
-    let gone = shared.take_snapshot(&RealPlatform, &store, &factory);
+    let gone = shared.take_snapshot(&RealPlatform, &store, &factory, None);
     assert!(tokio::time::timeout(Duration::from_millis(10), gone).await.is_err());
-    let asked = (0..4).map(|_| shared.take_snapshot(&RealPlatform, &store, &factory));
+    let asked = (0..4).map(|_| shared.take_snapshot(&RealPlatform, &store, &factory, None));
     for written in futures_util::future::join_all(asked).await {
         assert_eq!(written.unwrap().unwrap(), Some(77));
     }

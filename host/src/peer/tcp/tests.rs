@@ -4,7 +4,7 @@ use super::*;
 const PEER: NodeId = 2;
 const CLUSTER: [u8; 16] = [7; 16];
 const LIMIT: usize = 8 << 20;
-const STALLED: Duration = Duration::from_millis(500);
+const STALLED: Duration = Duration::from_millis(2000);
 
 fn transport(address: std::net::SocketAddr) -> TcpTransport {
     let addresses = BTreeMap::from([(PEER, address.to_string())]);
@@ -114,7 +114,7 @@ async fn who_takes_a_little_is_waited_for_and_a_frame_that_was_not_written_whole
     let transport = transport(listener.local_addr().unwrap());
     let large = call(&transport, vec![1; 64 << 20]);
     let mut slow = shake_hands(&listener).await;
-    pause(STALLED / 5).await;
+    pause(STALLED / 8).await;
     // The link holds more than its limit already.
     let error = call(&transport, "more").await.unwrap().unwrap_err();
     assert!(matches!(&error, CallError::NotSent { .. }), "{error}");
@@ -122,7 +122,7 @@ async fn who_takes_a_little_is_waited_for_and_a_frame_that_was_not_written_whole
     let mut taken = vec![0; 2 << 20];
     for _ in 0..4 {
         slow.read_exact(&mut taken).await.unwrap();
-        pause(STALLED / 4 * 3).await;
+        pause(STALLED / 2).await;
     }
     assert!(!large.is_finished());
     let mut left = (64 << 20) + 17 - 4 * taken.len();

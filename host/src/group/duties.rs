@@ -22,6 +22,8 @@ const SNAPSHOT_RETRY: Duration = Duration::from_secs(5);
 const SENDING_PAUSE: Duration = Duration::from_secs(5);
 /// While one is sent, the next is taken only after so many times as much as otherwise.
 const SENDING_TIMES: u64 = 8;
+/// See [`size_times`].
+const SIZE_TIMES_MAX: u64 = 4;
 /// Timers and sessions settled in one round.
 const ROUND_MAX: usize = 1024;
 
@@ -93,6 +95,12 @@ fn snapshot_interval<P: Platform, T: Transport>(group: &Group<P, T>) -> Duration
     Duration::from_millis(base.saturating_add(jitter))
 }
 
+/// How many times more log than usual is kept until the next snapshot: a large state costs as much to write as it is large, however
+/// little of it has changed. At most so many times: a restart applies that log again.
+fn size_times(newest_bytes: u64, snapshot_bytes: u64) -> u64 {
+    newest_bytes.checked_div(snapshot_bytes).unwrap_or(1).clamp(1, SIZE_TIMES_MAX)
+}
+
 impl<P: Platform> Duties<P> {
     /// Says who leads, when that changed: at most once a round, so that a stormy night does not fill the log.
     fn tell<T: Transport>(&mut self, group: &Group<P, T>) {
@@ -117,10 +125,15 @@ impl<P: Platform> Duties<P> {
         let now = InstantOf::<P>::now();
         // A newer one would make a follower that is being sent this one begin again, and the log behind this one go that it
         // needs next. Up to a bound: a follower that takes for ever must not keep the log for ever.
-        let times = if group.transfers.is_sending(group.id) { SENDING_TIMES } else { 1 };
-        if times > 1 && now >= self.snapshot_due {
+        let sending = group.transfers.is_sending(group.id);
+        if sending && now >= self.snapshot_due {
             self.snapshot_due = now + SENDING_PAUSE;
         }
+        let times = if sending {
+            SENDING_TIMES
+        } else {
+            size_times(group.shared.snapshot_bytes(), group.timing.snapshot_bytes)
+        };
         let by_time = now >= self.snapshot_due && applied > covered;
         let by_size = applied.saturating_sub(covered) >= group.timing.snapshot_entries.saturating_mul(times)
             || (bytes >= group.timing.snapshot_bytes.saturating_mul(times) && applied > covered);
@@ -294,5 +307,17 @@ impl<P: Platform> Duties<P> {
         if !due.is_empty() {
             kinds.push(EntryKind::Timers { due });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every 64 MiB of log a state of hundreds was written anew, on all nodes at the same time: clients with large values waited for it.
+    #[test]
+    fn a_snapshot_is_not_written_for_a_fraction_of_its_size_in_log() {
+        assert_eq!([0, 63, 64, 200, 10_000].map(|newest| size_times(newest, 64)), [1, 1, 1, 3, 4]);
+        assert_eq!(size_times(1 << 30, 0), 1, "every entry's snapshot was asked for");
     }
 }

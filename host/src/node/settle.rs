@@ -4,7 +4,7 @@
 //! cluster is new, or when it has caught up with a leader that others elected.
 //!
 //! A node that joins a cluster does the same: that cluster is never new. Whom it may follow until then is the subject of
-//! [`super::whom_to_follow`].
+//! `node/whom_to_follow.rs`.
 //!
 //! What is left of the danger: the only peer that answers has itself never received an entry, and the one that
 //! has them is down.

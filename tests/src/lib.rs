@@ -11,6 +11,7 @@ pub mod http;
 pub mod keeper;
 pub mod lines;
 pub mod load;
+pub mod mesh;
 pub mod modules;
 pub mod program;
 pub mod proxy;

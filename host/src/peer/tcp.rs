@@ -24,6 +24,8 @@ use bytes::Bytes;
 use bytes::BytesMut;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use socket2::SockRef;
+use socket2::TcpKeepalive;
 use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
@@ -298,11 +300,23 @@ pub async fn ask_as_stranger(
     }
 }
 
+/// Small frames go at once, and a machine that is gone is noticed: without this the kernel sends again what it got no word for after
+/// ever longer pauses, up to two minutes, so that nodes that were cut off for long would find each other late.
+fn prepare(stream: &TcpStream, gone_after: Duration) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    socket.set_tcp_user_timeout(Some(gone_after))?;
+    // In whole seconds.
+    let interval = (gone_after / 4).max(Duration::from_secs(1));
+    let probes = TcpKeepalive::new().with_time(gone_after).with_interval(interval);
+    socket.set_tcp_keepalive(&probes)
+}
+
 /// Connects and shakes hands. A refusal in words is [`io::ErrorKind::PermissionDenied`].
 async fn greet(address: &str, hello: Hello) -> io::Result<TcpStream> {
     let explain = |error: io::Error| io::Error::new(error.kind(), format!("{address}: {error}"));
     let mut stream = TcpStream::connect(address).await.map_err(explain)?;
-    stream.set_nodelay(true)?;
+    prepare(&stream, LIMITS.stalled(hello.lane))?;
     stream.write_all(&hello.encode()).await.map_err(explain)?;
     let mut head = [0; 3];
     stream.read_exact(&mut head).await.map_err(explain)?;
@@ -480,7 +494,8 @@ async fn serve_peer(
     cluster: [u8; 16],
     handler: Arc<dyn Handler>,
 ) -> io::Result<()> {
-    stream.set_nodelay(true)?;
+    // Before it is known what the connection is for.
+    prepare(&stream, LIMITS.stalled(Lane::Bulk))?;
     let mut bytes = [0; Hello::BYTES];
     let read = tokio::time::timeout(CONNECT_TIMEOUT, stream.read_exact(&mut bytes)).await;
     read.map_err(|_| io::Error::other("no handshake within a second"))??;

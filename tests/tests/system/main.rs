@@ -19,6 +19,7 @@ mod keeper_rcfg;
 mod keeper_reconfig;
 mod keeper_sessions;
 mod membership;
+mod partitions;
 mod redis;
 mod sessions;
 mod silence;

@@ -143,3 +143,14 @@ async fn who_takes_a_little_is_waited_for_and_a_frame_that_was_not_written_whole
     let error = cut.await.unwrap().unwrap_err();
     assert!(matches!(&error, CallError::NotSent { .. }), "{error}");
 }
+
+/// Nodes that were cut off from each other for long found each other again only when the kernel next sent what it had not got through,
+/// minutes later.
+#[tokio::test]
+async fn a_machine_that_is_gone_is_given_up_by_the_kernel_too() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    prepare(&stream, STALLED).unwrap();
+    let socket = SockRef::from(&stream);
+    assert_eq!((socket.tcp_user_timeout().unwrap(), socket.keepalive().unwrap()), (Some(STALLED), true));
+}

@@ -7,6 +7,7 @@
 
 pub mod cluster;
 pub mod disk;
+pub mod fuzz;
 pub mod http;
 pub mod keeper;
 pub mod lines;

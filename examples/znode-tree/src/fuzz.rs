@@ -2,11 +2,13 @@
 //! small cluster, through the adapter.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a fuzzer reports by panicking")]
 
+use statehouse_sdk::adapter::Adapter;
 use statehouse_sdk::codec::Raw;
 use statehouse_sdk::testing_adapter::Client;
 use statehouse_sdk::testing_adapter::Desk;
 
 use crate::ZnodeTree;
+use crate::adapter::Kept;
 use crate::adapter::ZooKeeper;
 use crate::jute::Reader;
 use crate::jute::Writer;
@@ -17,6 +19,8 @@ use crate::wire::op;
 const NODES: usize = 2;
 /// What was done by then is enough for one input.
 const DEEDS_MAX: usize = 400;
+/// When so much was sent, the adapters are called: the host gives them about so much at once.
+const STEP_BYTES: usize = 1 << 20;
 /// Every operation that a client may send, and some that it may not.
 const OPERATIONS: [i32; 42] = [
     1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 100, 101, 102, 103, 104, 105, 106, 107,
@@ -184,10 +188,29 @@ struct Peer {
     session: Option<(i64, Vec<u8>)>,
 }
 
-struct Play<'a> {
+/// Who is played with: the adapter, or what stands for it.
+pub trait Played: Adapter {
+    /// What is kept of clients now.
+    fn kept(&self) -> Kept;
+}
+
+impl Played for ZooKeeper {
+    fn kept(&self) -> Kept {
+        Self::kept(self)
+    }
+}
+
+struct Play<'a, A> {
     choices: Choices<'a>,
-    desk: Desk<ZnodeTree, Raw, ZooKeeper>,
+    desk: Desk<ZnodeTree, Raw, A>,
     peers: Vec<Peer>,
+    /// Bytes that the adapters were not given yet.
+    sent: usize,
+}
+
+/// One of [`rounds`], with the adapter itself.
+pub fn adapter(bytes: &[u8]) {
+    rounds::<ZooKeeper>(bytes, 1, |_| {});
 }
 
 /// Clients do whatever `bytes` say: connect in each of the protocols, with and without a session of their own or
@@ -197,7 +220,9 @@ struct Play<'a> {
 /// # Panics
 /// If anything panics; if a client that behaved gets anything but whole answers in the order of its requests; if a
 /// well-behaved client is not served after all that; or if something is kept of clients that are gone.
-pub fn adapter(bytes: &[u8]) {
+///
+/// All of it so many times, by new clients at the same nodes; `look` is shown the first node's adapter after each.
+pub fn rounds<A: Played>(bytes: &[u8], count: usize, mut look: impl FnMut(&A)) {
     let mut choices = Choices(bytes);
     let params = choices.one_of(&[
         "{}",
@@ -217,17 +242,22 @@ pub fn adapter(bytes: &[u8]) {
         changes += 1;
         if changes % 3 == 0 { Err(("timeout", "for once")) } else { Ok(MEMBERS.to_owned()) }
     });
-    let mut play = Play { choices, desk, peers: Vec::new() };
-    for _ in 0..DEEDS_MAX {
-        if play.choices.0.is_empty() {
-            break;
+    let deeds = choices.0;
+    let mut play = Play { choices, desk, peers: Vec::new(), sent: 0 };
+    for _ in 0..count {
+        play.choices = Choices(deeds);
+        for _ in 0..DEEDS_MAX {
+            if play.choices.0.is_empty() {
+                break;
+            }
+            play.deed();
         }
-        play.deed();
+        play.end();
+        look(play.desk.adapter(0).unwrap());
     }
-    play.end();
 }
 
-impl Play<'_> {
+impl<A: Played> Play<'_, A> {
     fn deed(&mut self) {
         match self.choices.below(32) {
             0..=3 => self.connect(),
@@ -263,7 +293,16 @@ impl Play<'_> {
     /// Somebody sends that and says no more.
     fn dial(&mut self, from: &str, bytes: &[u8]) {
         let client = self.desk.connect(self.choices.below(NODES), from);
+        self.send(client, bytes);
+    }
+
+    fn send(&mut self, client: Client, bytes: &[u8]) {
         self.desk.send(client, bytes);
+        self.sent += bytes.len();
+        if self.sent > STEP_BYTES {
+            self.sent = 0;
+            self.desk.run();
+        }
     }
 
     fn connect(&mut self) {
@@ -291,7 +330,7 @@ impl Play<'_> {
         // Protocol 11 does not count its byte.
         Writer::new(&mut frame).count(hello.len() - usize::from(version == 11)).raw(&hello);
         let client = self.desk.connect(node, "10.1.2.3:50000");
-        self.desk.send(client, &frame);
+        self.send(client, &frame);
         let asked = (version == 0).then(Vec::new);
         self.peers.push(Peer { client, received: Vec::new(), asked, xid: 0, session: None });
     }
@@ -329,14 +368,16 @@ impl Play<'_> {
         }
         let cut = if self.choices.one_in(4) { self.choices.below(frame.len()) } else { frame.len() };
         let (first, second) = frame.split_at(cut);
-        self.desk.send(peer.client, first);
+        let client = peer.client;
+        self.send(client, first);
         if !second.is_empty() && self.choices.one_in(2) {
             self.desk.run();
         }
-        self.desk.send(self.peers[at].client, second);
+        self.send(client, second);
     }
 
     fn run(&mut self) {
+        self.sent = 0;
         self.desk.run();
         for peer in &mut self.peers {
             peer.received.extend(self.desk.take(peer.client));
@@ -350,13 +391,13 @@ impl Play<'_> {
         self.desk.lag(1, false);
         self.desk.lead(Some(0));
         self.run();
-        for peer in &self.peers {
+        for peer in self.peers.drain(..) {
             self.desk.hang_up(peer.client);
         }
         self.desk.advance(110_000);
         for node in 0..NODES {
-            let kept = self.desk.adapter(node).map(ZooKeeper::kept);
-            assert_eq!(kept, Some(crate::adapter::Kept::default()), "of clients that are gone nothing is kept");
+            let kept = self.desk.adapter(node).map(A::kept);
+            assert_eq!(kept, Some(Kept::default()), "of clients that are gone nothing is kept");
             self.serve(node);
         }
     }

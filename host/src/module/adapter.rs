@@ -17,7 +17,9 @@ use super::Trap;
 use super::imports::Call;
 use super::imports::Stop;
 use super::instance::Answer;
+use super::instance::HEADER_BYTES;
 use super::instance::Instance;
+use super::instance::header_bytes;
 use super::instance::io_fault;
 use super::memory::Image;
 
@@ -37,6 +39,17 @@ pub struct AdapterCall {
     pub seed: u64,
     /// 1: the group has a leader. 2: it is this node.
     pub flags: u32,
+}
+
+impl AdapterCall {
+    /// The header before a call's payload, as the guest finds it.
+    pub fn header(&self) -> [u8; HEADER_BYTES] {
+        header_bytes(&self.context(), self.flags)
+    }
+
+    fn context(&self) -> Context {
+        Context { index: self.index, time_ms: self.time_ms, seed: self.seed, session: 0 }
+    }
 }
 
 /// Why an adapter is no longer to be called.
@@ -107,9 +120,8 @@ impl AdapterInstance {
         fuel: u64,
         logs: &mut Vec<(LogLevel, String)>,
     ) -> Result<Vec<u8>, AdapterError> {
-        let context = Context { index: call.index, time_ms: call.time_ms, seed: call.seed, session: 0 };
         self.instance.set_flags(call.flags);
-        let answer = self.instance.call(kind, &context, payload, fuel, &mut self.effects);
+        let answer = self.instance.call(kind, &call.context(), payload, fuel, &mut self.effects);
         logs.append(&mut self.effects.logs);
         match answer.map_err(stopped)? {
             Answer::Reply(asked) => Ok(asked),

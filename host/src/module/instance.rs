@@ -112,7 +112,7 @@ impl Functions {
 const OUT_OF_FUEL: &str = "the call's fuel ran out";
 
 /// Bytes of the call header of ABI 1.
-const HEADER_BYTES: usize = 48;
+pub(super) const HEADER_BYTES: usize = 48;
 
 impl Instance {
     /// An instance whose memory shows the first `shown` bytes of `image` under the module's initial data.
@@ -615,7 +615,7 @@ fn fault_lies_outside(report: &str) -> bool {
 }
 
 /// The call header of ABI 1.
-fn header_bytes(context: &Context, flags: u32) -> [u8; HEADER_BYTES] {
+pub(super) fn header_bytes(context: &Context, flags: u32) -> [u8; HEADER_BYTES] {
     let mut header = [0; HEADER_BYTES];
     let (seed_low, seed_high) = expand_seed(context.seed);
     let size_and_flags = HEADER_BYTES as u64 | u64::from(flags) << 32;

@@ -12,7 +12,6 @@ pub mod http;
 pub mod keeper;
 pub mod lines;
 pub mod load;
-pub mod mesh;
 pub mod modules;
 pub mod program;
 pub mod proxy;

@@ -54,16 +54,8 @@ enum GroupVerb {
         /// A parameter for the module's init: the value is JSON, or else text (repeatable)
         #[arg(long = "param", value_name = "KEY=VALUE", value_parser = parse_param)]
         params: Vec<(String, serde_json::Value)>,
-        /// How many replicas it gets, spread evenly over the nodes; left out: one on every full node
-        #[arg(long, value_name = "N")]
-        replicas: Option<u64>,
-        /// Where the module's adapter listens for its clients, on every node (each adds its
-        /// --listen-port-offset to the port; its --listen says otherwise)
-        #[arg(long, value_name = "HOST:PORT,…", value_delimiter = ',')]
-        listen: Vec<String>,
-        /// A setting for the adapter's listener: the value is JSON, or else text (repeatable)
-        #[arg(long = "listen-param", value_name = "KEY=VALUE", value_parser = parse_param)]
-        listen_params: Vec<(String, serde_json::Value)>,
+        #[command(flatten)]
+        place: Place,
     },
     /// Create a group that begins from a file of `snapshot save`
     ///
@@ -78,15 +70,8 @@ enum GroupVerb {
         /// The module's name; left out: whichever has the digest that the file names
         #[arg(long, value_name = "NAME")]
         module: Option<String>,
-        /// How many replicas it gets, spread evenly over the nodes; left out: one on every full node
-        #[arg(long, value_name = "N")]
-        replicas: Option<u64>,
-        /// Where the module's adapter listens for its clients, as for `group create`
-        #[arg(long, value_name = "HOST:PORT,…", value_delimiter = ',')]
-        listen: Vec<String>,
-        /// A setting for the adapter's listener: the value is JSON, or else text (repeatable)
-        #[arg(long = "listen-param", value_name = "KEY=VALUE", value_parser = parse_param)]
-        listen_params: Vec<(String, serde_json::Value)>,
+        #[command(flatten)]
+        place: Place,
     },
     /// List the groups
     Ls,
@@ -125,27 +110,44 @@ enum GroupVerb {
     },
 }
 
+/// Where a new group is, and where its adapter listens.
+#[derive(Args, Debug)]
+struct Place {
+    /// How many replicas it gets, spread evenly over the nodes; left out: one on every full node
+    #[arg(long, value_name = "N")]
+    replicas: Option<u64>,
+    /// Where the module's adapter listens for its clients, on every node (each adds its
+    /// --listen-port-offset to the port; its --listen says otherwise)
+    #[arg(long, value_name = "HOST:PORT,…", value_delimiter = ',')]
+    listen: Vec<String>,
+    /// A setting for the adapter's listener: the value is JSON, or else text (repeatable)
+    #[arg(long = "listen-param", value_name = "KEY=VALUE", value_parser = parse_param)]
+    listen_params: Vec<(String, serde_json::Value)>,
+}
+
 fn parse_param(text: &str) -> Result<(String, serde_json::Value), String> {
     let (key, value) = text.split_once('=').filter(|(key, _)| !key.is_empty()).ok_or("it is not KEY=VALUE")?;
     let value = serde_json::from_str(value).unwrap_or_else(|_| value.into());
     Ok((key.to_owned(), value))
 }
 
+fn object(params: Vec<(String, serde_json::Value)>) -> serde_json::Value {
+    serde_json::Value::Object(params.into_iter().collect())
+}
+
 pub(super) async fn run(verbs: GroupVerbs) -> Result<(), Failure> {
     let client = verbs.client.client()?;
     let form = verbs.client.output;
     match verbs.verb {
-        GroupVerb::Create { name, module, params, replicas, listen, listen_params } => {
-            let params = serde_json::Value::Object(params.into_iter().collect());
-            let listen_params = serde_json::Value::Object(listen_params.into_iter().collect());
+        GroupVerb::Create { name, module, params, place: Place { replicas, listen, listen_params } } => {
+            let (params, listen_params) = (object(params), object(listen_params));
             let group = NewGroup { name, module, params, replicas, listen, listen_params };
             let body = serde_json::to_vec(&group).unwrap_or_default();
             let group: Group = client.send(Call::post("/v1/groups", body, Repeat::Never)).await?.json()?;
             show(form, &group)
         }
-        GroupVerb::Restore { name, file, module, replicas, listen, listen_params } => {
-            let listen_params = serde_json::Value::Object(listen_params.into_iter().collect());
-            let wanted = Restore { name, module, replicas, listen, listen_params };
+        GroupVerb::Restore { name, file, module, place: Place { replicas, listen, listen_params } } => {
+            let wanted = Restore { name, module, replicas, listen, listen_params: object(listen_params) };
             show(form, &state_file::restore(&client, &file, &wanted).await?)
         }
         GroupVerb::Ls => {

@@ -150,12 +150,24 @@ pub struct GroupOptions<P: Platform, T: Transport> {
     pub platform: P,
     /// The way to other nodes.
     pub transport: T,
-    /// Snapshots on their way to others; of the whole node.
+    /// What the node's groups share.
+    pub common: Common<P>,
+}
+
+/// What all groups of a node share.
+pub struct Common<P: Platform> {
+    /// Snapshots on their way to others.
     pub transfers: Transfers<P>,
-    /// Disk space; of the whole node.
+    /// Disk space.
     pub space: Arc<Space>,
-    /// Who is to lead; of the whole node.
+    /// Who is to lead.
     pub priorities: Arc<Priorities>,
+}
+
+impl<P: Platform> Clone for Common<P> {
+    fn clone(&self) -> Self {
+        Self { transfers: self.transfers.clone(), space: self.space.clone(), priorities: self.priorities.clone() }
+    }
 }
 
 type Raft<P> = openraft::Raft<Types<<P as Platform>::Runtime>, StateMachine<P>>;
@@ -246,7 +258,7 @@ impl<P: Platform, T: Transport> Group<P, T> {
             options.disk.clone(),
             options.directory.clone(),
             options.snapshots_kept,
-            options.space.floor_bytes(),
+            options.common.space.floor_bytes(),
         )?;
         let factory = options.factory.clone();
         let opened = {
@@ -278,7 +290,7 @@ impl<P: Platform, T: Transport> Group<P, T> {
             // the commit index it last wrote down, and answer linearizable reads from before what it acknowledged; and
             // what it sent to followers before its own sync and lost, it would number again (found by the simulator).
             enable_leader_restore: Some(false),
-            enable_elect: options.may_vote && options.priorities.own() != priority::PRIORITY_NEVER,
+            enable_elect: options.may_vote && options.common.priorities.own() != priority::PRIORITY_NEVER,
             // A follower that lost its disk is sent everything again. (openraft's default ends the leader instead.)
             // What makes it safe is that such a node does not vote before: see `node::settle`.
             allow_log_reversion: Some(true),
@@ -298,7 +310,7 @@ impl<P: Platform, T: Transport> Group<P, T> {
         let config = Arc::new(config.validate().map_err(io::Error::other)?);
         let machine = StateMachine::new(shared.clone(), factory.clone(), store.clone(), platform.clone());
         let hurry = Hurry::default();
-        let network = GroupNetwork::new(id, options.transport.clone(), hurry.clone(), options.transfers.clone());
+        let network = GroupNetwork::new(id, options.transport.clone(), hurry.clone(), options.common.transfers.clone());
         let raft = Raft::<P>::new(node, config, network, options.log, machine).await.map_err(io::Error::other)?;
         let (proposals, queue) = mpsc::channel(PROPOSALS_MAX);
         let group = Arc::new(Self {
@@ -317,9 +329,9 @@ impl<P: Platform, T: Transport> Group<P, T> {
             receiver: Arc::new(Mutex::new(Receiver::new(store.clone()))),
             // Something may be there of before a restart.
             received_at: Mutex::new(Some(InstantOf::<P>::now())),
-            transfers: options.transfers,
-            space: options.space,
-            priorities: options.priorities,
+            transfers: options.common.transfers,
+            space: options.common.space,
+            priorities: options.common.priorities,
             store,
             factory,
             touched: Mutex::default(),
@@ -528,8 +540,8 @@ impl<P: Platform, T: Transport> Group<P, T> {
         self.snapshot().await?;
         let shared = self.shared.clone();
         let held = self.platform.run_guest(move || {
-            let (head, file) = shared.newest_snapshot()?;
-            Some(file.hold().map(|held| (head.last_log_id.index, held)))
+            let (index, file) = shared.current_snapshot()?;
+            Some(file.hold().map(|held| (index, held)))
         });
         match held.await.flatten() {
             Some(Ok(held)) => Ok(held),

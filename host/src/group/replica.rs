@@ -212,7 +212,7 @@ impl Shared {
 
     /// The index the newest snapshot covers, 0 when there is none.
     pub fn snapshot_index(&self) -> u64 {
-        lock(&self.current).as_ref().map_or(0, |(head, _)| head.last_log_id.index)
+        self.snapshot_log_id().map_or(0, |log_id| log_id.index)
     }
 
     /// The last entry that the newest snapshot covers.

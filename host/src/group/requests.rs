@@ -7,7 +7,6 @@ use std::task::Poll;
 
 use super::*;
 use crate::peer::transfer::count;
-use crate::snapshot::Head;
 use crate::snapshot::SnapshotFile;
 
 /// Messages of leaders that may wait here at once. One leader has 16 under way.
@@ -81,7 +80,8 @@ impl<P: Platform, T: Transport> Group<P, T> {
             PeerRequest::SnapshotBegin(offer) => {
                 self.check_sender(from)?;
                 // It was installed, and the answer was lost; or this replica wrote the same by itself.
-                if self.newest_is(offer.digest).is_some_and(|(_, file)| file.size() == offer.size) {
+                let is_offered = |file: &SnapshotFile| file.digest() == offer.digest && file.size() == offer.size;
+                if self.shared.current_snapshot().is_some_and(|(_, file)| is_offered(&file)) {
                     return Ok(PeerResponse::SnapshotOffset(offer.size));
                 }
                 let offset = self.receive(move |receiver| receiver.begin(offer.digest, offer.size)).await?;
@@ -117,11 +117,6 @@ impl<P: Platform, T: Transport> Group<P, T> {
             Some(leader) => Err(format!("group {}: node {leader} leads, not node {from}", self.name)),
             None => Ok(()),
         }
-    }
-
-    /// The newest snapshot, if it is this one.
-    fn newest_is(&self, digest: [u8; 32]) -> Option<(Head, SnapshotFile)> {
-        self.shared.newest_snapshot().filter(|(_, file)| file.digest() == digest)
     }
 
     /// One step of an incoming snapshot, where the disk may be waited for; an error of its own when it was not even tried.
@@ -165,7 +160,7 @@ impl<P: Platform, T: Transport> Group<P, T> {
     async fn install(&self, digest: [u8; 32], vote: Vote) -> Result<PeerResponse<RtOf<P>>, String> {
         // Kept until it is installed.
         let received;
-        let (head, file) = match self.newest_is(digest) {
+        let (head, file) = match self.shared.newest_snapshot().filter(|(_, file)| file.digest() == digest) {
             Some(newest) => newest,
             None => {
                 received = match self.receive(move |receiver| receiver.end(digest)).await? {

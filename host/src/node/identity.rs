@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde::Serialize;
 
+use super::small_files;
 use crate::disk::Disk;
 use crate::types::NodeId;
 
@@ -104,16 +105,7 @@ impl IdentityError {
 
 /// Reads the identity; `None` when the directory is new.
 pub fn read(disk: &dyn Disk, data_dir: &Path) -> io::Result<Option<Identity>> {
-    let path = data_dir.join(NAME);
-    if !disk.exists(&path)? {
-        return Ok(None);
-    }
-    let file = disk.open(&path)?;
-    let mut bytes = vec![0; usize::try_from(file.len()?).map_err(io::Error::other)?];
-    file.read_exact_at(0, &mut bytes)?;
-    let damaged =
-        |error: serde_json::Error| io::Error::new(io::ErrorKind::InvalidData, format!("{NAME} is damaged: {error}"));
-    Ok(Some(serde_json::from_slice(&bytes).map_err(damaged)?))
+    small_files::read(disk, data_dir, NAME)
 }
 
 /// The directory's cluster; refuses a directory of another node, cluster or format. `told` is `None` when the
@@ -148,14 +140,5 @@ pub fn check(
 
 /// Writes the identity of a new directory, durably.
 pub fn write(disk: &dyn Disk, data_dir: &Path, identity: &Identity) -> io::Result<()> {
-    let path = data_dir.join(NAME);
-    let part = data_dir.join("identity.json.part");
-    if disk.exists(&part)? {
-        disk.remove(&part)?;
-    }
-    let file = disk.create(&part)?;
-    file.write_all_at(0, serde_json::to_string(identity)?.as_bytes())?;
-    file.sync_data()?;
-    disk.rename(&part, &path)?;
-    disk.sync_dir(data_dir)
+    small_files::write(disk, data_dir, NAME, identity)
 }

@@ -20,6 +20,7 @@ pub mod repair;
 mod roster;
 mod service;
 pub mod settle;
+mod small_files;
 pub mod start;
 mod status;
 mod whom_to_follow;
@@ -45,6 +46,7 @@ use crate::catalog::View;
 use crate::catalog::files::ModuleFiles;
 use crate::codec;
 use crate::disk::Disk;
+use crate::group::Common;
 use crate::group::Group;
 use crate::group::GroupOptions;
 use crate::group::Timing;
@@ -133,13 +135,6 @@ pub struct Setup<P: Platform, T: Transport> {
     pub modules: Arc<ModuleHost>,
     /// What an operator may set.
     pub settings: Settings,
-}
-
-/// What all groups of a node share.
-struct Common<P: Platform> {
-    transfers: Transfers<P>,
-    space: Arc<Space>,
-    priorities: Arc<Priorities>,
 }
 
 struct Inner<P: Platform, T: Transport> {
@@ -278,9 +273,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
             timing: setup.settings.timing,
             platform: setup.platform.clone(),
             transport: setup.transport.clone(),
-            transfers: common.transfers.clone(),
-            space: common.space.clone(),
-            priorities: common.priorities.clone(),
+            common: common.clone(),
         };
         Group::open(options).await
     }
@@ -421,9 +414,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
             timing: setup.settings.timing,
             platform: setup.platform.clone(),
             transport: setup.transport.clone(),
-            transfers: self.0.common.transfers.clone(),
-            space: self.0.common.space.clone(),
-            priorities: self.0.common.priorities.clone(),
+            common: self.0.common.clone(),
         });
         match group.await {
             Err(error) if Unjoined::is(&error) && setup.settings.repair_from_peers => {

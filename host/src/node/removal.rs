@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 
 use super::Node;
 use super::lock;
+use super::small_files;
 use crate::disk::Disk;
 use crate::membership::Roster;
 use crate::peer::Lane;
@@ -31,26 +32,16 @@ const ANSWER_TIME_MAX: Duration = Duration::from_millis(1000);
 
 /// Whether the directory's node was removed from its cluster.
 pub fn is_marked(disk: &dyn Disk, data_dir: &Path) -> io::Result<bool> {
-    disk.exists(&data_dir.join(MARK))
+    small_files::is_marked(disk, data_dir, MARK)
 }
 
 fn mark(disk: &dyn Disk, data_dir: &Path) -> io::Result<()> {
-    let path = data_dir.join(MARK);
-    if !disk.exists(&path)? {
-        disk.create(&path)?.sync_data()?;
-        disk.sync_dir(data_dir)?;
-    }
-    Ok(())
+    small_files::mark(disk, data_dir, MARK)
 }
 
 /// The directory is to be used again.
 pub(crate) fn unmark(disk: &dyn Disk, data_dir: &Path) -> io::Result<()> {
-    let path = data_dir.join(MARK);
-    if disk.exists(&path)? {
-        disk.remove(&path)?;
-        disk.sync_dir(data_dir)?;
-    }
-    Ok(())
+    small_files::remove(disk, data_dir, MARK)
 }
 
 /// Whether and why this node belongs to its cluster no more.

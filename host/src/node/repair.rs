@@ -43,6 +43,7 @@ use super::Node;
 use super::Setup;
 use super::lock;
 use super::settle;
+use super::small_files;
 use crate::catalog::Catalog;
 use crate::codec;
 use crate::disk::Disk;
@@ -100,38 +101,16 @@ impl Repair {
 
 /// The repair that is under way in this directory.
 pub fn read(disk: &dyn Disk, data_dir: &Path) -> io::Result<Option<Repair>> {
-    let path = data_dir.join(MARK);
-    if !disk.exists(&path)? {
-        return Ok(None);
-    }
-    let file = disk.open(&path)?;
-    let mut bytes = vec![0; usize::try_from(file.len()?).map_err(io::Error::other)?];
-    file.read_exact_at(0, &mut bytes)?;
-    let damaged =
-        |error: serde_json::Error| io::Error::new(io::ErrorKind::InvalidData, format!("{MARK} is damaged: {error}"));
-    serde_json::from_slice(&bytes).map(Some).map_err(damaged)
+    small_files::read(disk, data_dir, MARK)
 }
 
 fn write(disk: &dyn Disk, data_dir: &Path, repair: &Repair) -> io::Result<()> {
-    let part = data_dir.join(format!("{MARK}.part"));
-    if disk.exists(&part)? {
-        disk.remove(&part)?;
-    }
-    let file = disk.create(&part)?;
-    file.write_all_at(0, serde_json::to_string(repair)?.as_bytes())?;
-    file.sync_data()?;
-    disk.rename(&part, &data_dir.join(MARK))?;
-    disk.sync_dir(data_dir)
+    small_files::write(disk, data_dir, MARK, repair)
 }
 
 /// The repair is done.
 pub(crate) fn unmark(disk: &dyn Disk, data_dir: &Path) -> io::Result<()> {
-    let path = data_dir.join(MARK);
-    if disk.exists(&path)? {
-        disk.remove(&path)?;
-        disk.sync_dir(data_dir)?;
-    }
-    Ok(())
+    small_files::remove(disk, data_dir, MARK)
 }
 
 /// Who the others are, as far as `known` and what can be read of a damaged directory say.

@@ -20,6 +20,7 @@ use super::Setup;
 use super::lock;
 use super::repair;
 use super::repair::Repair;
+use super::small_files;
 use crate::catalog::GroupEntry;
 use crate::disk::Disk;
 use crate::peer::Lane;
@@ -36,26 +37,16 @@ const ANSWER_TIME_MAX: Duration = Duration::from_millis(500);
 
 /// Marks a new directory, durably.
 pub fn mark(disk: &dyn Disk, data_dir: &Path) -> io::Result<()> {
-    let path = data_dir.join(MARK);
-    if !disk.exists(&path)? {
-        disk.create(&path)?.sync_data()?;
-        disk.sync_dir(data_dir)?;
-    }
-    Ok(())
+    small_files::mark(disk, data_dir, MARK)
 }
 
 /// Whether the directory is marked.
 pub fn is_marked(disk: &dyn Disk, data_dir: &Path) -> io::Result<bool> {
-    disk.exists(&data_dir.join(MARK))
+    small_files::is_marked(disk, data_dir, MARK)
 }
 
 pub(crate) fn unmark(disk: &dyn Disk, data_dir: &Path) -> io::Result<()> {
-    let path = data_dir.join(MARK);
-    if disk.exists(&path)? {
-        disk.remove(&path)?;
-        disk.sync_dir(data_dir)?;
-    }
-    Ok(())
+    small_files::remove(disk, data_dir, MARK)
 }
 
 /// What the peers that answered say.

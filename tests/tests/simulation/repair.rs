@@ -56,6 +56,20 @@ async fn three_nodes(seed: u64, random: &mut SimRandom) -> Shared {
     world
 }
 
+/// Plays a story with a few seeds, unless one seed of the scenario was asked for.
+fn play(story: impl Fn(u64) + Send) {
+    if crate::number("SEED").is_some() {
+        return;
+    }
+    on_guest_thread(move || {
+        statehouse::module::mark_guest_thread();
+        for seed in 1..=4 {
+            println!("seed {seed}");
+            story(seed);
+        }
+    });
+}
+
 /// Three nodes, and a group that only one of them holds: the node.
 async fn with_a_single(seed: u64, random: &mut SimRandom) -> (Shared, NodeId) {
     let world = three_nodes(seed, random).await;
@@ -182,16 +196,7 @@ async fn a_damaged_offer(seed: u64) {
 
 #[test]
 fn a_snapshot_that_is_damaged_at_the_leader_is_written_anew_for_the_follower_that_needs_it() {
-    if crate::number("SEED").is_some() {
-        return;
-    }
-    on_guest_thread(|| {
-        statehouse::module::mark_guest_thread();
-        for seed in 1..=4 {
-            println!("seed {seed}");
-            LifeRuntime::with_seed(seed).block_on(a_damaged_offer(seed));
-        }
-    });
+    play(|seed| LifeRuntime::with_seed(seed).block_on(a_damaged_offer(seed)));
 }
 
 /// A node's damaged log cannot be read where it says that the node alone holds a group. The node took what it could read for all that it
@@ -229,15 +234,8 @@ async fn an_unnamed_group(seed: u64) {
 
 #[test]
 fn what_only_a_damaged_node_holds_is_not_given_up() {
-    if crate::number("SEED").is_some() {
-        return;
-    }
-    on_guest_thread(|| {
-        statehouse::module::mark_guest_thread();
-        for seed in 1..=4 {
-            println!("seed {seed}");
-            LifeRuntime::with_seed(seed).block_on(an_old_catalog(seed));
-            LifeRuntime::with_seed(seed).block_on(an_unnamed_group(seed));
-        }
+    play(|seed| {
+        LifeRuntime::with_seed(seed).block_on(an_old_catalog(seed));
+        LifeRuntime::with_seed(seed).block_on(an_unnamed_group(seed));
     });
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 use statehouse_tests::cluster::Cluster;
 use statehouse_tests::load::Load;
 use statehouse_tests::load::assert_exactly_once;
-use statehouse_tests::mesh::Mesh;
 use statehouse_tests::modules;
+use statehouse_tests::proxy::Proxy;
 use statehouse_tests::wait;
 
 /// The leader is cut off, again and again, altogether and in one direction only, under load; clients speak to all three nodes,
@@ -14,7 +14,7 @@ use statehouse_tests::wait;
 #[test]
 fn leaders_are_cut_off_under_load_and_nothing_acknowledged_is_lost_or_doubled() {
     let mut cluster = Cluster::prepare(3, &[]);
-    let mesh = Mesh::before(&mut cluster);
+    let network = Proxy::before(&mut cluster);
     cluster.start_all();
     cluster.deploy("kv", modules::bundled("kv"));
     let load = Load::start(&cluster.addresses(), "kv", 6);
@@ -24,14 +24,14 @@ fn leaders_are_cut_off_under_load_and_nothing_acknowledged_is_lost_or_doubled() 
         let others: Vec<u64> = (1..=3).filter(|id| *id != leader).collect();
         match round {
             // It hears the others, and they do not hear it.
-            1 => others.iter().for_each(|other| mesh.cut(leader, *other)),
+            1 => others.iter().for_each(|other| network.cut(leader, *other)),
             // They ask it in vain, and follow it all the same; then one of them can follow it no more.
             2 => {
-                others.iter().for_each(|other| mesh.cut(*other, leader));
+                others.iter().for_each(|other| network.cut(*other, leader));
                 load.wait_for(50);
-                mesh.cut(leader, others[0]);
+                network.cut(leader, others[0]);
             }
-            _ => mesh.isolate(leader),
+            _ => network.isolate(leader),
         }
         load.wait_for(100);
         if round != 2 {
@@ -43,7 +43,7 @@ fn leaders_are_cut_off_under_load_and_nothing_acknowledged_is_lost_or_doubled() 
                 }
             });
         }
-        mesh.mend();
+        network.mend();
         cluster.leader("kv");
         load.wait_for(20);
     }
@@ -56,16 +56,16 @@ fn leaders_are_cut_off_under_load_and_nothing_acknowledged_is_lost_or_doubled() 
 #[test]
 fn nodes_that_are_far_apart_on_lines_that_break_lose_nothing() {
     let mut cluster = Cluster::prepare(3, &[]);
-    let mesh = Mesh::before(&mut cluster);
+    let network = Proxy::before(&mut cluster);
     cluster.start_all();
     cluster.deploy("kv", modules::bundled("kv"));
-    mesh.delay(Duration::from_millis(30));
+    network.delay(Duration::from_millis(30));
     let load = Load::start(&cluster.addresses(), "kv", 6);
     for _ in 0..20 {
         load.wait_for(15);
-        mesh.break_all();
+        network.break_all();
     }
-    mesh.delay(Duration::ZERO);
+    network.delay(Duration::ZERO);
     load.wait_for(50);
     let told = load.stop();
     assert_exactly_once(&cluster.addresses(), "kv", &told);

@@ -58,28 +58,28 @@ fn a_snapshot_over_a_slow_link_that_breaks_goes_on_where_it_stopped_and_delays_n
     cluster.prepare_joining(1);
     let node = cluster.node(4).peer;
     let proxy = Proxy::start(SocketAddr::new(node.ip(), 0), node);
-    proxy.slow_down(3 << 20);
-    cluster.node_mut(4).add_flags(&["--advertise-peer", &proxy.address.to_string()]);
+    proxy.slow_down_bulk(3 << 20);
+    cluster.node_mut(4).add_flags(&["--advertise-peer", &proxy.address().to_string()]);
     cluster.node_mut(4).start();
     cluster.node_mut(4).wait_ready();
     let size = snapshot_bytes(&cluster, leader);
     cluster.node(leader).client().post("/v1/nodes", r#"{"node":4}"#).expect(202);
 
-    let mut cut_at = proxy.passed();
+    let mut cut_at = proxy.bulk_passed();
     for round in 0..3 {
-        wait::until_true("a good part of the snapshot has gone", || proxy.passed() > cut_at + (2 << 20));
-        cut_at = proxy.passed();
+        wait::until_true("a good part of the snapshot has gone", || proxy.bulk_passed() > cut_at + (2 << 20));
+        cut_at = proxy.bulk_passed();
         if round == 1 {
             cluster.node_mut(4).kill();
             cluster.node_mut(4).start();
         } else {
-            proxy.cut();
+            proxy.break_bulk();
         }
         // Whoever writes meanwhile is not held up.
         session.apply(json!({"Put": {"key": format!("m{round}"), "value": "v"}}).to_string().as_bytes()).expect(200);
         assert_eq!(cluster.node(leader).group("kv")["leader"], leader);
     }
-    proxy.slow_down(0);
+    proxy.slow_down_bulk(0);
     wait::until("node 4 votes", || {
         let voters = cluster.voters(leader, "kv");
         if voters == [1, 2, 3, 4] { Ok(()) } else { Err(voters) }

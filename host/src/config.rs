@@ -108,6 +108,11 @@ pub struct ServeConfig {
     #[arg(long, value_name = "S", default_value_t = 3600, help_heading = "Log and snapshots")]
     pub snapshot_interval_s: u64,
 
+    /// How much log a leader keeps behind its snapshot for members that still need it, so that they need no snapshot; as much
+    /// as the snapshot has, if that is more. 0 for none
+    #[arg(long, value_name = "BYTES", default_value = "512MiB", value_parser = parse_bytes, help_heading = "Log and snapshots")]
+    pub follower_log_bytes: u64,
+
     /// How many snapshots of a group are kept
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..), help_heading = "Log and snapshots")]
     pub snapshots_kept: u64,

@@ -40,6 +40,8 @@ struct Duties<P: Platform> {
     snapshot_again: Arc<AtomicBool>,
     /// Whether a snapshot is being written.
     writing: Arc<AtomicBool>,
+    /// What of the log may go.
+    cut: retention::Cut,
     /// Sessions and timers already proposed to end or fire, until they are gone.
     pending_timers: BTreeMap<(u64, u64), InstantOf<P>>,
     /// Leader and term, as last told to the operator.
@@ -62,12 +64,14 @@ pub async fn run<P: Platform, T: Transport>(group: Weak<Group<P, T>>) {
                 snapshot_asked: 0,
                 snapshot_again: Arc::default(),
                 writing: Arc::default(),
+                cut: retention::Cut::default(),
                 pending_timers: BTreeMap::new(),
                 told: (None, 0),
             });
             duties.tell(&group);
             duties.mend(&group);
             duties.snapshots(&group);
+            group.trim(&mut duties.cut).await;
             duties.touches(&group);
             group.forget_stale_transfer().await;
             (duties.lead(&group).await, group.shared.clone())

@@ -20,6 +20,7 @@ mod propose;
 mod read;
 mod replica;
 mod requests;
+mod retention;
 pub mod space;
 pub mod state;
 mod trust;
@@ -96,8 +97,13 @@ pub struct Timing {
     pub snapshot_bytes: u64,
     /// or by time, jittered by a quarter so that replicas do not write together; 0 turns it off.
     pub snapshot_interval_ms: u64,
-    /// Entries that stay in the log behind a snapshot, so that a follower that is a little behind needs none.
+    /// Entries that stay in the log behind a snapshot, so that a follower that is a little behind needs none,
     pub log_entries_kept: u64,
+    /// and their bytes at most, or a quarter of the snapshot's if that is more: so much log is sooner sent than the snapshot.
+    pub log_bytes_kept: u64,
+    /// Bytes of log that a leader keeps at most for members that need them (or the snapshot's bytes, if they are more); 0:
+    /// nothing is kept for them.
+    pub log_bytes_held: u64,
 }
 
 impl Timing {
@@ -181,6 +187,7 @@ pub struct Group<P: Platform, T: Transport> {
     node: NodeId,
     incarnation: u64,
     raft: Raft<P>,
+    log: GroupLog<P::Runtime>,
     shared: Arc<Shared>,
     platform: P,
     transport: T,
@@ -300,8 +307,8 @@ impl<P: Platform, T: Transport> Group<P, T> {
             broadcast_submitted_on_append: Some(true),
             max_payload_entries: APPEND_ENTRIES_MAX,
             snapshot_policy: openraft::SnapshotPolicy::Never,
-            max_in_snapshot_log_to_keep: timing.log_entries_kept,
-            purge_batch_size: timing.log_entries_kept.clamp(1, 256),
+            // See `retention`.
+            max_in_snapshot_log_to_keep: u64::MAX,
             replication_lag_threshold: timing.log_entries_kept.saturating_mul(2).max(4096),
             install_snapshot_timeout: 600_000,
             backoff: "50ms 100ms 200ms ..1s".to_string(),
@@ -311,6 +318,7 @@ impl<P: Platform, T: Transport> Group<P, T> {
         let machine = StateMachine::new(shared.clone(), factory.clone(), store.clone(), platform.clone());
         let hurry = Hurry::default();
         let network = GroupNetwork::new(id, options.transport.clone(), hurry.clone(), options.common.transfers.clone());
+        let log = options.log.clone();
         let raft = Raft::<P>::new(node, config, network, options.log, machine).await.map_err(io::Error::other)?;
         let (proposals, queue) = mpsc::channel(PROPOSALS_MAX);
         let group = Arc::new(Self {
@@ -319,6 +327,7 @@ impl<P: Platform, T: Transport> Group<P, T> {
             node,
             incarnation: options.incarnation,
             raft,
+            log,
             shared,
             platform,
             transport: options.transport,
@@ -418,6 +427,8 @@ impl<P: Platform, T: Transport> Group<P, T> {
             "snapshot_bytes": timing.snapshot_bytes,
             "snapshots_kept": self.store.kept(),
             "log_entries_kept": timing.log_entries_kept,
+            "log_bytes_kept": timing.log_bytes_kept,
+            "log_bytes_held": timing.log_bytes_held,
             "append_entries_max": APPEND_ENTRIES_MAX,
             "commands_batch_max": propose::BATCH_PROPOSALS,
             "commands_waiting_max": PROPOSALS_MAX,

@@ -137,6 +137,11 @@ impl<RT: AsyncRuntime> GroupLog<RT> {
         })
     }
 
+    /// The last entry that has to go if of those up to `upto` no more than `kept` bytes, the newest, are to stay; `None` if none has.
+    pub fn too_much(&self, upto: u64, kept: u64) -> Option<u64> {
+        self.log.shared.lock().groups.get(&self.group)?.too_much(upto, kept)
+    }
+
     /// The vote, without waiting.
     pub fn vote(&self) -> Result<Option<Vote>, LogError> {
         let state = self.log.shared.lock();

@@ -145,6 +145,17 @@ impl GroupState {
         }
     }
 
+    /// See [`GroupLog::too_much`](super::GroupLog::too_much).
+    pub(super) fn too_much(&self, upto: u64, kept: u64) -> Option<u64> {
+        let until = usize::try_from(upto.checked_sub(self.first)?.saturating_add(1)).ok()?;
+        let mut bytes = 0;
+        let too_much = self.slots.iter().enumerate().take(until).rev().find(|(_, slot)| {
+            bytes += u64::from(slot.length);
+            bytes > kept
+        });
+        too_much.map(|(position, _)| self.first.saturating_add(position as u64))
+    }
+
     pub(super) fn slot(&self, index: u64) -> Option<&Slot> {
         self.slots.get(usize::try_from(index.checked_sub(self.first)?).ok()?)
     }

@@ -356,6 +356,8 @@ fn settings(config: &ServeConfig) -> Settings {
             snapshot_bytes: config.snapshot_bytes,
             snapshot_interval_ms: config.snapshot_interval_s.saturating_mul(1000),
             log_entries_kept: (config.snapshot_entries / 10).max(64),
+            log_bytes_kept: config.snapshot_bytes / 4,
+            log_bytes_held: config.follower_log_bytes,
         },
         snapshots_kept: size(config.snapshots_kept),
         events_kept: size(config.events_kept),

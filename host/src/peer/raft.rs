@@ -191,7 +191,7 @@ impl<P: Platform, T: Transport> GroupClient<P, T> {
         }
     }
 
-    async fn send_snapshot(&self, vote: Vote, file: SnapshotFile) -> Result<Vote, CallError> {
+    async fn send_snapshot(&self, vote: Vote, index: u64, file: SnapshotFile) -> Result<Vote, CallError> {
         let (node, digest, transfers) = (self.target, file.digest(), &self.transfers);
         if transfers.doubted(self.group) == Some(digest) {
             let reason = "this node's snapshot is being looked at: it may be damaged".to_owned();
@@ -210,7 +210,7 @@ impl<P: Platform, T: Transport> GroupClient<P, T> {
             other => unexpected(node, &other),
         };
         let counts = transfers.counts();
-        let mut transfer = transfers.transfer(self.group);
+        let mut transfer = transfers.transfer(self.group, node, index);
         let held = file.hold().map_err(local)?;
         let offer = PeerRequest::SnapshotBegin(SnapshotOffer { group: self.group, digest, size: file.size() });
         let mut offset = match self.call(Lane::Bulk, SNAPSHOT_BEGIN_TIMEOUT, &offer).await? {
@@ -375,7 +375,8 @@ impl<P: Platform, T: Transport> RaftNetworkV2<Types<P::Runtime>> for GroupClient
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<Types<P::Runtime>>, StreamingError<Types<P::Runtime>>> {
-        let sending = self.send_snapshot(vote, snapshot.snapshot);
+        let index = snapshot.meta.last_log_id.map_or(0, |log_id| log_id.index);
+        let sending = self.send_snapshot(vote, index, snapshot.snapshot);
         match P::Runtime::select2(Box::pin(cancel), Box::pin(sending)).await {
             openraft::async_runtime::Select2::First(closed) => Err(StreamingError::Closed(closed)),
             openraft::async_runtime::Select2::Second(Ok(vote)) => Ok(SnapshotResponse::new(vote)),

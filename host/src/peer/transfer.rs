@@ -27,6 +27,7 @@ use tokio::sync::SemaphorePermit;
 use crate::platform::Platform;
 use crate::snapshot::HeldSnapshot;
 use crate::types::GroupId;
+use crate::types::NodeId;
 
 /// How snapshots go out.
 #[derive(Clone, Copy, Debug)]
@@ -85,13 +86,17 @@ pub fn count(counter: &AtomicU64, more: u64) {
 
 type InstantOf<P> = <<P as Platform>::Runtime as AsyncRuntime>::Instant;
 
-/// What is known of a group's snapshots that are on their way.
+/// What is known of a group's snapshot that is on its way to a node.
 struct Sending<I> {
+    /// The index that it covers.
+    index: u64,
     /// Transfers that are taken, or wait for their turn to go on.
     now: u32,
     /// When something of one was taken last.
     last: I,
 }
+
+type Followers<T> = BTreeMap<(GroupId, NodeId), T>;
 
 struct Inner<P: Platform> {
     platform: P,
@@ -99,7 +104,7 @@ struct Inner<P: Platform> {
     turns: Semaphore,
     /// From when on the next bytes may go.
     free_at: Mutex<Option<InstantOf<P>>>,
-    sending: Mutex<BTreeMap<GroupId, Sending<InstantOf<P>>>>,
+    sending: Mutex<Followers<Sending<InstantOf<P>>>>,
     /// Snapshots that may be damaged on this node's disk, by digest.
     doubted: Mutex<BTreeMap<GroupId, [u8; 32]>>,
     counts: TransferCounts,
@@ -147,10 +152,10 @@ impl<P: Platform> Transfers<P> {
         self.0.settings.part_bytes.max(1)
     }
 
-    /// A transfer of the group's snapshot wants to begin. It has no turn yet.
-    pub fn transfer(&self, group: GroupId) -> Transfer<'_, P> {
+    /// A transfer of the group's snapshot that covers `index` wants to begin. It has no turn yet.
+    pub fn transfer(&self, group: GroupId, to: NodeId, index: u64) -> Transfer<'_, P> {
         count(&self.0.counts.under_way, 1);
-        Transfer { transfers: self, group, done: false, taken: false, turn: None, waited: Duration::ZERO }
+        Transfer { transfers: self, group, to, index, done: false, taken: false, turn: None, waited: Duration::ZERO }
     }
 
     /// Waits until so many bytes may go.
@@ -182,10 +187,16 @@ impl<P: Platform> Transfers<P> {
 
     /// Whether the group's snapshot is on its way to a follower that takes it, or was a moment ago.
     pub fn is_sending(&self, group: GroupId) -> bool {
+        !self.sent_to(group).is_empty()
+    }
+
+    /// The followers that the group's snapshot is on its way to, or was a moment ago, and the index that it covers.
+    pub fn sent_to(&self, group: GroupId) -> BTreeMap<NodeId, u64> {
         let (now, linger) = (InstantOf::<P>::now(), self.0.settings.linger);
         let mut sending = lock(&self.0.sending);
         sending.retain(|_, sending| sending.now > 0 || now - sending.last < linger);
-        sending.contains_key(&group)
+        let of = sending.range((group, NodeId::MIN)..=(group, NodeId::MAX));
+        of.map(|((_, to), sending)| (*to, sending.index)).collect()
     }
 
     /// The group's snapshot of this digest could not be read, or a follower found it damaged. It is not sent until the group has
@@ -209,6 +220,8 @@ impl<P: Platform> Transfers<P> {
 pub struct Transfer<'a, P: Platform> {
     transfers: &'a Transfers<P>,
     group: GroupId,
+    to: NodeId,
+    index: u64,
     done: bool,
     /// Whether the follower has said that it takes it.
     taken: bool,
@@ -240,7 +253,9 @@ impl<P: Platform> Transfer<'_, P> {
     pub fn seen(&mut self) {
         let now = InstantOf::<P>::now();
         let mut sending = lock(&self.transfers.0.sending);
-        let sending = sending.entry(self.group).or_insert(Sending { now: 0, last: now });
+        let begun = Sending { index: self.index, now: 0, last: now };
+        let sending = sending.entry((self.group, self.to)).or_insert(begun);
+        sending.index = self.index;
         sending.now += u32::from(!std::mem::replace(&mut self.taken, true));
         sending.last = now;
     }
@@ -261,7 +276,7 @@ impl<P: Platform> Transfer<'_, P> {
 impl<P: Platform> Drop for Transfer<'_, P> {
     fn drop(&mut self) {
         if self.taken
-            && let Some(sending) = lock(&self.transfers.0.sending).get_mut(&self.group)
+            && let Some(sending) = lock(&self.transfers.0.sending).get_mut(&(self.group, self.to))
         {
             sending.now = sending.now.saturating_sub(1);
         }
@@ -341,13 +356,13 @@ mod tests {
     fn a_transfer_has_its_turn_when_another_has_sent_all_or_gave_up() {
         LifeRuntime::with_seed(1).block_on(async {
             let transfers = transfers(0, 1);
-            let (mut first, mut second) = (transfers.transfer(7), transfers.transfer(8));
+            let (mut first, mut second) = (transfers.transfer(7, 2, 5), transfers.transfer(8, 2, 5));
             first.turn().await;
             assert!(waits(&mut second).await);
             first.all_sent();
             assert!(!waits(&mut second).await, "the follower installs the first one meanwhile");
             first.finished();
-            let mut third = transfers.transfer(9);
+            let mut third = transfers.transfer(9, 2, 5);
             assert!(waits(&mut third).await);
             drop(second);
             assert!(!waits(&mut third).await);
@@ -368,7 +383,7 @@ mod tests {
                 let (transfers, order) = (transfers.clone(), order.clone());
                 LifeRuntime::spawn(async move {
                     LifeRuntime::sleep(Duration::from_secs(begins_s)).await;
-                    let mut transfer = transfers.transfer(begins_s);
+                    let mut transfer = transfers.transfer(begins_s, 2, 5);
                     for _ in 0..3 {
                         transfer.turn().await;
                         order.lock().unwrap().push(name);
@@ -388,13 +403,14 @@ mod tests {
     fn a_group_is_sending_while_one_is_taken_and_until_a_while_after() {
         LifeRuntime::with_seed(1).block_on(async {
             let transfers = transfers(0, 2);
-            let mut transfer = transfers.transfer(7);
+            let mut transfer = transfers.transfer(7, 2, 5);
             transfer.turn().await;
             assert!(!transfers.is_sending(7), "nobody has taken anything");
             transfer.seen();
             // It may wait for its turn for longer than a follower that is gone is waited for.
             LifeRuntime::sleep(Duration::from_secs(30)).await;
             assert!(transfers.is_sending(7) && !transfers.is_sending(8));
+            assert_eq!(transfers.sent_to(7), BTreeMap::from([(2, 5)]));
             transfer.seen();
             drop(transfer);
             assert!(transfers.is_sending(7));

@@ -98,6 +98,8 @@ pub fn options(seed: u64, random: &mut SimRandom, plan: &Plan) -> SimOptions {
                 snapshot_bytes: 1 << 20,
                 snapshot_interval_ms: *random.pick(&[0, 2_000, 10_000]).unwrap(),
                 log_entries_kept: random.between(0, 30),
+                log_bytes_kept: *random.pick(&[0, 500, 1 << 20]).unwrap(),
+                log_bytes_held: *random.pick(&[0, 0, 1]).unwrap(),
             },
             snapshots_kept: usize::try_from(random.between(1, 3)).unwrap(),
             events_kept: usize::try_from(random.between(5, 2000)).unwrap(),
@@ -240,7 +242,12 @@ async fn body(world: &Shared, random: &mut SimRandom, plan: &Plan) {
     let mut tasks = Vec::new();
     let nemesis = |random: &SimRandom| {
         let until_ms = now_ms() + plan.fault_ms;
-        LifeRuntime::spawn(nemesis::run(world.clone(), random.fork(100), until_ms, plan.disks))
+        let (world, random, disks) = (world.clone(), random.fork(100), plan.disks);
+        LifeRuntime::spawn(async move {
+            nemesis::run(world.clone(), random, until_ms, disks).await;
+            // Here and not later: what is being set up waits for it, if no majority can be reached.
+            nemesis::heal(&world).await;
+        })
     };
     let mut fault = plan.faults_during_setup.then(|| nemesis(random));
     set_up(world, random).await;
@@ -288,7 +295,6 @@ async fn body(world: &Shared, random: &mut SimRandom, plan: &Plan) {
     if let Some(fault) = fault {
         joined(world, fault).await;
     }
-    nemesis::heal(world).await;
     let healed_ms = now_ms();
     if let Some(changing) = changing {
         joined(world, changing).await;

@@ -63,7 +63,7 @@ fn all_nodes_are_killed_at_once_under_load_and_nothing_acknowledged_is_lost() {
 /// The log before the snapshot is purged everywhere else, so entries alone cannot help.
 #[test]
 fn a_follower_that_was_away_for_too_long_is_brought_back_by_a_snapshot() {
-    let mut cluster = Cluster::start(3, &["--snapshot-entries", "200"]);
+    let mut cluster = Cluster::start(3, &["--snapshot-entries", "200", "--follower-log-bytes", "0"]);
     cluster.deploy("kv", modules::bundled("kv"));
     let away = cluster.follower("kv");
     let load = Load::start(&cluster.addresses(), "kv", 4);
@@ -97,7 +97,7 @@ fn a_follower_that_was_away_for_too_long_is_brought_back_by_a_snapshot() {
 /// not help to elect before it has it again; then it is a replica like any other.
 #[test]
 fn a_node_that_lost_its_disk_comes_back_and_counts_again() {
-    let mut cluster = Cluster::start(3, &["--snapshot-entries", "200"]);
+    let mut cluster = Cluster::start(3, &["--snapshot-entries", "200", "--follower-log-bytes", "0"]);
     cluster.deploy("kv", modules::bundled("kv"));
     let load = Load::start(&cluster.addresses(), "kv", 4);
     load.wait_for(100);

@@ -14,6 +14,26 @@ use statehouse_tests::modules;
 use statehouse_tests::report;
 use statehouse_tests::wait;
 
+/// Large values are written to a few keys. The state stays small, so snapshots are small and come every few entries; the log behind
+/// them is as small, although the entries in it are far fewer than a node keeps of small ones.
+#[test]
+fn a_few_large_entries_make_no_large_log() {
+    let mut cluster = Cluster::prepare(1, &["--snapshot-bytes", "1MiB"]);
+    cluster.start_all();
+    cluster.deploy("kv", modules::bundled("kv"));
+    let value = "x".repeat(120 << 10);
+    for number in 0..80 {
+        let put = json!({"Put": {"key": format!("k{}", number % 2), "value": value}});
+        cluster.node(1).client().post("/v1/groups/kv/apply", put.to_string()).expect(200);
+    }
+    wait::until("the log holds what came after the newest snapshot and a little before it", || {
+        let metrics = cluster.node(1).client().get("/metrics").expect(200).text();
+        let bytes = metrics.lines().find_map(|line| line.strip_prefix("statehouse_log_live_bytes "));
+        let bytes: f64 = bytes.unwrap().parse().unwrap();
+        if bytes < 2_500_000.0 { Ok(()) } else { Err(format!("{bytes} bytes of 10 MB that were written")) }
+    });
+}
+
 /// A mounted file system in memory.
 struct Small(PathBuf);
 

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use serde_json::json;
 use statehouse_tests::cluster::Cluster;
+use statehouse_tests::load::Load;
 use statehouse_tests::load::Session;
 use statehouse_tests::modules;
 use statehouse_tests::proxy::Proxy;
@@ -98,10 +99,56 @@ fn a_snapshot_over_a_slow_link_that_breaks_goes_on_where_it_stopped_and_delays_n
     cluster.assert_equal_state("kv");
 }
 
+/// A node joins while others write more, in the time that its snapshot takes, than a snapshot is taken for. The log that it needs
+/// next is kept for it: one snapshot is enough. (It was sent one after the other, for ever, as soon as the state was large.)
+#[test]
+fn a_node_that_joins_under_load_needs_one_snapshot() {
+    let flags = ["--snapshot-entries", "20", "--transfer-bytes-per-second", "2MiB"];
+    let mut cluster = Cluster::prepare(1, &flags);
+    cluster.start_all();
+    cluster.deploy("kv", modules::bundled("kv"));
+    let mut session = Session::open(&cluster.addresses(), "kv");
+    let large = "x".repeat(100_000);
+    for key in 0..80 {
+        session.apply(json!({"Put": {"key": format!("k{key}"), "value": large}}).to_string().as_bytes()).expect(200);
+    }
+    put_small(&mut session);
+    wait::until("the log alone brings no new node up to date", || {
+        let group = cluster.node(1).group("kv");
+        if group["purged"].as_u64() > Some(0) { Ok(()) } else { Err(group) }
+    });
+    let load = Load::start(&cluster.addresses(), "kv", 4);
+    cluster.prepare_joining(1);
+    let before = cluster.node(1).group("kv")["snapshot"].as_u64().unwrap();
+    cluster.add(1, 2);
+    load.stop();
+    let sent = counters(&cluster, 1);
+    assert_eq!((sent["transfers_begun"], sent["transfers_finished"]), (1, 1), "{sent:?}");
+    let group = cluster.node(1).group("kv");
+    assert!(
+        group["snapshot"].as_u64() > Some(before + 64),
+        "the log behind the one that was sent was worth cutting: {group}"
+    );
+    cluster.assert_equal_state("kv");
+    wait::until("nobody needs the log any more", || {
+        let group = cluster.node(1).group("kv");
+        if group["purged"].as_u64() > Some(before) { Ok(()) } else { Err(group) }
+    });
+}
+
 /// The limit holds: what is sent waits for its bytes' time, and the metrics say so.
 #[test]
 fn a_throttled_transfer_takes_its_time_and_is_counted() {
-    let flags = ["--snapshot-entries", "40", "--transfer-bytes-per-second", "2MiB", "--transfers-max", "1"];
+    let flags = [
+        "--snapshot-entries",
+        "40",
+        "--follower-log-bytes",
+        "0",
+        "--transfer-bytes-per-second",
+        "2MiB",
+        "--transfers-max",
+        "1",
+    ];
     let mut cluster = Cluster::prepare(1, &flags);
     cluster.start_all();
     cluster.deploy("kv", modules::bundled("kv"));

@@ -329,6 +329,23 @@ fn replication_is_not_given_what_comes_after_a_purge_as_if_it_followed() {
     assert!(now(group.limited_get_log_entries(first - 1, first + 2)).unwrap().is_empty());
 }
 
+/// What is kept of a group behind its snapshot is bounded in bytes too: a few large entries are as much as many small ones.
+#[test]
+fn what_is_too_much_is_told_by_the_bytes_of_the_newest() {
+    let mut harness = Harness::new(SimDisk::new());
+    harness.run(&[Step::Append { group: 1, entries: 10, bytes: 1000, term: 1 }, Step::Purge { group: 1, entries: 2 }]);
+    let group = harness.group(1);
+    let state = group.state().unwrap();
+    let (purged, last) = (state.last_purged_log_id.unwrap().index, state.last_log_id.unwrap().index);
+    assert_eq!(group.too_much(last, 0), Some(last));
+    assert_eq!(group.too_much(last, 3500), Some(last - 3), "an entry is a little more than its payload");
+    assert_eq!(group.too_much(last - 1, 3500), Some(last - 4), "what is newer than the snapshot does not count");
+    assert_eq!(group.too_much(last, 9000), None);
+    assert_eq!(group.too_much(last + 5, 3500), Some(last - 3), "a snapshot may have come that is newer than the log");
+    assert_eq!(group.too_much(purged, 0), None);
+    assert_eq!(harness.group(2).too_much(last, 0), None);
+}
+
 #[test]
 fn a_log_may_be_opened_with_other_options() {
     let mut harness = Harness::new(SimDisk::new());

@@ -205,7 +205,7 @@ pub fn begin(
                 let (path, offset) = (store.directory.clone(), payload.offset());
                 SnapshotError::Damaged { path, offset, reason: format!("the file to begin from: {error}") }
             }
-            _ => failed(error),
+            _ => SnapshotError::of_writing(&store.directory, error),
         });
     }
     writer.finish(&head)

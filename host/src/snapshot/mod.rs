@@ -32,6 +32,8 @@ pub use survey::Survey;
 pub use survey::read_payload;
 pub use survey::survey;
 
+use std::io;
+use std::path::Path;
 use std::path::PathBuf;
 
 use serde::Deserialize;
@@ -89,6 +91,13 @@ pub enum SnapshotError {
         /// What is wrong there.
         reason: String,
     },
+}
+
+impl SnapshotError {
+    /// What a writer's error says: a failed sync went through it as it is.
+    fn of_writing(path: &Path, source: io::Error) -> Self {
+        source.downcast::<Self>().unwrap_or_else(|source| Self::Io { path: path.to_owned(), source })
+    }
 }
 
 impl From<SnapshotError> for std::io::Error {

@@ -19,6 +19,7 @@ use super::SnapshotError;
 use super::SnapshotFile;
 use super::SnapshotStore;
 use super::store::RECEIVED_SUFFIX;
+use super::store::Unsynced;
 use super::store::verify;
 use super::verifier::Verifier;
 use crate::disk::DiskFile;
@@ -56,6 +57,7 @@ struct Transfer {
     verifier: Verifier,
     path: PathBuf,
     file: Box<dyn DiskFile>,
+    unsynced: Unsynced,
 }
 
 impl std::fmt::Debug for Receiver {
@@ -102,7 +104,7 @@ impl Receiver {
         };
         self.store.check_space(size.saturating_sub(verifier.offset())).map_err(Self::io(&path))?;
         let offset = verifier.offset();
-        self.current = Some(Transfer { digest, size, verifier, path, file });
+        self.current = Some(Transfer { digest, size, verifier, path, file, unsynced: Unsynced::default() });
         Ok(offset)
     }
 
@@ -123,6 +125,7 @@ impl Receiver {
         let io = Self::io(&transfer.path);
         self.store.check_space(data.len() as u64).map_err(&io)?;
         transfer.file.write_all_at(offset, data).map_err(&io)?;
+        transfer.unsynced.add(data.len() as u64, &*transfer.file, &transfer.path)?;
         match transfer.verifier.push(data) {
             Ok(()) => Ok(end),
             Err(wrong) => {
@@ -224,17 +227,20 @@ mod tests {
     use crate::disk::sim::SimDisk;
     use crate::types::LogId;
 
-    /// A snapshot of several chunks on another node's disk, as bytes.
-    fn offered() -> (SnapshotFile, Vec<u8>) {
-        let store = store(&SimDisk::new(), 0);
-        let head = Head {
+    fn head() -> Head {
+        Head {
             group: 7,
             last_log_id: LogId::new(CommittedLeaderId::new(3), 100),
             membership: Default::default(),
             module: [1; 32],
             host_state: vec![2; 1000],
             made: Vec::new(),
-        };
+        }
+    }
+
+    /// A snapshot of several chunks on another node's disk, as bytes.
+    fn offered() -> (SnapshotFile, Vec<u8>) {
+        let (store, head) = (store(&SimDisk::new(), 0), head());
         let mut writer = store.write(&head).unwrap();
         writer.write_all(&(0..700_000u32).map(|at| at as u8).collect::<Vec<u8>>()).unwrap();
         let file = writer.finish(&head).unwrap();
@@ -262,6 +268,32 @@ mod tests {
             offset = receiver.part(file.digest(), offset, part_checksum(offset, part), part).unwrap();
         }
         offset
+    }
+
+    /// A large file is synced as it grows. Whoever is told that the disk failed in the middle of it must end the process, as at the end.
+    #[test]
+    fn a_sync_that_fails_before_a_large_file_is_finished_is_known_for_what_it_is() {
+        let (disk, bytes) = (SimDisk::new(), vec![7; 9 << 20]);
+        let head = head();
+        disk.fail_sync(0);
+        let mut writer = store(&disk, 0).write(&head).unwrap();
+        let error = writer.write_all(&bytes).unwrap_err();
+        let error = SnapshotError::of_writing(Path::new("/elsewhere"), error);
+        assert!(matches!(&error, SnapshotError::Sync { path, .. } if path.starts_with("/node/groups/7")), "{error}");
+
+        let mut writer = store(&SimDisk::new(), 0).write(&head).unwrap();
+        writer.write_all(&bytes).unwrap();
+        let file = writer.finish(&head).unwrap();
+        let bytes = file.hold().unwrap().read(0, usize::MAX).unwrap();
+        let disk = SimDisk::new();
+        let mut receiver = Receiver::new(store(&disk, 0));
+        receiver.begin(file.digest(), file.size()).unwrap();
+        disk.fail_sync(0);
+        let half = 4 << 20;
+        receiver.part(file.digest(), 0, part_checksum(0, &bytes[..half]), &bytes[..half]).unwrap();
+        let rest = &bytes[half..];
+        let error = receiver.part(file.digest(), half as u64, part_checksum(half as u64, rest), rest).unwrap_err();
+        assert!(matches!(error, SnapshotError::Sync { .. }), "{error}");
     }
 
     #[test]

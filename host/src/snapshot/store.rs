@@ -277,12 +277,13 @@ impl SnapshotStore {
             file,
             digest: Sha256::new(),
             offset: 0,
+            unsynced: Unsynced::default(),
             payload: 0,
             chunk: Vec::with_capacity(format::CHUNK_BYTES),
         };
         let begun = format::encode_head(head).and_then(|bytes| writer.put(&bytes));
         if let Err(source) = begun {
-            let error = SnapshotError::Io { path: writer.path.clone(), source };
+            let error = SnapshotError::of_writing(&writer.path, source);
             writer.abandon();
             return Err(error);
         }
@@ -326,6 +327,26 @@ impl SnapshotStore {
     }
 }
 
+/// A large file goes to the disk as it is written. All at once, when it is finished, it would be more than the log's syncs can
+/// wait behind.
+#[derive(Debug, Default)]
+pub(super) struct Unsynced(u64);
+
+impl Unsynced {
+    /// So much may wait in memory.
+    const BYTES_MAX: u64 = 8 << 20;
+
+    /// So many bytes more were written.
+    pub(super) fn add(&mut self, bytes: u64, file: &dyn DiskFile, path: &Path) -> Result<(), SnapshotError> {
+        self.0 = self.0.saturating_add(bytes);
+        if self.0 >= Self::BYTES_MAX {
+            self.0 = 0;
+            file.sync_data().map_err(|source| SnapshotError::Sync { path: path.to_owned(), source })?;
+        }
+        Ok(())
+    }
+}
+
 /// Writes one snapshot; what is written to it is the payload.
 pub struct SnapshotWriter {
     store: SnapshotStore,
@@ -334,6 +355,7 @@ pub struct SnapshotWriter {
     file: Box<dyn DiskFile>,
     digest: Sha256,
     offset: u64,
+    unsynced: Unsynced,
     payload: u64,
     chunk: Vec<u8>,
 }
@@ -350,7 +372,7 @@ impl SnapshotWriter {
         self.file.write_all_at(self.offset, bytes)?;
         self.digest.update(bytes);
         self.offset += bytes.len() as u64;
-        Ok(())
+        Ok(self.unsynced.add(bytes.len() as u64, &*self.file, &self.path)?)
     }
 
     fn put_chunk(&mut self) -> io::Result<()> {
@@ -378,7 +400,7 @@ impl SnapshotWriter {
         let digest = match written {
             Ok(digest) => digest,
             Err(source) => {
-                let error = SnapshotError::Io { path: self.path.clone(), source };
+                let error = SnapshotError::of_writing(&self.path, source);
                 self.abandon();
                 return Err(error);
             }

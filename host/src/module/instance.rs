@@ -232,20 +232,25 @@ impl Instance {
         Ok(instance)
     }
 
-    /// Goes back to `image` and `registers`, dropping everything written since. False if that needs a new
-    /// instance, because memory has grown and cannot shrink.
-    pub(super) fn reset(&mut self, registers: &Registers) -> Result<bool, Fault> {
-        let size = self.memory().len();
-        let Some(missing) = registers.memory_bytes.checked_sub(size) else {
-            return Ok(false);
-        };
+    /// Goes back to `image` and `registers`, dropping everything written since.
+    pub(super) fn reset(&mut self, registers: &Registers) -> Result<(), Fault> {
         // Only what was written: whatever else is mapped is read again soon, and mapping it costs.
         let written = self.written();
         self.forget(&written)?;
+        let size = self.memory().len();
+        if registers.memory_bytes < size {
+            // SAFETY: this instance is borrowed exclusively and no guest code runs, so nobody holds a reference into its
+            // memory; `grow` below makes wasmtime take the size anew before any does.
+            unsafe { self.mapping.shrink(registers.memory_bytes) }.map_err(io_fault("cannot take memory back"))?;
+        }
+        // Also by nothing: that is when wasmtime looks at the size.
+        let missing = registers.memory_bytes.saturating_sub(size);
         let grown = self.memory.grow(&mut self.store, (missing >> 16) as u64);
         grown.map_err(|error| Fault::because("cannot grow linear memory", error))?;
-        self.set_globals(registers)?;
-        Ok(true)
+        if self.memory().len() != registers.memory_bytes {
+            return Err(Fault::new("linear memory did not get the size that it had"));
+        }
+        self.set_globals(registers)
     }
 
     fn set_globals(&mut self, registers: &Registers) -> Result<(), Fault> {

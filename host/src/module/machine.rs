@@ -351,9 +351,7 @@ impl Machine {
 
     /// Goes back to the state before the entry that trapped.
     fn roll_back(&mut self) -> Result<(), Fault> {
-        if !self.live.reset(&self.registers)? {
-            self.live = Instance::over(&self.module, &self.limits, &self.image, &self.registers, false)?;
-        }
+        self.live.reset(&self.registers)?;
         let mut effects = Effects::default();
         for (call, context, range) in &self.redo.entries {
             let payload = self.redo.bytes.get(range.clone()).unwrap_or(&[]);
@@ -405,12 +403,13 @@ impl Machine {
         self.checkpoint_if_any()?;
         let mut view = match self.view.take() {
             Some(view) => view,
-            None => View { instance: self.new_view()?, stale: false, queries: 0 },
+            None => {
+                let instance = Instance::over(&self.module, &self.limits, &self.image, &self.registers, false)?;
+                View { instance, stale: false, queries: 0 }
+            }
         };
         if view.stale || view.queries >= VIEW_QUERIES_MAX {
-            if !view.instance.reset(&self.registers)? {
-                view.instance = self.new_view()?;
-            }
+            view.instance.reset(&self.registers)?;
             view.stale = false;
             view.queries = 0;
         }
@@ -427,10 +426,6 @@ impl Machine {
         };
         self.view = Some(view);
         Ok(outcome)
-    }
-
-    fn new_view(&self) -> Result<Instance, Fault> {
-        Instance::over(&self.module, &self.limits, &self.image, &self.registers, false)
     }
 
     fn try_freeze(&mut self) -> Result<Frozen, Fault> {

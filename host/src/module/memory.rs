@@ -224,6 +224,23 @@ impl Mapping {
         Ok(())
     }
 
+    /// Takes what lies beyond `size` bytes, whole pages, out of reach again; what was written there is gone.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Mapping::forget`]; and whoever knows the size must be told of the new one before the memory is used.
+    pub(super) unsafe fn shrink(&self, size: usize) -> io::Result<()> {
+        let before = self.size.load(Ordering::Acquire);
+        if size < before {
+            // SAFETY: passed on to the caller.
+            unsafe { self.forget(size..before)? };
+            // SAFETY: the range lies within this mapping, and by this function's contract nobody holds a reference to it.
+            unsafe { rustix::mm::mprotect(self.address(size), before - size, MprotectFlags::empty())? };
+            self.size.store(size, Ordering::Release);
+        }
+        Ok(())
+    }
+
     /// Drops the private pages of `range`, whole pages: it shows the image again.
     ///
     /// # Safety
@@ -327,7 +344,8 @@ struct HostMemory(Arc<Mapping>);
 
 // SAFETY: `as_ptr` is stable for the value's life, `byte_size` bytes from it are accessible, growth never
 // moves it (the whole reservation is made up front), and everything behind it up to the end of
-// the guard stays inaccessible. Bytes are changed outside of wasmtime only through `Mapping::forget`.
+// the guard stays inaccessible. Bytes and size are changed outside of wasmtime only through `Mapping::forget` and
+// `Mapping::shrink`, while no guest code runs.
 unsafe impl LinearMemory for HostMemory {
     fn byte_size(&self) -> usize {
         self.0.size.load(Ordering::Acquire)

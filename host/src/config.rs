@@ -96,6 +96,14 @@ pub struct ServeConfig {
     #[arg(long, value_name = "N", default_value_t = 100, help_heading = "Cluster")]
     pub election_priority: u8,
 
+    /// This node never leads a group that has another voter, whatever priorities say: it votes and holds everything, and where
+    /// it alone could lead, nobody does until others are back
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
+          default_missing_value = "true", value_parser = BoolishValueParser::new(),
+          action = clap::ArgAction::Set, hide_possible_values = true, hide_default_value = true,
+          help_heading = "Cluster")]
+    pub never_lead: bool,
+
     /// Take a snapshot of a group after this many entries
     #[arg(long, value_name = "N", default_value_t = 100_000, help_heading = "Log and snapshots")]
     pub snapshot_entries: u64,

@@ -136,7 +136,9 @@ impl<P: Platform, T: Transport> Group<P, T> {
         let chosen = match to {
             Some(to) if to == self.node => return Ok(()),
             Some(to) if self.priorities.of(to) == Some(priority::PRIORITY_NEVER) => {
-                return Err(format!("node {to} is not to lead (--election-priority 0, or `node priority`)"));
+                return Err(format!(
+                    "node {to} is not to lead (--election-priority 0, --never-lead, or `node priority`)"
+                ));
             }
             Some(to) => Some(to).filter(is_voter),
             None => self.best_successor(),

@@ -629,7 +629,10 @@ impl<P: Platform, T: Transport> Group<P, T> {
         let leader = match self.leader() {
             Some(leader) if leader == self.node => return Ok(()),
             _ if self.never_leads() => {
-                let detail = format!("node {} is not to lead (--election-priority 0, or `node priority`)", self.node);
+                let detail = format!(
+                    "node {} is not to lead (--election-priority 0, --never-lead, or `node priority`)",
+                    self.node
+                );
                 return Err(self.error(ErrorCode::Unavailable, detail));
             }
             Some(leader) => leader,

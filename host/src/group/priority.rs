@@ -3,7 +3,8 @@
 //!
 //! A leader hands over to a voter that is nearer to its liking: one with disk space when it has none, one of a higher
 //! priority. It is a preference and no promise: who is the only one that can lead, leads. A node of priority 0 does not stand for
-//! election as long as others may; but its log may be the only one that wins, and then nobody would ever lead.
+//! election as long as others may; but its log may be the only one that wins, and then nobody would ever lead. Who wants that all the
+//! same starts it as one that never leads: then it does not where there is another voter, and no priority counts.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -40,12 +41,29 @@ struct Known {
     told: BTreeMap<NodeId, u8>,
     /// As the catalog says.
     set: BTreeMap<NodeId, u8>,
+    /// Those that never lead, of those that have told, and this one if so.
+    never: BTreeSet<NodeId>,
 }
 
 impl Priorities {
     /// Of this node, started with that; nothing is known of others yet.
     pub fn new(node: NodeId, own: u8) -> Self {
-        Self { node, known: Mutex::new(Known { told: BTreeMap::from([(node, own)]), set: BTreeMap::new() }) }
+        let told = BTreeMap::from([(node, own)]);
+        Self { node, known: Mutex::new(Known { told, set: BTreeMap::new(), never: BTreeSet::new() }) }
+    }
+
+    /// A node says whether it never leads, whatever anyone wants.
+    pub fn told_never(&self, node: NodeId, never: bool) {
+        let mut known = self.known();
+        match never {
+            true => known.never.insert(node),
+            false => known.never.remove(&node),
+        };
+    }
+
+    /// Whether a node has said so.
+    pub fn is_never(&self, node: NodeId) -> bool {
+        self.known().never.contains(&node)
     }
 
     /// This node's.
@@ -79,6 +97,9 @@ impl Priorities {
     /// A node's, once it is known.
     pub fn of(&self, node: NodeId) -> Option<u8> {
         let known = self.known();
+        if known.never.contains(&node) {
+            return Some(PRIORITY_NEVER);
+        }
         known.set.get(&node).or_else(|| known.told.get(&node)).copied()
     }
 
@@ -120,9 +141,14 @@ impl<P: Platform, T: Transport> Group<P, T> {
         self.priorities.own() == PRIORITY_NEVER
     }
 
+    /// Whether it does also where nobody else can: never as the only voter.
+    pub(super) fn never_stands_in(&self) -> bool {
+        self.priorities.is_never(self.node) && self.raft.voter_ids().any(|voter| voter != self.node)
+    }
+
     /// Lets a replica that is not to lead stand for election while nobody else leads. To be called every now and then.
     pub fn stand_in(&self) {
-        if !self.never_leads() || !self.may_vote() {
+        if !self.never_leads() || self.never_stands_in() || !self.may_vote() {
             return;
         }
         let mut since = self.leaderless_since.lock().unwrap_or_else(PoisonError::into_inner);
@@ -167,8 +193,9 @@ impl<P: Platform, T: Transport> Group<P, T> {
         let standing = self.standing();
         let best = successor(&standing, self.node, &self.answering(), &self.space, &self.priorities, false);
         // Better one that nobody wants than none.
-        let voters = || standing.members.iter().filter(|member| member.id != self.node && member.role == "voter");
-        best.or_else(|| voters().max_by_key(|member| member.matched).map(|member| member.id))
+        let may = |member: &&MemberView| member.id != self.node && !self.priorities.is_never(member.id);
+        let voters = standing.members.iter().filter(|member| member.role == "voter").filter(may);
+        best.or_else(|| voters.max_by_key(|member| member.matched).map(|member| member.id))
     }
 
     /// A leader lets a voter lead that is better to.
@@ -281,5 +308,19 @@ mod tests {
         assert_eq!((priorities.of(2), priorities.of(3)), (Some(60), Some(1)));
         assert!(priorities.set(&BTreeMap::new()));
         assert_eq!((priorities.own(), priorities.of(3)), (100, None));
+    }
+
+    #[test]
+    fn no_priority_makes_a_node_lead_that_never_does() {
+        let priorities = Priorities::new(1, 100);
+        priorities.told(2, 50);
+        priorities.told_never(2, true);
+        priorities.set(&BTreeMap::from([(2, 200)]));
+        assert_eq!((priorities.of(2), priorities.is_never(2)), (Some(PRIORITY_NEVER), true));
+        // It was started anew.
+        priorities.told_never(2, false);
+        assert_eq!((priorities.of(2), priorities.is_never(2)), (Some(200), false));
+        priorities.told_never(1, true);
+        assert_eq!(priorities.own(), PRIORITY_NEVER);
     }
 }

@@ -30,6 +30,7 @@ impl<P: Platform, T: Transport> Group<P, T> {
             PeerRequest::Vote(..) | PeerRequest::PreVote(..) | PeerRequest::TransferLeader(..) if !self.may_vote() => {
                 Err(text(&"this replica began empty and does not vote until it has caught up"))
             }
+            PeerRequest::TransferLeader(..) if self.never_stands_in() => Err(text(&"this node never leads")),
             // Heartbeats are taken: this node follows, and comes after when it has space again.
             PeerRequest::Append(_, rpc) if self.space.is_spent() && !self.takes_when_spent(&rpc.entries) => {
                 self.hear_of(from);

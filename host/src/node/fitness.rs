@@ -13,6 +13,8 @@ use crate::peer::Transport;
 use crate::peer::message::PeerRequest;
 use crate::peer::raft::call;
 use crate::platform::Platform;
+use crate::service::ErrorCode;
+use crate::service::ServiceError;
 use crate::service::ServiceResult;
 use crate::types::CATALOG;
 use crate::types::CATALOG_NAME;
@@ -46,6 +48,10 @@ impl<P: Platform, T: Transport> Node<P, T> {
     pub(super) async fn set_priority(&self, node: NodeId, priority: Option<u8>) -> ServiceResult<()> {
         if !self.wait_leaders_roster(CATALOG, CATALOG_NAME).await?.members.contains_key(&node) {
             return Err(no_node(node));
+        }
+        if priority.is_some_and(|priority| priority > 0) && self.0.common.priorities.is_never(node) {
+            let detail = format!("node {node} was started with --never-lead");
+            return Err(ServiceError::new(ErrorCode::BadRequest, detail));
         }
         self.change_catalog(&CatalogCommand::SetPriority { node, priority }).await?;
         // Whoever is told that it is done finds it so here.
@@ -93,6 +99,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
         let fitness = PeerRequest::Fitness {
             short: self.0.common.space.is_short(),
             priority: self.0.common.priorities.started_with(),
+            never_leads: self.0.common.priorities.is_never(self.id()),
         };
         for member in self.0.catalog.standing().members.into_iter().filter(|member| member.id != self.id()) {
             let told = call::<P::Runtime, T>(&self.0.setup.transport, member.id, Lane::Control, &fitness);

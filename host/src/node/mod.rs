@@ -105,6 +105,8 @@ pub struct Settings {
     pub transfers: TransferSettings,
     /// How much this node is to lead, against others; 0: not where another one can.
     pub election_priority: u8,
+    /// It does not lead even where nobody else can, unless it is the only voter.
+    pub never_lead: bool,
     /// Below so many free bytes of disk no commands are taken; 0: never mind.
     pub disk_reserve_bytes: u64,
 }
@@ -191,6 +193,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
         let space = Arc::new(Space::new(setup.settings.disk_reserve_bytes));
         let bases = Bases::open(setup.disk.clone(), setup.data_dir.join("bases"), space.floor_bytes())?;
         let priorities = Arc::new(Priorities::new(setup.id, setup.settings.election_priority));
+        priorities.told_never(setup.id, setup.settings.never_lead);
         let common = Common { transfers, space, priorities };
         let mut may_vote = !settle::is_marked(&*setup.disk, &setup.data_dir)?;
         // Without the mark of who must not vote, nothing is being repaired any more.
@@ -563,9 +566,10 @@ impl<P: Platform, T: Transport> Node<P, T> {
                 let bytes = codec::encode(&*catalog).map_err(|error| error.to_string())?;
                 return Ok(PeerResponse::Catalog(Bytes::from(bytes)));
             }
-            PeerRequest::Fitness { short, priority } => {
+            PeerRequest::Fitness { short, priority, never_leads } => {
                 self.0.common.space.told(from, *short);
                 self.0.common.priorities.told(from, *priority);
+                self.0.common.priorities.told_never(from, *never_leads);
                 return Ok(PeerResponse::Done);
             }
             PeerRequest::Report => return Ok(PeerResponse::Report(Box::new(self.report().await))),

@@ -388,6 +388,7 @@ fn settings(config: &ServeConfig) -> Settings {
             ..TransferSettings::default()
         },
         election_priority: config.election_priority,
+        never_lead: config.never_lead,
         disk_reserve_bytes: config.disk_reserve_bytes(),
     }
 }

@@ -147,6 +147,8 @@ pub enum PeerRequest<RT: AsyncRuntime> {
         short: bool,
         /// The priority that it was started with; 0: it is not to lead.
         priority: u8,
+        /// Whether it never leads.
+        never_leads: bool,
     },
     /// A step of a group's state on its way into a file or out of one; answered by [`PeerResponse::Copied`].
     Copy(CopyStep),

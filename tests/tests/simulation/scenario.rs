@@ -118,6 +118,7 @@ pub fn options(seed: u64, random: &mut SimRandom, plan: &Plan) -> SimOptions {
                 linger: Duration::from_millis(random.between(0, 3_000)),
             },
             election_priority: 100,
+            never_lead: false,
             disk_reserve_bytes: 0,
         },
         log: LogOptions {

@@ -332,6 +332,46 @@ fn groups_on_some_of_the_nodes_are_spread_served_everywhere_and_moved() {
     assert_eq!(status["keys"], 8);
 }
 
+/// Two of three never lead. While the third is away nobody does, however long; nor can an operator or a priority make them. Only where a
+/// node is the one voter of a group it leads that, since nobody else ever will.
+#[test]
+fn nodes_that_never_lead_do_not_even_where_nobody_else_can() {
+    let mut cluster = Cluster::prepare(3, &["--election-timeout-ms", "300", "--heartbeat-ms", "60"]);
+    for id in [2, 3] {
+        cluster.node_mut(id).add_flags(&["--never-lead"]);
+    }
+    cluster.start_all();
+    cluster.deploy("kv", modules::bundled("kv"));
+    assert_eq!(cluster.leader("kv"), 1);
+    let put = json!({"Put": {"key": "k", "value": "v"}}).to_string();
+    cluster.node(2).client().post("/v1/groups/kv/apply", &put).expect(200);
+    let refused = cluster.node(1).client().post("/v1/groups/kv/leader", r#"{"to":2}"#);
+    assert!(refused.status >= 400 && refused.text().contains("--never-lead"), "{refused}");
+    wait::until("node 1 has heard it of node 2", || {
+        let refused = cluster.node(1).client().post("/v1/nodes/2/priority", r#"{"priority":200}"#);
+        if refused.text().contains("--never-lead") { Ok(()) } else { Err(refused.to_string()) }
+    });
+
+    // In order, so that it looks for whom it could hand over to.
+    cluster.node_mut(1).stop();
+    let refused = cluster.node(2).client().post("/v1/groups/kv/apply", &put);
+    // It is asked for five seconds: more than three times as long as a node that is only not wanted waits before it stands in.
+    assert!(["no_leader", "outcome_unknown"].contains(&refused.code().as_str()), "{refused}");
+    for id in [2, 3] {
+        let group = cluster.node(id).group("kv");
+        assert!(group["leader"].is_null(), "{group}");
+    }
+    cluster.node_mut(1).start();
+    cluster.node_mut(1).wait_ready();
+    cluster.node(3).client().post("/v1/groups/kv/apply", &put).expect(200);
+    assert_eq!(cluster.leader("kv"), 1);
+
+    for id in 1..=3 {
+        let alone = json!({"name": format!("alone-{id}"), "module": "kv", "replicas": 1}).to_string();
+        cluster.node(1).client().post("/v1/groups", &alone).expect(201);
+    }
+}
+
 /// Node 1 is never to lead, node 3 before all others: that is how it is, whoever stops, fails and comes back.
 #[test]
 fn leadership_goes_where_it_is_wanted_and_never_where_it_is_not() {

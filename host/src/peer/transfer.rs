@@ -279,6 +279,8 @@ impl<P: Platform> Drop for Transfer<'_, P> {
             && let Some(sending) = lock(&self.transfers.0.sending).get_mut(&(self.group, self.to))
         {
             sending.now = sending.now.saturating_sub(1);
+            // The follower may have been silent for long when it is given up; the time to come back begins here.
+            sending.last = InstantOf::<P>::now();
         }
         let counts = &self.transfers.0.counts;
         counts.under_way.fetch_sub(1, Ordering::Relaxed);
@@ -412,8 +414,9 @@ mod tests {
             assert!(transfers.is_sending(7) && !transfers.is_sending(8));
             assert_eq!(transfers.sent_to(7), BTreeMap::from([(2, 5)]));
             transfer.seen();
+            LifeRuntime::sleep(Duration::from_secs(10)).await;
             drop(transfer);
-            assert!(transfers.is_sending(7));
+            assert!(transfers.is_sending(7), "it was given up only now");
             LifeRuntime::sleep(Duration::from_secs(3)).await;
             assert!(!transfers.is_sending(7));
         });

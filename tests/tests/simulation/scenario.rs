@@ -115,7 +115,7 @@ pub fn options(seed: u64, random: &mut SimRandom, plan: &Plan) -> SimOptions {
                 bytes_per_second: *random.pick(&[0, 2 << 20, 8 << 20]).unwrap(),
                 at_once: usize::try_from(random.between(1, 2)).unwrap(),
                 part_bytes: *random.pick(&[16 << 10, 64 << 10, 256 << 10]).unwrap(),
-                linger: Duration::from_millis(random.between(0, 3_000)),
+                linger: Duration::from_millis(random.between(0, 12_000)),
             },
             election_priority: 100,
             never_lead: false,

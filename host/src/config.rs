@@ -118,7 +118,7 @@ pub struct ServeConfig {
 
     /// How much log a leader keeps behind its snapshot for members that still need it, so that they need no snapshot; as much
     /// as the snapshot has, if that is more. 0 for none
-    #[arg(long, value_name = "BYTES", default_value = "512MiB", value_parser = parse_bytes, help_heading = "Log and snapshots")]
+    #[arg(long, value_name = "BYTES", default_value = "64MiB", value_parser = parse_bytes, help_heading = "Log and snapshots")]
     pub follower_log_bytes: u64,
 
     /// How many snapshots of a group are kept

@@ -539,6 +539,8 @@ impl<P: Platform, T: Transport> Group<P, T> {
         };
         let stopped = |error: openraft::errors::Fatal<Types<P::Runtime>>| self.error(ErrorCode::GroupStopped, error);
         self.raft.trigger().snapshot().await.map_err(stopped)?;
+        // The log behind it can go.
+        self.shared.wake.notify_one();
         Ok(index)
     }
 

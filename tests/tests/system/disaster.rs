@@ -77,6 +77,10 @@ fn a_survivor_becomes_a_cluster_with_all_it_had_and_others_join_it() {
     load.wait_for(500);
     let told = load.stop();
     cluster.assert_equal_state("kv");
+    wait::until("the survivor's log begins behind a snapshot", || {
+        let group = cluster.node(survivor).group("kv");
+        if group["purged"].as_u64() > Some(0) { Ok(()) } else { Err(group) }
+    });
     cluster.kill_all();
 
     let data_dir = cluster.node(survivor).data_dir.clone();

@@ -2,6 +2,7 @@
 //! a story; nothing in them waits for a fixed time.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::disallowed_methods)]
 
+mod against_zookeeper;
 mod backup;
 mod bad_input;
 mod command_line;

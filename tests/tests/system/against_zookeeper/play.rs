@@ -18,15 +18,15 @@ use statehouse_tests::wait;
 use znode_tree::jute::Reader;
 use znode_tree::wire::op;
 
-use crate::compare;
-use crate::compare::Asked;
-use crate::compare::Difference;
-use crate::compare::Maps;
-use crate::dice::ACTORS;
-use crate::dice::PROOFS;
-use crate::dice::Return;
-use crate::dice::SUPER;
-use crate::dice::Step;
+use super::compare;
+use super::compare::Asked;
+use super::compare::Difference;
+use super::compare::Maps;
+use super::dice::ACTORS;
+use super::dice::PROOFS;
+use super::dice::Return;
+use super::dice::SUPER;
+use super::dice::Step;
 
 /// Longer than a round takes on a machine that is busy.
 const TIMEOUT_MS: i32 = 600_000;

@@ -3,8 +3,8 @@
 //! there is one.
 //!
 //! ```sh
-//! cargo test -p statehouse-tests --test peers -- --nocapture
-//! PEERS_OPERATIONS=1000000 PEERS_SEED=7 cargo test -p statehouse-tests --test peers -- --nocapture
+//! cargo test -p statehouse-tests --test system against_zookeeper -- --nocapture
+//! PEERS_OPERATIONS=1000000 PEERS_SEED=7 cargo test -p statehouse-tests --test system against_zookeeper -- --nocapture
 //! ```
 //!
 //! A round has its own clients and its own folder; its seed is the first seed and its number. A round that fails is made
@@ -39,7 +39,6 @@
 //! * createSession as a request of a client: ZooKeeper takes it for one of its own.
 //! * Protocol versions 10 and 11 in a handshake: ClickHouse's, which ZooKeeper does not know.
 //! * `/zookeeper/config`: what a server says of its cluster.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::disallowed_methods)]
 
 mod compare;
 mod dice;
@@ -114,7 +113,7 @@ fn zookeeper_and_statehouse_cannot_be_told_apart() {
             }
             let step = steps.get(failure.at);
             let repeat = format!(
-                "PEERS_SEED={seed} PEERS_OPERATIONS={size} cargo test -p statehouse-tests --test peers -- --nocapture"
+                "PEERS_SEED={seed} PEERS_OPERATIONS={size} cargo test -p statehouse-tests --test system against_zookeeper -- --nocapture"
             );
             report(format_args!("{}\nat step {}: {step:?}\nrepeat with: {repeat}", failure.difference, failure.at));
             let first = steps[..(failure.at + 1).min(steps.len())].to_vec();

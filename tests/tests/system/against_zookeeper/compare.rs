@@ -9,7 +9,7 @@ use znode_tree::jute::Reader;
 use znode_tree::wire::MultiHeader;
 use znode_tree::wire::op;
 
-use crate::dice::is_secret;
+use super::dice::is_secret;
 
 /// What two answers differ in.
 pub type Difference = String;

@@ -40,16 +40,14 @@ impl<P: Platform, T: Transport> Group<P, T> {
     /// Purges what need not be kept. `cut` is what an earlier call worked out.
     pub(super) async fn trim(&self, cut: &mut Cut) {
         let receiver = self.raft.metrics();
-        let (covered, purged, last, matched) = {
+        let (covered, purged) = {
             let metrics = receiver.borrow_watched();
             // What openraft does not know of yet it would not cut, and would not be asked for again.
             let covered = metrics.snapshot.as_ref().map(|log_id| log_id.index);
             let purged = metrics.purged.as_ref().map_or(0, |log_id| log_id.index);
-            (covered, purged, metrics.last_log_index.unwrap_or(0), metrics.replication.clone().unwrap_or_default())
+            (covered.min(metrics.last_log_index), purged)
         };
-        let Some(covered) = covered.map(|covered| covered.min(last)).filter(|covered| *covered > purged) else {
-            return;
-        };
+        let Some(covered) = covered.filter(|covered| *covered > purged) else { return };
         if cut.covered != covered {
             let by_entries = covered.saturating_sub(self.timing.log_entries_kept);
             let kept = self.timing.log_bytes_kept.max(self.shared.snapshot_bytes() / 4);
@@ -65,6 +63,7 @@ impl<P: Platform, T: Transport> Group<P, T> {
             held => held.max(self.shared.snapshot_bytes()),
         };
         let sent = self.transfers.sent_to(self.id);
+        let matched = receiver.borrow_watched().replication.clone().unwrap_or_default();
         let place = |(node, matched): (NodeId, Option<LogId>)| {
             let matched = matched.map(|log_id| log_id.index).filter(|_| node != self.node);
             matched.max(sent.get(&node).copied())

@@ -27,14 +27,14 @@ pub(super) fn mark(disk: &dyn Disk, data_dir: &Path, name: &str) -> io::Result<(
     disk.sync_dir(data_dir)
 }
 
-/// Removes a file, if it is there.
+/// Removes a file, if it is there, and makes it durable that it is not.
 pub(super) fn remove(disk: &dyn Disk, data_dir: &Path, name: &str) -> io::Result<()> {
     let path = data_dir.join(name);
     if disk.exists(&path)? {
         disk.remove(&path)?;
-        disk.sync_dir(data_dir)?;
     }
-    Ok(())
+    // Also where it is gone, as in `mark`: it could be there again.
+    disk.sync_dir(data_dir)
 }
 
 /// What the file says; `None` when there is none.
@@ -86,6 +86,13 @@ mod tests {
         remove(&disk, dir, "mark").unwrap();
         disk.crash_after(0, 0);
         assert!(!is_marked(&disk, dir, "mark").unwrap());
+
+        mark(&disk, dir, "mark").unwrap();
+        disk.remove(&dir.join("mark")).unwrap();
+        disk.kill_process();
+        remove(&disk, dir, "mark").unwrap();
+        disk.crash_after(0, 0);
+        assert!(!is_marked(&disk, dir, "mark").unwrap(), "it does not come back either");
     }
 
     #[test]

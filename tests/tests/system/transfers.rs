@@ -24,11 +24,35 @@ fn snapshot_bytes(cluster: &Cluster, id: u64) -> u64 {
     replica["snapshot"]["bytes"].as_u64().unwrap()
 }
 
+/// 8 MB of state.
+fn put_large(session: &mut Session) {
+    let large = "x".repeat(100_000);
+    for key in 0..80 {
+        session.apply(json!({"Put": {"key": format!("k{key}"), "value": large}}).to_string().as_bytes()).expect(200);
+    }
+}
+
 /// More entries than a node keeps in its log behind a snapshot, so that what is before them is purged.
 fn put_small(session: &mut Session) {
     for key in 0..200 {
         session.apply(json!({"Put": {"key": format!("s{key}"), "value": "small"}}).to_string().as_bytes()).expect(200);
     }
+}
+
+/// A node whose log begins behind a snapshot of 8 MB, so that a new node needs that.
+fn one_node_with_a_snapshot(flags: &[&str]) -> Cluster {
+    let mut cluster = Cluster::prepare(1, flags);
+    cluster.start_all();
+    cluster.deploy("kv", modules::bundled("kv"));
+    let mut session = Session::open(&cluster.addresses(), "kv");
+    put_large(&mut session);
+    put_small(&mut session);
+    cluster.node(1).client().post("/v1/groups/kv/snapshot", "").expect(200);
+    wait::until("the log alone brings no new node up to date", || {
+        let group = cluster.node(1).group("kv");
+        if group["purged"].as_u64() > Some(0) { Ok(()) } else { Err(group) }
+    });
+    cluster
 }
 
 /// A node joins behind a slow link that is cut in the middle of its snapshot, again and again. What had arrived is not sent
@@ -40,10 +64,7 @@ fn a_snapshot_over_a_slow_link_that_breaks_goes_on_where_it_stopped_and_delays_n
     cluster.deploy("kv", modules::bundled("kv"));
     let servers: Vec<SocketAddr> = cluster.addresses();
     let mut session = Session::open(&servers, "kv");
-    let large = "x".repeat(100_000);
-    for key in 0..80 {
-        session.apply(json!({"Put": {"key": format!("k{key}"), "value": large}}).to_string().as_bytes()).expect(200);
-    }
+    put_large(&mut session);
     for id in 1..=3 {
         cluster.node(id).client().post("/v1/groups/kv/snapshot", "").expect(200);
     }
@@ -104,19 +125,7 @@ fn a_snapshot_over_a_slow_link_that_breaks_goes_on_where_it_stopped_and_delays_n
 #[test]
 fn a_node_that_joins_under_load_needs_one_snapshot() {
     let flags = ["--snapshot-entries", "20", "--transfer-bytes-per-second", "2MiB"];
-    let mut cluster = Cluster::prepare(1, &flags);
-    cluster.start_all();
-    cluster.deploy("kv", modules::bundled("kv"));
-    let mut session = Session::open(&cluster.addresses(), "kv");
-    let large = "x".repeat(100_000);
-    for key in 0..80 {
-        session.apply(json!({"Put": {"key": format!("k{key}"), "value": large}}).to_string().as_bytes()).expect(200);
-    }
-    put_small(&mut session);
-    wait::until("the log alone brings no new node up to date", || {
-        let group = cluster.node(1).group("kv");
-        if group["purged"].as_u64() > Some(0) { Ok(()) } else { Err(group) }
-    });
+    let mut cluster = one_node_with_a_snapshot(&flags);
     let load = Load::start(&cluster.addresses(), "kv", 4);
     cluster.prepare_joining(1);
     let before = cluster.node(1).group("kv")["snapshot"].as_u64().unwrap();
@@ -139,30 +148,8 @@ fn a_node_that_joins_under_load_needs_one_snapshot() {
 /// The limit holds: what is sent waits for its bytes' time, and the metrics say so.
 #[test]
 fn a_throttled_transfer_takes_its_time_and_is_counted() {
-    let flags = [
-        "--snapshot-entries",
-        "40",
-        "--follower-log-bytes",
-        "0",
-        "--transfer-bytes-per-second",
-        "2MiB",
-        "--transfers-max",
-        "1",
-    ];
-    let mut cluster = Cluster::prepare(1, &flags);
-    cluster.start_all();
-    cluster.deploy("kv", modules::bundled("kv"));
-    let mut session = Session::open(&cluster.addresses(), "kv");
-    let large = "x".repeat(100_000);
-    for key in 0..80 {
-        session.apply(json!({"Put": {"key": format!("k{key}"), "value": large}}).to_string().as_bytes()).expect(200);
-    }
-    put_small(&mut session);
-    cluster.node(1).client().post("/v1/groups/kv/snapshot", "").expect(200);
-    wait::until("the log alone brings no new node up to date", || {
-        let group = cluster.node(1).group("kv");
-        if group["purged"].as_u64() > Some(0) { Ok(()) } else { Err(group) }
-    });
+    let flags = ["--snapshot-entries", "40", "--transfer-bytes-per-second", "2MiB", "--transfers-max", "1"];
+    let mut cluster = one_node_with_a_snapshot(&flags);
     cluster.prepare_joining(1);
     cluster.add(1, 2);
     let sent = counters(&cluster, 1);

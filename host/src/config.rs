@@ -32,6 +32,11 @@ pub struct ServeConfig {
     #[arg(long, value_name = "DIR", default_value = "./statehouse-data", help_heading = "Node")]
     pub data_dir: PathBuf,
 
+    /// Where compiled modules are kept; nodes of one user on one machine may share it, and each module is compiled
+    /// once [default: `cache` in the data directory]
+    #[arg(long, value_name = "DIR", help_heading = "Node")]
+    pub code_cache: Option<PathBuf>,
+
     /// The address of the HTTP API
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7070", help_heading = "Node")]
     pub http: SocketAddr,

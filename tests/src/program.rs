@@ -2,12 +2,15 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::path::Path;
 use std::path::PathBuf;
 use std::process::Child;
 use std::process::Command;
 use std::process::Stdio;
+use std::sync::OnceLock;
 use std::time::Duration;
 use std::time::Instant;
+use std::time::SystemTime;
 
 /// The binary: the host's `main.rs`, built as this crate's own so that cargo keeps it fresh for every test.
 pub fn path() -> PathBuf {
@@ -18,6 +21,24 @@ pub fn path() -> PathBuf {
     path
 }
 
+/// Where the nodes of all tests keep compiled modules: most of what a short test does would be to compile
+/// `znode-tree`. Of this very build of the program, whose compiler may be another than the last one's.
+fn code_cache() -> &'static Path {
+    static CODE_CACHE: OnceLock<PathBuf> = OnceLock::new();
+    CODE_CACHE.get_or_init(|| {
+        let built = path().metadata().and_then(|program| program.modified()).unwrap();
+        let built = built.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos().to_string();
+        let caches = path().with_file_name("code-of-tests");
+        for other in std::fs::read_dir(&caches).into_iter().flatten().flatten() {
+            if other.file_name() != *built {
+                // Another process may be at it too.
+                drop(std::fs::remove_dir_all(other.path()));
+            }
+        }
+        caches.join(built)
+    })
+}
+
 /// A command line of the program, without any setting from this process's environment.
 pub fn command() -> Command {
     let mut command = Command::new(path());
@@ -26,6 +47,7 @@ pub fn command() -> Command {
             command.env_remove(name);
         }
     }
+    command.env("STATEHOUSE_CODE_CACHE", code_cache());
     command
 }
 

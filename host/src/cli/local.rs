@@ -43,6 +43,8 @@ const STOP_TIME_MAX: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(50);
 /// How much of a failed node's log is shown.
 const LOG_TAIL_BYTES: u64 = 2048;
+/// `--code-cache` of the nodes, which one who calls this may set for other nodes too.
+const CODE_CACHE: &str = "STATEHOUSE_CODE_CACHE";
 /// What the data directory was made for.
 const MARK: &str = "local.json";
 
@@ -235,6 +237,10 @@ fn start(local: &Local, id: u16, config: Option<&Path>) -> Result<Node, Failure>
     }
     command.arg("--exit-with-parent").arg("--node-id").arg(id.to_string());
     command.arg("--data-dir").arg(local.data_dir.join(format!("node-{id}")));
+    // One node compiles for all.
+    if std::env::var_os(CODE_CACHE).is_none() {
+        command.env(CODE_CACHE, local.data_dir.join("cache"));
+    }
     command
         .arg("--http")
         .arg(http.to_string())

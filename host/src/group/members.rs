@@ -23,6 +23,8 @@ use crate::types::LogId;
 
 /// How long one step may take, in election timeouts; without a quorum it would take for ever.
 const STEP_ELECTIONS: u64 = 5;
+/// How many nodes a leader asks in turn, when each turns out to be away or not the best to hand over to.
+const EXCHANGES_MAX: u32 = 5;
 
 impl<P: Platform, T: Transport> Group<P, T> {
     /// Who belongs to the group, as this replica knows it.
@@ -132,20 +134,10 @@ impl<P: Platform, T: Transport> Group<P, T> {
         if !self.leads() {
             return Err(format!("node {} does not lead group {}", self.node, self.name));
         }
-        let is_voter = |id: &NodeId| self.raft.voter_ids().any(|voter| voter == *id);
-        let chosen = match to {
-            Some(to) if to == self.node => return Ok(()),
-            Some(to) if self.priorities.of(to) == Some(priority::PRIORITY_NEVER) => {
-                return Err(format!(
-                    "node {to} is not to lead (--election-priority 0, --never-lead, or `node priority`)"
-                ));
-            }
-            Some(to) => Some(to).filter(is_voter),
-            None => self.best_successor(),
-        };
-        let Some(chosen) = chosen else {
-            return Err(format!("group {} has no such voter to lead it", self.name));
-        };
+        if to == Some(self.node) {
+            return Ok(());
+        }
+        let chosen = self.willing_successor(to).await?;
         self.raft.trigger().transfer_leader(chosen).await.map_err(|error| error.to_string())?;
         let limit = Duration::from_millis(self.timing.election_timeout_ms);
         let waiting = self.raft.wait(Some(limit));
@@ -154,5 +146,39 @@ impl<P: Platform, T: Transport> Group<P, T> {
             Ok(_) => Ok(()),
             Err(_) => Err(format!("node {chosen} did not take over group {} in time", self.name)),
         }
+    }
+
+    /// Whom to hand over to, who has just answered: a transfer to a node that is away costs the group an election timeout, and one
+    /// that began just now may not have told yet that it is not to lead.
+    async fn willing_successor(&self, to: Option<NodeId>) -> Result<NodeId, String> {
+        let limit = Duration::from_millis(self.timing.election_timeout_ms / 2);
+        let mut silent = BTreeSet::new();
+        let mut chosen = self.successor(to, &silent)?;
+        for _ in 0..EXCHANGES_MAX {
+            if !priority::exchange::<RtOf<P>, T>(&self.transport, &self.space, &self.priorities, chosen, limit).await {
+                silent.insert(chosen);
+            }
+            let again = self.successor(to, &silent)?;
+            if again == chosen {
+                return Ok(chosen);
+            }
+            chosen = again;
+        }
+        Err(format!("no voter of group {} is there to lead it", self.name))
+    }
+
+    /// Whom to hand over to, by what is known and without those who do not answer.
+    fn successor(&self, to: Option<NodeId>, silent: &BTreeSet<NodeId>) -> Result<NodeId, String> {
+        let chosen = match to {
+            Some(to) if self.priorities.of(to) == Some(priority::PRIORITY_NEVER) => {
+                return Err(format!(
+                    "node {to} is not to lead (--election-priority 0, --never-lead, or `node priority`)"
+                ));
+            }
+            Some(to) if silent.contains(&to) => return Err(format!("node {to} does not answer")),
+            Some(to) => Some(to).filter(|to| self.raft.voter_ids().any(|voter| voter == *to)),
+            None => self.best_successor(silent),
+        };
+        chosen.ok_or_else(|| format!("group {} has no such voter to lead it", self.name))
     }
 }

@@ -15,6 +15,7 @@ use std::sync::PoisonError;
 use super::space::Space;
 use super::*;
 use crate::membership::LAG_MAX;
+use crate::peer::message::Fitness;
 
 /// The priority of a node that was told none.
 pub const PRIORITY_DEFAULT: u8 = 100;
@@ -108,6 +109,39 @@ impl Priorities {
     }
 }
 
+/// What a node tells others of itself.
+pub fn fitness(space: &Space, priorities: &Priorities) -> Fitness {
+    Fitness {
+        short: space.is_short(),
+        priority: priorities.started_with(),
+        never_leads: priorities.is_never(priorities.node),
+    }
+}
+
+/// Remembers what another node says of itself.
+pub fn heed(space: &Space, priorities: &Priorities, from: NodeId, told: Fitness) {
+    space.told(from, told.short);
+    priorities.told(from, told.priority);
+    priorities.told_never(from, told.never_leads);
+}
+
+/// Tells a node how fit this one is and hears how fit that one is. Whether it has answered in time.
+pub async fn exchange<RT: AsyncRuntime, T: Transport>(
+    transport: &T,
+    space: &Space,
+    priorities: &Priorities,
+    with: NodeId,
+    time_max: Duration,
+) -> bool {
+    let request = PeerRequest::<RT>::Fitness(fitness(space, priorities));
+    let told = call::<RT, T>(transport, with, Lane::Control, &request);
+    let Ok(Ok(PeerResponse::Fitness(told))) = RT::timeout(time_max, told).await else {
+        return false;
+    };
+    heed(space, priorities, with, told);
+    true
+}
+
 /// The voter that the leader `node` is to hand over to: of those that lack little the one that is best to lead, and of these the one
 /// that is furthest ahead. With `better`, only one that is better than the leader itself. `answering` are the nodes that have
 /// answered the leader lately.
@@ -188,12 +222,15 @@ impl<P: Platform, T: Transport> Group<P, T> {
         self.raft.runtime_config().elect(votes && !self.never_leads());
     }
 
-    /// Whoever this leader hands over to when nobody is named.
-    pub(super) fn best_successor(&self) -> Option<NodeId> {
+    /// Whoever this leader hands over to when nobody is named, and not to those who do not answer.
+    pub(super) fn best_successor(&self, silent: &BTreeSet<NodeId>) -> Option<NodeId> {
         let standing = self.standing();
-        let best = successor(&standing, self.node, &self.answering(), &self.space, &self.priorities, false);
+        let answering = &self.answering() - silent;
+        let best = successor(&standing, self.node, &answering, &self.space, &self.priorities, false);
         // Better one that nobody wants than none.
-        let may = |member: &&MemberView| member.id != self.node && !self.priorities.is_never(member.id);
+        let may = |member: &&MemberView| {
+            member.id != self.node && !silent.contains(&member.id) && !self.priorities.is_never(member.id)
+        };
         let voters = standing.members.iter().filter(|member| member.role == "voter").filter(may);
         best.or_else(|| voters.max_by_key(|member| member.matched).map(|member| member.id))
     }

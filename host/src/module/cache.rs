@@ -1,19 +1,24 @@
 //! Compiled code on disk, by module digest and engine hash.
 //!
-//! Compiled code runs with this process's rights, so a file counts only if this data directory's own key
+//! Compiled code runs with this process's rights, so a file counts only if the directory's own key
 //! signs it: each file is `HMAC-SHA-256(key, name ‖ bytes) ‖ bytes`, and the key is 32 random bytes in
 //! `key`, readable by the owner alone. That finds damage and files that were copied in; someone who can
 //! read the key can also replace the program.
+//!
+//! Nodes of one machine may share a directory: `NAME.lock` is locked by the one that compiles, and the
+//! others wait for what it makes.
 
 use std::fs;
 use std::io;
 use std::io::Read;
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use sha2::Digest;
 use sha2::Sha256;
@@ -26,9 +31,15 @@ pub trait CodeCache: Send + Sync {
     fn get(&self, key: &str) -> Option<Vec<u8>>;
     /// Keeps `bytes` under `key`; a failure is logged and forgotten.
     fn put(&self, key: &str, bytes: &[u8]);
+    /// The right to make what belongs under `key`, for as long as it is held. May wait for who has it, and
+    /// then it is likely to be there. `None`: nobody else would make it, or it cannot be known.
+    fn turn(&self, key: &str) -> Option<Turn> {
+        let _ = key;
+        None
+    }
 }
 
-/// A [`CodeCache`] in a directory of this node's data directory.
+/// A [`CodeCache`] in a directory, for the nodes of one machine and one user.
 #[derive(Debug)]
 pub struct DirCache {
     directory: PathBuf,
@@ -36,18 +47,36 @@ pub struct DirCache {
 }
 
 const TAG_BYTES: usize = 32;
+/// How long a process may compile while others wait for it; one that was paused shall not pause them.
+const TURN_WAIT_MAX: Duration = Duration::from_secs(10);
+const TURN_POLL: Duration = Duration::from_millis(20);
+
+/// The right to make one file of a [`DirCache`]: a lock that ends with it, or with the process.
+#[derive(Debug)]
+pub struct Turn {
+    path: PathBuf,
+    _locked: fs::File,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        // Who has it open already locks a file without a name, and finds what was made here.
+        let _ = fs::remove_file(&self.path);
+    }
+}
 
 impl DirCache {
-    /// A cache in `directory`, which is made if it is not there. A `key` file that is not 32 bytes is
-    /// replaced, which empties the cache.
+    /// A cache in `directory`, which is made if it is not there. A `key` that is not 32 bytes, or that somebody
+    /// else made or may read, is replaced, which empties the cache.
     pub fn open(directory: impl Into<PathBuf>) -> io::Result<DirCache> {
         let directory = directory.into();
         fs::create_dir_all(&directory)?;
         let path = directory.join("key");
-        let secret = match fs::read(&path).map(|bytes| <[u8; 32]>::try_from(bytes.as_slice())) {
-            Ok(Ok(secret)) => secret,
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            Ok(Err(_)) | Err(_) => {
+        // Of two nodes that start, one makes the key of both.
+        let _turn = turn(&path);
+        let secret = match read_secret(&path)? {
+            Some(secret) => secret,
+            None => {
                 let mut secret = [0; 32];
                 getrandom::fill(&mut secret).map_err(|error| io::Error::other(error.to_string()))?;
                 write_aside(&path, &[&secret])?;
@@ -74,7 +103,7 @@ impl DirCache {
         if same(&tag, &self.tag(name, &bytes)) {
             Ok(Some(bytes))
         } else {
-            Err(io::Error::new(io::ErrorKind::InvalidData, "it is damaged, or was not written by this node"))
+            Err(io::Error::new(io::ErrorKind::InvalidData, "it is damaged, or was not written here"))
         }
     }
 }
@@ -94,6 +123,50 @@ impl CodeCache for DirCache {
         let path = self.directory.join(key);
         if let Err(error) = write_aside(&path, &[&self.tag(key, bytes), bytes]) {
             tracing::warn!(file = %path.display(), "compiled code is not kept: {error}");
+        }
+    }
+
+    fn turn(&self, key: &str) -> Option<Turn> {
+        turn(&self.directory.join(key))
+    }
+}
+
+fn read_secret(path: &Path) -> io::Result<Option<[u8; 32]>> {
+    let mut file = match fs::File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let of = file.metadata()?;
+    if of.uid() != rustix::process::geteuid().as_raw() || of.mode() & 0o077 != 0 {
+        tracing::warn!(file = %path.display(), "another user may know this key: it is replaced, and all is compiled anew");
+        return Ok(None);
+    }
+    let mut secret = Vec::new();
+    file.read_to_end(&mut secret)?;
+    Ok(secret.as_slice().try_into().ok())
+}
+
+fn turn(path: &Path) -> Option<Turn> {
+    let path = path.with_extension("lock");
+    let file = fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let file = file.inspect_err(|error| tracing::warn!(file = %path.display(), "cannot be locked: {error}")).ok()?;
+    let mut waited = Duration::ZERO;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Some(Turn { path, _locked: file }),
+            Err(fs::TryLockError::WouldBlock) if waited < TURN_WAIT_MAX => {
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "another process has it; the thread is one for guest code"
+                )]
+                std::thread::sleep(TURN_POLL);
+                waited += TURN_POLL;
+            }
+            Err(error) => {
+                tracing::warn!(file = %path.display(), "cannot be locked: {error}");
+                return None;
+            }
         }
     }
 }
@@ -145,6 +218,8 @@ fn same(left: &[u8; TAG_BYTES], right: &[u8; TAG_BYTES]) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -161,6 +236,50 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         DirCache::open(directory.path()).unwrap().put("a", b"code");
         assert_eq!(DirCache::open(directory.path()).unwrap().get("a").as_deref(), Some(b"code".as_slice()));
+    }
+
+    #[test]
+    fn nodes_that_start_together_have_one_key() {
+        let directory = tempfile::tempdir().unwrap();
+        let open = || DirCache::open(directory.path()).unwrap();
+        let caches: Vec<_> =
+            std::thread::scope(|scope| [(); 8].map(|()| scope.spawn(open)).map(|cache| cache.join().unwrap()).into());
+        for (number, cache) in caches.iter().enumerate() {
+            cache.put(&number.to_string(), b"code");
+        }
+        for number in 0..8 {
+            assert!(caches.iter().all(|cache| cache.get(&number.to_string()).is_some()), "what {number} put");
+        }
+    }
+
+    #[test]
+    fn a_key_that_others_may_read_signs_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        DirCache::open(directory.path()).unwrap().put("a", b"code");
+        let key = directory.path().join("key");
+        fs::set_permissions(&key, fs::Permissions::from_mode(0o640)).unwrap();
+        assert_eq!(DirCache::open(directory.path()).unwrap().get("a"), None);
+        assert_eq!(fs::metadata(&key).unwrap().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn one_makes_what_others_wait_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let made = AtomicU64::new(0);
+        let work = || {
+            // As another process would: with a cache of its own.
+            let cache = DirCache::open(directory.path()).unwrap();
+            let turn = cache.turn("a");
+            assert!(turn.is_some());
+            if cache.get("a").is_none() {
+                made.fetch_add(1, Ordering::Relaxed);
+                cache.put("a", b"code");
+            }
+        };
+        std::thread::scope(|scope| drop([(); 8].map(|()| scope.spawn(work))));
+        assert_eq!(made.into_inner(), 1);
+        let files: Vec<_> = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(files.len(), 2, "the key and the code, no locks: {files:?}");
     }
 
     #[test]

@@ -29,6 +29,7 @@ use super::RestoreError;
 use super::SelfTest;
 use super::SnapshotError;
 use super::Trap;
+use super::Turn;
 use super::gate;
 use super::imports::HostState;
 use super::imports::define_imports;
@@ -125,9 +126,34 @@ impl Engine {
     ///
     /// Compiles the module, which takes up to a second for each few MiB; not for a thread in a hurry.
     pub fn gate(&self, wasm: &[u8], limits: &Limits) -> Result<ModuleInfo, GateError> {
-        inspect(wasm, limits)?;
-        let module = match self.load(wasm, None) {
-            Ok(module) => module,
+        self.admit(wasm, limits, None, None)
+    }
+
+    /// As [`gate`](Engine::gate), but compiles only what is neither `loaded` (this very file) nor in `cache`, and
+    /// keeps the code of a module that passed there.
+    pub fn admit(
+        &self,
+        wasm: &[u8],
+        limits: &Limits,
+        loaded: Option<Module>,
+        cache: Option<&dyn CodeCache>,
+    ) -> Result<ModuleInfo, GateError> {
+        let analysis = inspect(wasm, limits)?;
+        let limits = Limits {
+            fuel_init: limits.fuel_init.min(SELF_TEST_FUEL_MAX),
+            fuel_snapshot: limits.fuel_snapshot.min(SELF_TEST_FUEL_MAX),
+            fuel_restore: limits.fuel_restore.min(SELF_TEST_FUEL_MAX),
+            ..limits.clone()
+        };
+        let tested = |module: Module| {
+            let self_test = self_test(&module, &limits)?;
+            Ok(ModuleInfo { self_test, ..module.info().clone() })
+        };
+        if let Some(module) = loaded {
+            return tested(module);
+        }
+        let made = match self.make(wasm, analysis, cache) {
+            Ok(made) => made,
             Err(ModuleError::Refused(error)) => return Err(error),
             Err(ModuleError::Compile(text)) => {
                 return gate::refuse(
@@ -138,35 +164,37 @@ impl Engine {
             }
             Err(error @ ModuleError::Host(_)) => return Err(host_failure(&error)),
         };
-        let limits = Limits {
-            fuel_init: limits.fuel_init.min(SELF_TEST_FUEL_MAX),
-            fuel_snapshot: limits.fuel_snapshot.min(SELF_TEST_FUEL_MAX),
-            fuel_restore: limits.fuel_restore.min(SELF_TEST_FUEL_MAX),
-            ..limits.clone()
-        };
-        let self_test = self_test(&module, &limits)?;
-        Ok(ModuleInfo { self_test, ..module.info().clone() })
+        let info = tested(made.module.clone())?;
+        made.keep(cache);
+        Ok(info)
     }
 
     /// Compiles a module that passed the gate, or takes the compiled code from `cache`.
     ///
     /// Holds it to the ABI again, but not to a group's limits: those are the gate's.
     pub fn load(&self, wasm: &[u8], cache: Option<&dyn CodeCache>) -> Result<Module, ModuleError> {
-        let analysis = inspect(wasm, &Limits::ceiling())?;
+        let made = self.make(wasm, inspect(wasm, &Limits::ceiling())?, cache)?;
+        made.keep(cache);
+        Ok(made.module)
+    }
+
+    fn make(&self, wasm: &[u8], analysis: Analysis, cache: Option<&dyn CodeCache>) -> Result<Made, ModuleError> {
         let key = format!("{}-{}", hex::encode(analysis.info.digest), self.0.hash);
-        let compiled = match cache.and_then(|cache| self.cached(cache, &key)) {
-            Some(compiled) => compiled,
+        let mut turn = None;
+        let mut found = cache.and_then(|cache| self.cached(cache, &key));
+        if let (None, Some(cache)) = (&found, cache) {
+            turn = cache.turn(&key);
+            // Somebody else may have made it meanwhile.
+            found = turn.is_some().then(|| self.cached(cache, &key)).flatten();
+        }
+        let (compiled, new) = match found {
+            Some(compiled) => (compiled, None),
             None => {
                 let rewritten =
                     rewrite::rewrite(wasm, &analysis).map_err(|error| ModuleError::Compile(error.to_string()))?;
                 let compiled = wasmtime::Module::new(self.wasmtime(), rewritten)
                     .map_err(|error| ModuleError::Compile(format!("{error:#}")))?;
-                if let Some(cache) = cache
-                    && let Ok(bytes) = compiled.serialize()
-                {
-                    cache.put(&key, &bytes);
-                }
-                compiled
+                (compiled, Some((key, turn)))
             }
         };
         let pre =
@@ -174,17 +202,35 @@ impl Engine {
         let saved_globals = analysis.mutable_globals.len() + 1;
         let has_start = analysis.start.is_some();
         let Analysis { info, data, .. } = analysis;
-        Ok(Module(Arc::new(ModuleInner { engine: self.clone(), pre, info, saved_globals, has_start, data })))
+        let module = Module(Arc::new(ModuleInner { engine: self.clone(), pre, info, saved_globals, has_start, data }));
+        Ok(Made { module, new })
     }
 
     fn cached(&self, cache: &dyn CodeCache, key: &str) -> Option<wasmtime::Module> {
         let bytes = cache.get(key)?;
         // SAFETY: the bytes are code that will run with this process's rights, so they must be what this
         // engine's `serialize` made. A `CodeCache` promises to return only what was put under the key
-        // (`DirCache` holds the bytes to an HMAC with a key of this data directory, so a damaged or
+        // (`DirCache` holds the bytes to an HMAC with a key of its directory, so a damaged or
         // foreign file is not returned); wasmtime refuses other versions and settings itself.
         let module = unsafe { wasmtime::Module::deserialize(self.wasmtime(), bytes) };
         module.map_err(|error| tracing::warn!(key, "compiled code in the cache is not used: {error:#}")).ok()
+    }
+}
+
+/// A module that was loaded.
+struct Made {
+    module: Module,
+    /// Where its code belongs in the cache, if it is not there, and the right to put it there.
+    new: Option<(String, Option<Turn>)>,
+}
+
+impl Made {
+    fn keep(&self, cache: Option<&dyn CodeCache>) {
+        if let (Some((key, _turn)), Some(cache)) = (&self.new, cache)
+            && let Ok(bytes) = self.module.pre().module().serialize()
+        {
+            cache.put(key, &bytes);
+        }
     }
 }
 

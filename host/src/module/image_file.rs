@@ -47,20 +47,33 @@ pub(super) fn write(
         head.extend_from_slice(&value_bits(value).to_le_bytes());
     }
     out.write_all(&head).map_err(unwritable)?;
-    let read = |error| SnapshotError::Fault(Fault::because("cannot read a memory file", error));
+    let unreadable = |error| SnapshotError::Fault(Fault::because("cannot read a memory file", error));
+    pages(memory, image, unreadable, |number, page| {
+        out.write_all(&(number as u32).to_le_bytes()).map_err(unwritable)?;
+        out.write_all(page).map_err(unwritable)
+    })?;
+    out.write_all(&END.to_le_bytes()).map_err(unwritable)
+}
+
+/// Calls `visit` with the number and the bytes of each page that is not all zero. Reads only where `image`, which lies
+/// behind `memory`, has data; which pages it holds as holes is the host's affair.
+pub(super) fn pages<E>(
+    memory: &[u8],
+    image: &Image,
+    unreadable: impl Fn(io::Error) -> E,
+    mut visit: impl FnMut(usize, &[u8]) -> Result<(), E>,
+) -> Result<(), E> {
+    const ZEROS: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
     let mut at = 0;
-    while let Some(data) = image.next_data(at, memory.len()).map_err(read)? {
+    while let Some(data) = image.next_data(at, memory.len()).map_err(&unreadable)? {
         let first = data.start / PAGE_BYTES;
         let pages = memory.get(first * PAGE_BYTES..data.end).unwrap_or(&[]).chunks(PAGE_BYTES);
-        for (number, page) in (first..).zip(pages) {
-            if page.iter().any(|byte| *byte != 0) {
-                out.write_all(&(number as u32).to_le_bytes()).map_err(unwritable)?;
-                out.write_all(page).map_err(unwritable)?;
-            }
+        for (number, page) in (first..).zip(pages).filter(|(_, page)| !ZEROS.starts_with(page)) {
+            visit(number, page)?;
         }
         at = data.end;
     }
-    out.write_all(&END.to_le_bytes()).map_err(unwritable)
+    Ok(())
 }
 
 fn bytes<const N: usize>(source: &mut (dyn Read + Send)) -> Result<[u8; N], RestoreError> {

@@ -448,20 +448,11 @@ impl Machine {
         for value in &self.registers.globals {
             digest.update(value_bits(value).to_le_bytes());
         }
-        // Only pages that are not all zero, each with its offset: which pages the file holds as holes
-        // is the host's affair.
-        const PAGE_BYTES: usize = 4096;
-        let memory = self.live.memory();
-        let mut at = 0;
-        while let Some(data) = self.image.next_data(at, memory.len()).map_err(io_fault("cannot read a memory file"))? {
-            let first = data.start / PAGE_BYTES;
-            let pages = memory.get(first * PAGE_BYTES..data.end).unwrap_or(&[]).chunks(PAGE_BYTES);
-            for (number, page) in (first..).zip(pages).filter(|(_, page)| page.iter().any(|byte| *byte != 0)) {
-                digest.update((number as u64).to_le_bytes());
-                digest.update(page);
-            }
-            at = data.end;
-        }
+        image_file::pages(self.live.memory(), &self.image, io_fault("cannot read a memory file"), |number, page| {
+            digest.update((number as u64).to_le_bytes());
+            digest.update(page);
+            Ok(())
+        })?;
         Ok(digest.finalize().into())
     }
 }

@@ -41,6 +41,7 @@ pub use adapter::AdapterError;
 pub use adapter::AdapterInstance;
 pub use cache::CodeCache;
 pub use cache::DirCache;
+pub use cache::Turn;
 pub use cost::RUNTIME_VERSION;
 pub use engine::Engine;
 pub use engine::Module;

@@ -7,11 +7,9 @@ use openraft::async_runtime::AsyncRuntime;
 
 use super::Node;
 use crate::catalog::CatalogCommand;
+use crate::group::priority;
 use crate::membership::no_node;
-use crate::peer::Lane;
 use crate::peer::Transport;
-use crate::peer::message::PeerRequest;
-use crate::peer::raft::call;
 use crate::platform::Platform;
 use crate::service::ErrorCode;
 use crate::service::ServiceError;
@@ -96,16 +94,19 @@ impl<P: Platform, T: Transport> Node<P, T> {
     }
 
     fn tell_fitness(&self) {
-        let fitness = PeerRequest::Fitness {
-            short: self.0.common.space.is_short(),
-            priority: self.0.common.priorities.started_with(),
-            never_leads: self.0.common.priorities.is_never(self.id()),
-        };
         for member in self.0.catalog.standing().members.into_iter().filter(|member| member.id != self.id()) {
-            let told = call::<P::Runtime, T>(&self.0.setup.transport, member.id, Lane::Control, &fitness);
+            let node = self.clone();
             // Who does not hear it is told again soon, or goes by its own look.
             drop(P::Runtime::spawn(async move {
-                let _heard = P::Runtime::timeout(ANSWER_TIME_MAX, told).await;
+                let (transport, common) = (&node.0.setup.transport, &node.0.common);
+                priority::exchange::<P::Runtime, T>(
+                    transport,
+                    &common.space,
+                    &common.priorities,
+                    member.id,
+                    ANSWER_TIME_MAX,
+                )
+                .await;
             }));
         }
     }

@@ -52,6 +52,7 @@ use crate::group::GroupOptions;
 use crate::group::Timing;
 use crate::group::Unjoined;
 use crate::group::model::WasmFactory;
+use crate::group::priority;
 use crate::group::priority::Priorities;
 use crate::group::space::Space;
 use crate::log::NodeLog;
@@ -566,11 +567,10 @@ impl<P: Platform, T: Transport> Node<P, T> {
                 let bytes = codec::encode(&*catalog).map_err(|error| error.to_string())?;
                 return Ok(PeerResponse::Catalog(Bytes::from(bytes)));
             }
-            PeerRequest::Fitness { short, priority, never_leads } => {
-                self.0.common.space.told(from, *short);
-                self.0.common.priorities.told(from, *priority);
-                self.0.common.priorities.told_never(from, *never_leads);
-                return Ok(PeerResponse::Done);
+            PeerRequest::Fitness(told) => {
+                let common = &self.0.common;
+                priority::heed(&common.space, &common.priorities, from, *told);
+                return Ok(PeerResponse::Fitness(priority::fitness(&common.space, &common.priorities)));
             }
             PeerRequest::Report => return Ok(PeerResponse::Report(Box::new(self.report().await))),
             PeerRequest::Status => {

@@ -47,7 +47,9 @@ impl ModuleHost {
 
     /// The upload gate.
     pub fn gate(&self, wasm: &[u8], limits: &Limits) -> ServiceResult<ModuleInfo> {
-        self.engine.gate(wasm, limits).map_err(|refused| ServiceError {
+        let digest: [u8; 32] = Sha256::digest(wasm).into();
+        let loaded = lock(&self.loaded).get(&digest).cloned();
+        self.engine.admit(wasm, limits, loaded, self.cache.as_deref()).map_err(|refused| ServiceError {
             reason: Some(refused.code.as_str().to_string()),
             ..ServiceError::new(ErrorCode::ModuleRefused, format!("{}: {}", refused.what, refused.remedy))
         })

@@ -64,6 +64,14 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
+    /// Compiled modules cannot be kept where they are to be.
+    #[error("--code-cache {}: {source}", path.display())]
+    CodeCache {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// It is another node's, another cluster's, or of another format.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -117,6 +125,9 @@ impl StartError {
             }
             Self::DataDir { path, .. } => {
                 format!("see that {} exists and can be written, or give another --data-dir", path.display())
+            }
+            Self::CodeCache { path, .. } => {
+                format!("see that {} can be written, or leave --code-cache out", path.display())
             }
             Self::Identity(error) => error.remedy(),
             Self::Locked { .. } => "stop that process, or give another --data-dir".to_string(),
@@ -423,7 +434,8 @@ pub async fn start(config: &ServeConfig) -> Result<Running, StartError> {
     tracing::info!(?report, "the log is open");
     let writer = log.start_thread().map_err(in_data_dir)?;
 
-    let cache = DirCache::open(data_dir.join("cache")).map_err(in_data_dir)?;
+    let cache = config.code_cache.clone().unwrap_or_else(|| data_dir.join("cache"));
+    let cache = DirCache::open(&cache).map_err(|source| StartError::CodeCache { path: cache, source })?;
     let modules = ModuleHost::new(Some(Box::new(cache))).map_err(|error| StartError::Modules(error.to_string()))?;
     let transport = TcpTransport::new(config.node_id, cluster, known.clone());
     let node = Node::open(Setup {

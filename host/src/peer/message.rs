@@ -141,19 +141,23 @@ pub enum PeerRequest<RT: AsyncRuntime> {
     },
     /// Asks how a node and its replicas stand; answered by [`PeerResponse::Report`].
     Report,
-    /// How fit the sender is to take commands and to lead; answered by [`PeerResponse::Done`].
-    Fitness {
-        /// Whether its disk is full but for its reserve.
-        short: bool,
-        /// The priority that it was started with; 0: it is not to lead.
-        priority: u8,
-        /// Whether it never leads.
-        never_leads: bool,
-    },
+    /// How fit the sender is; answered by [`PeerResponse::Fitness`].
+    Fitness(Fitness),
     /// A step of a group's state on its way into a file or out of one; answered by [`PeerResponse::Copied`].
     Copy(CopyStep),
     /// Asks for all that the catalog says, of no earlier moment than this; answered by [`PeerResponse::Catalog`].
     Catalog,
+}
+
+/// How fit a node is to take commands and to lead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fitness {
+    /// Whether its disk is full but for its reserve.
+    pub short: bool,
+    /// The priority that it was started with; 0: it is not to lead.
+    pub priority: u8,
+    /// Whether it never leads.
+    pub never_leads: bool,
 }
 
 /// A step of a group's state on its way into a file that a client takes away, or out of one that a new group begins from.
@@ -290,6 +294,8 @@ pub enum PeerResponse<RT: AsyncRuntime> {
     SnapshotOffset(u64),
     /// To `SnapshotEnd`: the follower's vote.
     SnapshotInstalled(Vote),
+    /// To `Fitness`: the answering node's.
+    Fitness(Fitness),
     /// To `ModuleFetch`: the file, if it is here.
     Module(Option<Bytes>),
     /// To `Status`.

@@ -93,6 +93,10 @@ fn failures_have_exit_codes_and_say_what_to_do() {
     client(&server, &["module", "push", "/nowhere/at-all.wasm"]).fails(1, &["/nowhere/at-all.wasm"]);
     run(program::command().args(["serve", "--node-id", "0"]), b"").fails(2, &["--node-id", "try: "]);
     run(program::command().args(["serve", "--http", "0.0.0.0:0"]), b"").fails(2, &["--insecure"]);
+    let mut elsewhere = program::command();
+    elsewhere.args(["serve", "--peer", "127.0.0.1:0", "--http", "127.0.0.1:0", "--code-cache", "/dev/null/x"]);
+    run(elsewhere.arg("--data-dir").arg(nobody.folder().join("d")), b"")
+        .fails(1, &["/dev/null/x", "leave --code-cache out"]);
     run(program::command().args(["serve", "--heartbeat-ms", "soon"]), b"").fails(2, &["--heartbeat-ms", "soon"]);
     run(program::command().arg("serve").env("STATEHOUSE_HEARTBEAT_MS", "soon"), b"")
         .fails(2, &["soon", "STATEHOUSE_HEARTBEAT_MS"]);

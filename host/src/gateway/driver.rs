@@ -67,7 +67,7 @@ pub(super) async fn run<P: Platform, T: Transport>(shared: Arc<Shared<P, T>>) {
     let mut pause = RESTART_PAUSE;
     while !shared.is_stopped() {
         let began = InstantOf::<P>::now();
-        let failure = Driver::live(&shared).await;
+        let ended = Driver::live(&shared).await;
         shared.phase.send_if_modified(|phase| {
             let was_up = *phase == Phase::Up;
             if was_up {
@@ -82,10 +82,23 @@ pub(super) async fn run<P: Platform, T: Transport>(shared: Arc<Shared<P, T>>) {
                 client.cut();
             }
         }
-        let Some(failure) = failure else { continue };
+        let Some(ended) = ended else { continue };
         if shared.is_stopped() {
             return;
         }
+        let failure = match ended {
+            Ended::Jumped { clients } => {
+                tracing::info!(
+                    group = shared.name(),
+                    clients,
+                    "this replica's state jumped over entries (by a snapshot, or more than the adapter could take): \
+                     clients come again, and the adapter begins anew"
+                );
+                P::Runtime::sleep(RESTART_PAUSE).await;
+                continue;
+            }
+            Ended::Failed(failure) => failure,
+        };
         add(&shared.counts.failures, 1);
         let said = lock(&shared.failure).replace(failure.clone());
         // One that cannot even begin says the same each time.
@@ -97,6 +110,20 @@ pub(super) async fn run<P: Platform, T: Transport>(shared: Arc<Shared<P, T>>) {
         }
         P::Runtime::sleep(pause).await;
         pause = (pause * 2).min(RESTART_PAUSE_MAX);
+    }
+}
+
+/// Why the life of an adapter's instance ended.
+enum Ended {
+    /// Events were not seen here: what it told its so many clients could have a gap. Nobody's fault.
+    Jumped { clients: usize },
+    /// What it did, or what was done to it.
+    Failed(String),
+}
+
+impl From<String> for Ended {
+    fn from(failure: String) -> Self {
+        Self::Failed(failure)
     }
 }
 
@@ -148,11 +175,11 @@ type DriverOf<P, T> = Arc<Mutex<Driver<P, T>>>;
 
 impl<P: Platform, T: Transport> Driver<P, T> {
     /// The life of one instance: why it ended, or nothing when the gateway stops.
-    async fn live(shared: &Arc<Shared<P, T>>) -> Option<String> {
+    async fn live(shared: &Arc<Shared<P, T>>) -> Option<Ended> {
         let inbox = Inbox::new(shared.mailbox.wake.clone());
         let group = &shared.options.group;
         let Some(told) = group.listen(inbox.clone()).await else {
-            return Some("the group's state cannot be reached".to_owned());
+            return Some(Ended::Failed("the group's state cannot be reached".to_owned()));
         };
         let driver = Self {
             shared: shared.clone(),
@@ -185,7 +212,7 @@ impl<P: Platform, T: Transport> Driver<P, T> {
     }
 
     /// The driver is behind a lock so that what it holds can be given back when a guest job is lost.
-    async fn drive(shared: &Arc<Shared<P, T>>, driver: &DriverOf<P, T>) -> Result<(), String> {
+    async fn drive(shared: &Arc<Shared<P, T>>, driver: &DriverOf<P, T>) -> Result<(), Ended> {
         let lost = || Fault { what: "a call of the adapter was lost".to_owned() }.to_string();
         let platform = &shared.options.platform;
         let own = driver.clone();
@@ -236,7 +263,7 @@ impl<P: Platform, T: Transport> Driver<P, T> {
 
     /// Steps the adapter until there is nothing to tell it, on a thread for guest code: what it asks of this replica's state is
     /// answered here as well, as handing each step and each query to another thread takes longer than they do.
-    fn run(&mut self, instance: &mut AdapterInstance) -> Result<(), String> {
+    fn run(&mut self, instance: &mut AdapterInstance) -> Result<(), Ended> {
         while self.has_work() && !self.shared.is_stopped() {
             if std::mem::take(&mut self.queries_wait) {
                 self.shared.options.group.query_here(&self.inbox, Vec::new());
@@ -298,10 +325,10 @@ impl<P: Platform, T: Transport> Driver<P, T> {
     }
 
     /// Puts what happened into the next step's input.
-    fn gather(&mut self) -> Result<(), String> {
+    fn gather(&mut self) -> Result<(), Ended> {
         // What would be read from a replica that gets no more entries is old without saying so.
         if let Some(why) = self.shared.options.group.failure() {
-            return Err(format!("the group has stopped on this node: {why}"));
+            return Err(Ended::Failed(format!("the group has stopped on this node: {why}")));
         }
         self.expire();
         self.resend();
@@ -345,7 +372,7 @@ impl<P: Platform, T: Transport> Driver<P, T> {
         }
     }
 
-    fn note(&mut self, note: Note) -> Result<(), String> {
+    fn note(&mut self, note: Note) -> Result<(), Ended> {
         match note {
             Note::Event { index, time_ms, bytes } => {
                 add(&self.shared.counts.events, 1);
@@ -368,13 +395,7 @@ impl<P: Platform, T: Transport> Driver<P, T> {
                     self.lose(session, index, Lost::Moved);
                 }
             }
-            Note::Jumped => {
-                return Err(
-                    "the group's state jumped over entries whose events were not seen here (it was far behind, \
-                            or the adapter did not keep up)"
-                        .to_owned(),
-                );
-            }
+            Note::Jumped => return Err(Ended::Jumped { clients: self.clients.len() }),
         }
         Ok(())
     }

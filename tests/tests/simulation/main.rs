@@ -39,7 +39,7 @@ use world::Sabotage;
 const SEEDS_DEFAULT: u64 = 200;
 
 /// What must have happened at least once in the ordinary test run.
-const MUST_HAPPEN: [&str; 22] = [
+const MUST_HAPPEN: [&str; 24] = [
     "answers kept for a retry",
     "crashes",
     "crashes of all",
@@ -52,6 +52,7 @@ const MUST_HAPPEN: [&str; 22] = [
     "logs of several segments",
     "logs set aside",
     "logs that were purged",
+    "looks at consensus",
     "outcomes learned by a retry",
     "partitions",
     "lost disks",
@@ -60,6 +61,7 @@ const MUST_HAPPEN: [&str; 22] = [
     "requests without effect",
     "sessions that ended early",
     "snapshots sent to a node",
+    "transfers resumed",
     "traps",
     "unknown outcomes",
 ];

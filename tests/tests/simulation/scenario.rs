@@ -19,6 +19,7 @@ use statehouse::sim::Remains;
 use statehouse::sim::SimCluster;
 use statehouse::sim::SimOptions;
 use statehouse::sim::SimRandom;
+use validit::Validate;
 
 use crate::clients;
 use crate::clients::Increments;
@@ -111,10 +112,11 @@ pub fn options(seed: u64, random: &mut SimRandom, plan: &Plan) -> SimOptions {
             repair_from_peers: true,
             listen: Default::default(),
             transfers: TransferSettings {
-                // So slow that faults come while a snapshot is on its way, in parts so small that there is something to resume.
-                bytes_per_second: *random.pick(&[0, 2 << 20, 8 << 20]).unwrap(),
+                // Of some 50 KiB. So slow that faults come while one is on its way, in parts so small that there is something to
+                // resume.
+                bytes_per_second: *random.pick(&[0, 32 << 10, 256 << 10]).unwrap(),
                 at_once: usize::try_from(random.between(1, 2)).unwrap(),
-                part_bytes: *random.pick(&[16 << 10, 64 << 10, 256 << 10]).unwrap(),
+                part_bytes: *random.pick(&[2 << 10, 8 << 10, 256 << 10]).unwrap(),
                 linger: Duration::from_millis(random.between(0, 12_000)),
             },
             election_priority: 100,
@@ -439,15 +441,36 @@ async fn all_keys_are_gone(world: &Shared, random: &mut SimRandom, keys: impl It
     }
 }
 
-/// Compares the replicas' states as they go, so that a difference is found near its cause.
+/// Compares the replicas' states as they go, so that a difference is found near its cause, and looks whether what consensus
+/// knows fits together on each.
 pub async fn watch_replicas(world: Shared) {
     let mut known: BTreeMap<(u64, u64), ([u8; 32], u64)> = BTreeMap::new();
+    let mut looks: u64 = 0;
     while !world.stopped() {
-        sleep_ms(700).await;
+        sleep_ms(100).await;
+        looks += 1;
         for id in world.cluster.ids() {
             let Some(node) = world.cluster.node(id) else { continue };
-            for group in (1..4).filter_map(|group| node.group_by_id(group)) {
+            for group in (0..4).filter_map(|group| node.group_by_id(group)) {
                 let id_of_group = group.id();
+                let raft = group.raft().clone();
+                let validated = world.cluster.call(id, move |_| async move {
+                    raft.with_raft_state(|state| state.validate().map_err(|error| error.to_string())).await
+                });
+                match validated.await {
+                    Ok(Ok(Ok(()))) => world.count("looks at consensus"),
+                    Ok(Ok(Err(error))) => {
+                        world.problem(format!(
+                            "what node {id} knows of group {id_of_group} contradicts itself: {error}"
+                        ));
+                        return;
+                    }
+                    // It is about to stop.
+                    _ => {}
+                }
+                if id_of_group == 0 || !looks.is_multiple_of(7) {
+                    continue;
+                }
                 let Ok(Ok((index, digest))) =
                     world.cluster.call(id, move |_| async move { group.digest().await }).await
                 else {

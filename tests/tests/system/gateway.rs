@@ -188,6 +188,43 @@ fn an_adapter_that_panics_costs_its_connections_and_nothing_else() {
     assert!(metrics.contains("statehouse_gateway_connections{group=\"lines\"} 1"), "{metrics}");
 }
 
+/// A node was away for so long that only a snapshot brings it back: its adapter has missed events, so its clients have to come
+/// again. That is nobody's failure.
+#[test]
+fn a_replica_that_jumps_by_a_snapshot_sends_its_clients_away_once() {
+    let cluster = start(3, &["--snapshot-entries", "50", "--follower-log-bytes", "0"]);
+    let mut here = connect(&cluster, 1);
+    let mut there = connect(&cluster, 3);
+    assert_eq!(there.ask("watch"), "watching");
+    cluster.node(3).freeze();
+    wait::until("a leader besides node 3", || {
+        let leader = cluster.node(1).group("lines")["leader"].as_u64();
+        if matches!(leader, Some(1 | 2)) { Ok(()) } else { Err(leader) }
+    });
+    here.open(20_000);
+    for number in 0..200 {
+        assert!(here.ask(&format!("add a {number}")).starts_with(&format!("added {} @", number + 1)));
+    }
+    wait::until("what node 3 lacks is gone", || {
+        let status = cluster.node(1).group("lines");
+        if status["purged"].as_u64() > Some(100) { Ok(()) } else { Err(status) }
+    });
+    cluster.node(3).thaw();
+    wait::until("the client of node 3 is sent away", || match there.receive() {
+        Ok(word) if !word.is_empty() => Err(word),
+        _ => Ok(()),
+    });
+    let mut again = connect(&cluster, 3);
+    wait::until("node 3 has it all", || {
+        let list = again.ask("get a");
+        if list.contains(",199 @") { Ok(()) } else { Err(list) }
+    });
+    let said = cluster.node(3).said();
+    assert!(said.contains("jumped over entries") && !said.contains(" ERROR "), "{said}");
+    let metrics = cluster.node(3).client().get("/metrics").expect(200).text();
+    assert!(metrics.contains("statehouse_gateway_failures_total{group=\"lines\"} 0"), "{metrics}");
+}
+
 /// One client asks for megabytes and reads nothing: it is cut off, and what it asked for is not kept. Others are
 /// served meanwhile, one that reads slowly too.
 #[test]

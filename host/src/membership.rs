@@ -27,6 +27,17 @@ pub struct RosterMember {
     pub voter: bool,
     /// The index it is known to hold; only the leader knows.
     pub matched: Option<u64>,
+    /// The snapshot that it is being sent; only the leader knows.
+    pub receives: Option<Receives>,
+}
+
+/// A snapshot on its way to a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Receives {
+    /// Bytes that it has.
+    pub bytes: u64,
+    /// Of so many.
+    pub of: u64,
 }
 
 /// Who belongs to a group, as one of its replicas knows it.
@@ -42,6 +53,8 @@ pub struct Roster {
     pub membership: Option<LogId>,
     /// Whether that is committed. If not, another leader may undo it.
     pub committed: bool,
+    /// Whether the replica helps to elect: not while it may have forgotten what it promised.
+    pub votes: bool,
     /// Whether a change is half done: both the old and the new voters must agree to everything.
     pub joint: bool,
     /// The last index of its log.
@@ -82,7 +95,11 @@ impl Roster {
 
     /// How far a member has come, in words.
     pub fn progress(&self, node: NodeId) -> String {
-        match self.members.get(&node).and_then(|member| member.matched) {
+        let member = self.members.get(&node);
+        if let Some(Receives { bytes, of }) = member.and_then(|member| member.receives) {
+            return format!("node {node} has {} of {} MiB of a snapshot", bytes >> 20, of.div_ceil(1 << 20));
+        }
+        match member.and_then(|member| member.matched) {
             None => format!("node {node} holds nothing yet of {} entries", self.last),
             Some(matched) => format!("node {node} holds {matched} of {} entries", self.last),
         }
@@ -320,7 +337,10 @@ mod tests {
         Roster {
             last: 5000,
             membership: Some(LogId::new(leader, named)),
-            members: BTreeMap::from([(4, RosterMember { address: String::new(), voter: false, matched })]),
+            members: BTreeMap::from([(
+                4,
+                RosterMember { address: String::new(), voter: false, matched, receives: None },
+            )]),
             ..Roster::default()
         }
     }

@@ -98,6 +98,17 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
+    /// Whether it says of a command in a session what became of it, also when an earlier try may have been applied: what it says of
+    /// this try holds for that one too.
+    pub fn settles_earlier_tries(self) -> bool {
+        matches!(self, Self::Rejected | Self::Trapped | Self::WrongSecret | Self::BadSequence | Self::SequenceTooOld)
+    }
+
+    /// Whether it says that who asked does not hold the session.
+    pub fn refuses_session(self) -> bool {
+        matches!(self, Self::SessionNotFound | Self::SessionMoved | Self::WrongSecret)
+    }
+
     /// The word in the problem document's `code`.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -95,7 +95,7 @@ pub(super) async fn digest(State(context): State<Shared>, Name(name): Name) -> R
     Ok(json(StatusCode::OK, &Digest::from(context.service.group_digest(name).await?)))
 }
 
-/// Takes a snapshot on the answering node now
+/// Takes a snapshot now, on the answering node, or where that holds no replica on one that does
 #[utoipa::path(post, path = "/v1/groups/{name}/snapshot", tag = "groups", params(("name" = String, Path)), responses(
     (status = 200, body = Snapshot),
     (status = 404, description = "group_not_found", body = Problem, content_type = "application/problem+json"),

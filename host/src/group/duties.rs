@@ -172,6 +172,9 @@ impl<P: Platform> Duties<P> {
         drop(P::Runtime::spawn(async move {
             let (transfers, id) = (group.transfers.clone(), group.id);
             let mended = group.mend_snapshot(digest).await;
+            if matches!(mended, Ok(false)) {
+                tracing::warn!(group = group.name, "the snapshot that a follower refused is whole here");
+            }
             drop(group);
             if let Err(error) = &mended {
                 tracing::error!(%error, "followers that need a snapshot wait until one is written");
@@ -233,27 +236,25 @@ impl<P: Platform> Duties<P> {
         let shared = group.shared.clone();
         let tables = group.platform.run_guest(move || {
             let core = shared.core();
-            let sessions: Vec<(u64, u64)> =
-                core.host.sessions.iter().map(|(id, session)| (*id, session.timeout_ms)).collect();
+            let sessions = core.host.sessions.iter();
+            let sessions: Vec<_> = sessions.map(|(id, of)| (*id, of.timeout_ms, of.attachment)).collect();
             let mut timers: Vec<(u64, u64)> = core.host.timers.iter().map(|(id, at_ms)| (*id, *at_ms)).collect();
             timers.sort_unstable_by_key(|(id, at_ms)| (*at_ms, *id));
             timers.truncate(ROUND_MAX);
-            (sessions, timers)
+            (sessions, timers, core.host.time_ms)
         });
-        let Some((sessions, timers)) = tables.await else { return IDLE };
+        let Some((sessions, timers, time_ms)) = tables.await else { return IDLE };
         let mut next = IDLE;
         let mut kinds = Vec::new();
         self.silent_sessions(now, &sessions, &mut next, &mut kinds);
-        self.due_timers(group, now, &timers, &mut next, &mut kinds);
-        let timeout = Duration::from_millis(group.timing.election_timeout_ms.saturating_mul(4));
-        for kind in kinds {
-            let group = group.clone();
-            // Not waited for: its outcome shows in the tables at the next round.
-            drop(P::Runtime::spawn(async move {
-                if group.leads() {
-                    let _shows_in_the_tables = group.propose(kind, timeout).await;
-                }
-            }));
+        // The log's time, where this node's clock is behind that of an earlier leader.
+        let time_ms = time_ms.max(group.platform.wall_ms());
+        self.due_timers(group, now, time_ms, &timers, &mut next, &mut kinds);
+        if !kinds.is_empty() {
+            // Only as the leader that has counted: the next one gives every session its time again. Not waited for: what comes of it shows in
+            // the tables at the next round.
+            let (group, term) = (group.clone(), self.counting_term);
+            drop(P::Runtime::spawn(async move { group.propose_in(term, kinds).await }));
         }
         next
     }
@@ -266,20 +267,21 @@ impl<P: Platform> Duties<P> {
     fn silent_sessions(
         &mut self,
         now: InstantOf<P>,
-        sessions: &[(u64, u64)],
+        sessions: &[(u64, u64, u64)],
         next: &mut Duration,
         kinds: &mut Vec<EntryKind>,
     ) {
-        let known: std::collections::BTreeSet<u64> = sessions.iter().map(|(id, _)| *id).collect();
+        let known: std::collections::BTreeSet<u64> = sessions.iter().map(|(id, ..)| *id).collect();
         self.heard.retain(|id, _| known.contains(id));
-        for (id, timeout_ms) in sessions {
+        for (id, timeout_ms, attachment) in sessions {
             let timeout = Duration::from_millis(*timeout_ms);
             let heard = *self.heard.entry(*id).or_insert(now);
             let silent = now - heard;
             if silent < timeout {
                 *next = (*next).min(timeout - silent);
             } else if kinds.len() < ROUND_MAX {
-                kinds.push(EntryKind::CloseSession { id: *id, secret: None, attachment: None });
+                // Not of one that was attached to a moment ago, by an entry that is not applied here yet.
+                kinds.push(EntryKind::CloseSession { id: *id, secret: None, attachment: Some(*attachment) });
                 // Asked once; if the entry is lost, again after another timeout.
                 self.heard.insert(*id, now);
             }
@@ -290,17 +292,17 @@ impl<P: Platform> Duties<P> {
         &mut self,
         group: &Group<P, T>,
         now: InstantOf<P>,
+        time_ms: u64,
         timers: &[(u64, u64)],
         next: &mut Duration,
         kinds: &mut Vec<EntryKind>,
     ) {
-        let wall_ms = group.platform.wall_ms();
         let retry = Duration::from_millis(group.timing.election_timeout_ms.saturating_mul(4));
         self.pending_timers.retain(|timer, asked| timers.contains(timer) && now - *asked < retry);
         let mut due = Vec::new();
         for (id, at_ms) in timers {
-            if *at_ms > wall_ms {
-                *next = (*next).min(Duration::from_millis(at_ms - wall_ms));
+            if *at_ms > time_ms {
+                *next = (*next).min(Duration::from_millis(at_ms - time_ms));
                 break;
             }
             if let std::collections::btree_map::Entry::Vacant(pending) = self.pending_timers.entry((*id, *at_ms)) {

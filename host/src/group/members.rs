@@ -38,12 +38,14 @@ impl<P: Platform, T: Transport> Group<P, T> {
         });
         let (membership, committed, last) = known.await.map_err(|error| error.to_string())?;
         let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
+        let sent = self.transfers.under_way(self.id);
         let receiver = self.raft.metrics();
         let metrics = receiver.borrow_watched();
         let member = |(id, node): (&NodeId, &openraft::BasicNode)| {
             let matched = metrics.replication.as_ref().and_then(|all| all.get(id)).and_then(|log_id| *log_id);
             let matched = matched.map(|log_id| log_id.index);
-            let member = RosterMember { address: node.addr.clone(), voter: voters.contains(id), matched };
+            let receives = sent.get(id).copied();
+            let member = RosterMember { address: node.addr.clone(), voter: voters.contains(id), matched, receives };
             (*id, member)
         };
         Ok(Roster {
@@ -53,6 +55,7 @@ impl<P: Platform, T: Transport> Group<P, T> {
             leader: self.leader_of(&metrics).filter(|leader| membership.get_node(leader).is_some()),
             membership: *membership.log_id(),
             committed,
+            votes: self.may_vote(),
             joint: membership.get_joint_config().len() > 1,
             last,
             members: membership.nodes().map(member).collect(),
@@ -148,17 +151,20 @@ impl<P: Platform, T: Transport> Group<P, T> {
         }
     }
 
-    /// Whom to hand over to, who has just answered: a transfer to a node that is away costs the group an election timeout, and one
-    /// that began just now may not have told yet that it is not to lead.
-    async fn willing_successor(&self, to: Option<NodeId>) -> Result<NodeId, String> {
+    /// Whom to hand over to, who has just answered. A transfer to a node that cannot take it ends this leader's term all the same:
+    /// openraft refuses writes and reads from then on, until somebody else is elected. So one that is away is not tried, nor one that began
+    /// with an empty directory, and one that began just now may not have told yet that it is not to lead.
+    pub(super) async fn willing_successor(&self, to: Option<NodeId>) -> Result<NodeId, String> {
         let limit = Duration::from_millis(self.timing.election_timeout_ms / 2);
-        let mut silent = BTreeSet::new();
-        let mut chosen = self.successor(to, &silent)?;
+        let mut unable = BTreeMap::new();
+        let mut chosen = self.successor(to, &unable)?;
         for _ in 0..EXCHANGES_MAX {
             if !priority::exchange::<RtOf<P>, T>(&self.transport, &self.space, &self.priorities, chosen, limit).await {
-                silent.insert(chosen);
+                unable.insert(chosen, "does not answer");
+            } else if !self.is_able(chosen, limit).await {
+                unable.insert(chosen, "does not vote in it, until it has caught up");
             }
-            let again = self.successor(to, &silent)?;
+            let again = self.successor(to, &unable)?;
             if again == chosen {
                 return Ok(chosen);
             }
@@ -167,17 +173,23 @@ impl<P: Platform, T: Transport> Group<P, T> {
         Err(format!("no voter of group {} is there to lead it", self.name))
     }
 
-    /// Whom to hand over to, by what is known and without those who do not answer.
-    fn successor(&self, to: Option<NodeId>, silent: &BTreeSet<NodeId>) -> Result<NodeId, String> {
+    /// Whether the node's replica says that it may vote.
+    async fn is_able(&self, node: NodeId, limit: Duration) -> bool {
+        let asked = call::<RtOf<P>, T>(&self.transport, node, Lane::Control, &PeerRequest::Roster(self.id));
+        matches!(RtOf::<P>::timeout(limit, asked).await, Ok(Ok(PeerResponse::Roster(roster))) if roster.votes)
+    }
+
+    /// Whom to hand over to, by what is known and without those who cannot.
+    fn successor(&self, to: Option<NodeId>, unable: &BTreeMap<NodeId, &str>) -> Result<NodeId, String> {
         let chosen = match to {
             Some(to) if self.priorities.of(to) == Some(priority::PRIORITY_NEVER) => {
                 return Err(format!(
                     "node {to} is not to lead (--election-priority 0, --never-lead, or `node priority`)"
                 ));
             }
-            Some(to) if silent.contains(&to) => return Err(format!("node {to} does not answer")),
+            Some(to) if let Some(why) = unable.get(&to) => return Err(format!("node {to} {why}")),
             Some(to) => Some(to).filter(|to| self.raft.voter_ids().any(|voter| voter == *to)),
-            None => self.best_successor(silent),
+            None => self.best_successor(&unable.keys().copied().collect()),
         };
         chosen.ok_or_else(|| format!("group {} has no such voter to lead it", self.name))
     }

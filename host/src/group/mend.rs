@@ -1,7 +1,7 @@
 //! A newest snapshot that is damaged on this node's disk is written anew.
 //!
-//! Nobody would find it by itself: the state is whole in memory, and the file is read only for a follower, which refuses it. In a
-//! group where nothing happens no snapshot is due that would take its place, and the follower would never get there.
+//! Nobody would find it by itself: the state is whole in memory, and the file is read only for a follower, which refuses it, or for who
+//! saves it. In a group where nothing happens no snapshot is due that would take its place, and neither would ever get there.
 
 use super::*;
 
@@ -13,11 +13,8 @@ impl<P: Platform, T: Transport> Group<P, T> {
         let Some((index, file)) = newest else { return Ok(true) };
         let checked = self.platform.run_guest(move || file.check()).await;
         let checked = checked.ok_or_else(|| self.error(ErrorCode::Internal, "a file job failed"))?;
-        let Err(error) = checked else {
-            tracing::warn!(group = self.name, index, "the snapshot that a follower refused is whole here");
-            return Ok(false);
-        };
-        tracing::error!(group = self.name, index, %error, "a follower cannot be sent this; it is written anew");
+        let Err(error) = checked else { return Ok(false) };
+        tracing::error!(group = self.name, index, %error, "this snapshot is of no use to others; it is written anew");
         self.snapshot_but(Some(digest)).await?;
         Ok(true)
     }

@@ -550,7 +550,13 @@ impl<P: Platform, T: Transport> Group<P, T> {
         let late = || format!("this replica does not have all that was acknowledged within {} s", patience.as_secs());
         let waited = RtOf::<P>::timeout(patience, self.wait_read_index(false)).await;
         waited.unwrap_or_else(|_| Err(self.error(ErrorCode::Unavailable, late())))?;
+        let newest = || self.shared.current_snapshot().map(|(_, file)| file.digest());
+        let before = newest();
         self.snapshot().await?;
+        // In an idle group it is the one that was there already, and nobody knows whether it is whole still.
+        if let Some(digest) = newest().filter(|digest| before == Some(*digest)) {
+            self.mend_snapshot(digest).await?;
+        }
         let shared = self.shared.clone();
         let held = self.platform.run_guest(move || {
             let (index, file) = shared.current_snapshot()?;
@@ -637,11 +643,15 @@ impl<P: Platform, T: Transport> Group<P, T> {
                 );
                 return Err(self.error(ErrorCode::Unavailable, detail));
             }
-            Some(leader) => leader,
-            None if !self.may_vote() => {
+            _ if !self.may_vote() => {
                 let detail = "this replica does not vote until it has caught up";
                 return Err(self.error(ErrorCode::Unavailable, detail));
             }
+            _ if !self.raft.voter_ids().any(|voter| voter == self.node) => {
+                let detail = format!("node {} is a learner of the group", self.node);
+                return Err(self.error(ErrorCode::Unavailable, detail));
+            }
+            Some(leader) => leader,
             None => {
                 let elected = self.raft.trigger().elect(true).await;
                 return elected.map_err(|error| self.error(ErrorCode::GroupStopped, error));

@@ -222,7 +222,7 @@ impl<P: Platform, T: Transport> Group<P, T> {
         self.raft.runtime_config().elect(votes && !self.never_leads());
     }
 
-    /// Whoever this leader hands over to when nobody is named, and not to those who do not answer.
+    /// Whoever this leader hands over to when nobody is named, and not to those who cannot.
     pub(super) fn best_successor(&self, silent: &BTreeSet<NodeId>) -> Option<NodeId> {
         let standing = self.standing();
         let answering = &self.answering() - silent;

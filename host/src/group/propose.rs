@@ -14,8 +14,10 @@ use tokio::sync::mpsc;
 
 use super::*;
 
-/// Proposals that go to the leader in one message.
+/// Proposals that go to the leader in one message: so many at most,
 pub(super) const BATCH_PROPOSALS: usize = 512;
+/// and so many bytes of commands, or one. A peer's frame has its limit, and what breaks a connection breaks it for all groups.
+const BATCH_BYTES: usize = 8 << 20;
 
 /// What became of a batch: places of the refused ones, places of those nobody knows about.
 #[derive(Debug, Default)]
@@ -43,6 +45,9 @@ impl<P: Platform, T: Transport> Group<P, T> {
             let proposal = Proposal { time_ms: 0, origin, kind: kind.clone() };
             if self.proposals.try_send(proposal).is_err() {
                 self.shared.waiters.forget(number);
+                if unclear {
+                    return Err(self.unknown_outcome(timeout));
+                }
                 let (code, detail) = if self.is_stopped() {
                     (ErrorCode::Unavailable, "it is being closed on this node".to_string())
                 } else {
@@ -51,6 +56,12 @@ impl<P: Platform, T: Transport> Group<P, T> {
                 return Err(self.error(code, detail));
             }
             match RtOf::<P>::timeout_at(deadline, receiver).await {
+                Ok(Ok(Delivered::Applied { answer: Err(error), .. }))
+                    if unclear && !error.code.settles_earlier_tries() =>
+                {
+                    // The session may have ended, or moved, after an earlier try was applied.
+                    return Err(self.unknown_outcome(timeout));
+                }
                 Ok(Ok(Delivered::Applied { index, answer })) => return Ok((index, answer)),
                 Ok(Ok(Delivered::Refused(_))) => {
                     // It reached no log: nothing was done, and it can be proposed again.
@@ -149,6 +160,14 @@ impl<P: Platform, T: Transport> Group<P, T> {
         enqueued
     }
 
+    /// Proposes once, in this node's log of `term` and in no other; nobody waits for what comes of it.
+    pub(super) async fn propose_in(&self, term: u64, kinds: Vec<EntryKind>) {
+        // No waiter has this number.
+        let origin = Origin { node: self.node, incarnation: self.incarnation, number: 0 };
+        let proposals = kinds.into_iter().map(|kind| Proposal { time_ms: 0, origin, kind }).collect();
+        drop(self.enqueue(term, proposals).await);
+    }
+
     fn settle(&self, numbers: &[u64], fate: &Fate) {
         let number = |place: &u32| usize::try_from(*place).ok().and_then(|place| numbers.get(place).copied());
         for number in fate.refused.iter().filter_map(number) {
@@ -215,6 +234,18 @@ impl<RT: AsyncRuntime> Enqueued<RT> {
     }
 }
 
+/// How many of these go into one message.
+fn first_part(batch: &[Proposal]) -> usize {
+    let mut bytes = 0_usize;
+    let fits = batch.iter().take_while(|proposal| {
+        if let EntryKind::Command { payload, .. } = &proposal.kind {
+            bytes = bytes.saturating_add(payload.len());
+        }
+        bytes <= BATCH_BYTES
+    });
+    fits.count().max(1)
+}
+
 /// Takes proposals off the queue, as many as are there, until the group is gone.
 pub async fn run<P: Platform, T: Transport>(group: Weak<Group<P, T>>, mut queue: mpsc::Receiver<Proposal>) {
     loop {
@@ -223,6 +254,39 @@ pub async fn run<P: Platform, T: Transport>(group: Weak<Group<P, T>>, mut queue:
             return;
         }
         let Some(group) = group.upgrade() else { return };
-        group.dispatch(batch).await;
+        while !batch.is_empty() {
+            let rest = batch.split_off(first_part(&batch));
+            group.dispatch(std::mem::replace(&mut batch, rest)).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    /// Hundreds of commands of a mebibyte went into one message. The leader's node took it for a broken one and closed the connection, with
+    /// the heartbeats of all groups; then they were all sent again, together.
+    #[test]
+    fn commands_that_wait_together_go_in_messages_of_some_bytes() {
+        let proposal = |bytes: usize| {
+            let origin = Origin { node: 1, incarnation: 1, number: 1 };
+            let payload = Bytes::from(vec![0; bytes]);
+            Proposal { time_ms: 0, origin, kind: EntryKind::Command { session: None, payload } }
+        };
+        let parts = |bytes: &[usize]| {
+            let mut batch: Vec<Proposal> = bytes.iter().copied().map(proposal).collect();
+            let mut parts = Vec::new();
+            while !batch.is_empty() {
+                let part = first_part(&batch);
+                parts.push(part);
+                batch.drain(..part);
+            }
+            parts
+        };
+        assert_eq!(parts(&[100; 500]), [500]);
+        assert_eq!(parts(&[1 << 20; 20]), [8, 8, 4]);
+        assert_eq!(parts(&[64 << 20, 64 << 20, 1]), [1, 1, 1], "one that is longer goes alone");
     }
 }

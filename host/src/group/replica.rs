@@ -242,7 +242,12 @@ impl Shared {
         if progress.applied >= index {
             let _receiver_is_here = sender.send(());
         } else {
-            progress.waiting.entry(index).or_default().push(sender);
+            let waiting = progress.waiting.entry(index).or_default();
+            // Those that gave up: where nothing is applied, for want of disk space perhaps, nobody else would take them away.
+            if waiting.len().is_power_of_two() {
+                waiting.retain(|waiter| !waiter.is_closed());
+            }
+            waiting.push(sender);
         }
         receiver
     }
@@ -545,8 +550,13 @@ impl Core {
                     tracing::debug!(group = shared.group, index, ?level, "{text}");
                 }
                 match &proposal.kind {
+                    // Whoever does not hold the session does not keep it alive.
                     EntryKind::Command { session: Some(SessionUse { id, .. }), .. }
-                    | EntryKind::AttachSession { id, .. } => lock(&shared.heard).push(*id),
+                    | EntryKind::AttachSession { id, .. }
+                        if applied.answer.as_ref().err().is_none_or(|error| !error.code.refuses_session()) =>
+                    {
+                        lock(&shared.heard).push(*id);
+                    }
                     _ => {}
                 }
                 if !self.inboxes.is_empty() {

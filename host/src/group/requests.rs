@@ -65,7 +65,8 @@ impl<P: Platform, T: Transport> Group<P, T> {
             PeerRequest::Propose { term, proposals, .. } => Ok(self.propose_for_peer(term, proposals).await),
             PeerRequest::ReadIndex { lease, .. } => Ok(self.read_index_for_peer(lease).await),
             PeerRequest::Lead(_) => {
-                self.raft.trigger().transfer_leader(from).await.map_err(|error| text(&error))?;
+                let next = self.willing_successor(Some(from)).await.map_err(|error| text(&error))?;
+                self.raft.trigger().transfer_leader(next).await.map_err(|error| text(&error))?;
                 Ok(PeerResponse::Done)
             }
             PeerRequest::Roster(_) => self.roster().await.map(PeerResponse::Roster),

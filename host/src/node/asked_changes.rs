@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn all_changes_together_must_leave_a_voter_and_demote_none() {
-        let member = |voter| RosterMember { address: String::new(), voter, matched: None };
+        let member = |voter| RosterMember { address: String::new(), voter, matched: None, receives: None };
         let members = BTreeMap::from([(1, member(true)), (2, member(true)), (3, member(false))]);
         let nodes = Roster { members, ..Roster::default() };
         let checked = |json: &str| {

@@ -44,6 +44,8 @@ use crate::types::NodeId;
 const PAUSE: Duration = Duration::from_millis(100);
 /// A change that has come no further for so long is given up.
 const PATIENCE: Duration = Duration::from_secs(600);
+/// How a change goes is written down no more often, unless it has come further.
+const NOTE_PAUSE: Duration = Duration::from_secs(1);
 /// One step of a group's leader may take so long.
 const STEP_TIME_MAX: Duration = Duration::from_secs(30);
 
@@ -51,11 +53,26 @@ const STEP_TIME_MAX: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 enum Step {
     /// There is more to do, or to wait for.
-    Waits(String),
+    Waits(Waiting),
     /// All is as it should be.
     Done,
     /// It cannot be.
     Fails(ServiceError),
+}
+
+/// What is waited for.
+#[derive(Debug)]
+struct Waiting {
+    /// In words.
+    text: String,
+    /// While this stays the same the change comes no further.
+    mark: String,
+}
+
+impl From<String> for Waiting {
+    fn from(text: String) -> Self {
+        Self { mark: text.clone(), text }
+    }
 }
 
 /// A group whose members change.
@@ -70,13 +87,29 @@ struct Target<'a> {
 type Stepped = Result<Step, String>;
 
 fn waits(text: impl Into<String>) -> Stepped {
-    Ok(Step::Waits(text.into()))
+    Ok(Step::Waits(text.into().into()))
+}
+
+/// That the node has the group's log.
+fn waits_for_log(group: &str, roster: &Roster, node: NodeId) -> Stepped {
+    let text = format!("{group}: {}", roster.progress(node));
+    // That the log grows meanwhile is no step forward.
+    Ok(Step::Waits(Waiting { text, mark: format!("{group}: {:?}", roster.members.get(&node)) }))
+}
+
+/// How far a change has come.
+struct Heard<I> {
+    mark: String,
+    /// Since when that is so.
+    since: I,
+    /// When it was last written down.
+    noted: I,
 }
 
 impl<P: Platform, T: Transport> Node<P, T> {
     /// Runs as long as the node does; works while this node leads the catalog.
     pub(super) async fn drive_changes(self) {
-        let mut heard: BTreeMap<u64, (String, <P::Runtime as AsyncRuntime>::Instant)> = BTreeMap::new();
+        let mut heard: BTreeMap<u64, Heard<<P::Runtime as AsyncRuntime>::Instant>> = BTreeMap::new();
         while !self.is_stopping() {
             P::Runtime::sleep(PAUSE).await;
             let runs = |catalog: &Catalog| catalog.changes.values().any(Change::is_running);
@@ -90,16 +123,27 @@ impl<P: Platform, T: Transport> Node<P, T> {
                 let state = match self.step(&catalog, change).await {
                     Ok(Step::Done) => ChangeState::Done,
                     Ok(Step::Fails(error)) => ChangeState::Failed(error),
-                    Ok(Step::Waits(text)) | Err(text) => {
+                    waits => {
+                        let Waiting { text, mark } = match waits {
+                            Ok(Step::Waits(waiting)) => waiting,
+                            Err(text) => text.into(),
+                            Ok(Step::Done | Step::Fails(_)) => continue,
+                        };
                         let now = <P::Runtime as AsyncRuntime>::Instant::now();
-                        let last = heard.entry(change.id).or_insert_with(|| (String::new(), now));
-                        if last.0 != text {
-                            *last = (text.clone(), now);
+                        let begun = || Heard { mark: String::new(), since: now, noted: now };
+                        let last = heard.entry(change.id).or_insert_with(begun);
+                        let further = last.mark != mark;
+                        if further {
+                            (last.mark, last.since) = (mark, now);
                         }
-                        if now - last.1 > PATIENCE {
+                        if now - last.since > PATIENCE {
                             let detail = format!("it came no further for {} s: {text}", PATIENCE.as_secs());
                             ChangeState::Failed(ServiceError::new(ErrorCode::Timeout, detail))
+                        } else if !further && now - last.noted < NOTE_PAUSE {
+                            // Each note is an entry of the catalog, and may be what the next text differs in.
+                            continue;
                         } else {
+                            last.noted = now;
                             ChangeState::Running(text)
                         }
                     }
@@ -205,9 +249,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
         let roster = self.whole_roster(target).await?;
         match roster.members.get(&node) {
             Some(member) if member.voter => Ok(Step::Done),
-            Some(_) if !roster.has_caught_up(node) => {
-                waits(format!("group {}: {}", target.name, roster.progress(node)))
-            }
+            Some(_) if !roster.has_caught_up(node) => waits_for_log(&format!("group {}", target.name), &roster, node),
             Some(_) if learner => Ok(Step::Done),
             Some(_) => {
                 let mut voters = roster.voters();
@@ -277,7 +319,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
         let Some(member) = roster.members.get(&node) else { return Ok(Step::Fails(no_node(node))) };
         if !member.voter {
             if !roster.has_caught_up(node) {
-                return waits(format!("catalog: {}", roster.progress(node)));
+                return waits_for_log(CATALOG_NAME, &roster, node);
             }
             let condition = self.condition_of(node).await?;
             if !condition.votes {
@@ -328,8 +370,11 @@ impl<P: Platform, T: Transport> Node<P, T> {
             if !known(node) {
                 return Err(no_node(*node));
             }
-            if matches!(kind, ChangeKind::NodeAdd { .. }) {
-                return Ok(());
+            if let ChangeKind::NodeAdd { learner, .. } = kind {
+                return match nodes.voters().contains(node) && *learner {
+                    true => Err(full_node(*node)),
+                    false => Ok(()),
+                };
             }
             if nodes.voters() == BTreeSet::from([*node]) {
                 return Err(last_voter(CATALOG_NAME, *node));
@@ -379,6 +424,13 @@ impl<P: Platform, T: Transport> Node<P, T> {
             },
         }
     }
+}
+
+fn full_node(node: NodeId) -> ServiceError {
+    let detail = format!(
+        "node {node} votes already, and does not become a learner: remove it (node rm {node}), start it with an empty directory, and add it as one"
+    );
+    ServiceError::new(ErrorCode::AlreadyExists, detail)
 }
 
 /// Who takes over the replica of a node that leaves a group of a number of replicas: a host that does not vote yet, else, of the

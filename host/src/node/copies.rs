@@ -70,7 +70,7 @@ const PART_BYTES: usize = 256 << 10;
 /// One part may take so long on its way.
 const PART_TIME_MAX: Duration = Duration::from_secs(10);
 /// Writing or verifying a whole file may take so long.
-const FILE_TIME_MAX: Duration = Duration::from_secs(600);
+pub(super) const FILE_TIME_MAX: Duration = Duration::from_secs(600);
 /// A restored group may take so long until it has a leader: each member writes its first snapshot before.
 const BEGIN_TIME_MAX: Duration = Duration::from_secs(600);
 /// A file that nobody asked for, and no group begins from, is removed after this time.

@@ -52,8 +52,10 @@ impl<P: Platform, T: Transport> Node<P, T> {
             return Err(ServiceError::new(ErrorCode::BadRequest, detail));
         }
         self.change_catalog(&CatalogCommand::SetPriority { node, priority }).await?;
-        // Whoever is told that it is done finds it so here.
-        self.fresh_catalog().await?;
+        // Whoever is told that it is done finds it so here; done it is, whether this node hears of it in time or not.
+        if let Err(error) = self.fresh_catalog().await {
+            tracing::debug!(node, %error, "a priority was set that is not known here yet");
+        }
         self.heed_priorities();
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! Requests for groups that have no replica here, passed to a node that has.
 //!
 //! Invariant: a request goes to a second node only when the first one cannot have acted on it, or acting twice does the same
-//! as acting once.
+//! as acting once. And in the second case nobody is told that nothing was done, unless the second node knows.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -63,6 +63,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
                 group.touch(id, secret).await?;
                 Ok(Applied { index: 0, reply: Bytes::new() })
             }
+            GroupCall::Snapshot => Ok(Applied { index: group.snapshot().await?, reply: Bytes::new() }),
         }
     }
 
@@ -89,18 +90,32 @@ impl<P: Platform, T: Transport> Node<P, T> {
     ) -> ServiceResult<Applied> {
         let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
         let repeatable = asked.may_be_repeated();
+        let proposes = matches!(&asked, GroupCall::Propose(_));
         let request = PeerRequest::Serve { group, call: asked, timeout_ms };
         // Each node begins at another one, so that no host does all the work of those that are none.
         let (before, after): (Vec<NodeId>, Vec<NodeId>) = hosts.iter().partition(|host| **host < self.id());
         let mut failed = Vec::new();
+        // The host that may have acted on a command and did not say so.
+        let mut lost = None;
+        let not_done = |lost: &Option<NodeId>, error: ServiceError| match lost {
+            Some(host) if !error.code.settles_earlier_tries() => {
+                let detail =
+                    format!("group {name}: it was passed to node {host}, which was lost; then: {}", error.detail);
+                ServiceError::new(ErrorCode::OutcomeUnknown, detail)
+            }
+            _ => error,
+        };
         let tried = async {
             for host in after.into_iter().chain(before) {
                 let error = match call::<P::Runtime, T>(&self.0.setup.transport, host, Lane::Consensus, &request).await
                 {
                     Ok(PeerResponse::Served(Err(error))) if error.code == ErrorCode::Unavailable => error.detail,
-                    Ok(PeerResponse::Served(served)) => return served,
+                    Ok(PeerResponse::Served(served)) => return served.map_err(|error| not_done(&lost, error)),
                     Err(error @ (CallError::NotSent { .. } | CallError::Refused { .. })) => error.to_string(),
-                    Err(error) if repeatable => error.to_string(),
+                    Err(error) if repeatable => {
+                        lost = lost.or(proposes.then_some(host));
+                        error.to_string()
+                    }
                     Err(error) => {
                         let detail = format!("group {name}: it was passed to node {host}, and {error}");
                         return Err(ServiceError::new(ErrorCode::OutcomeUnknown, detail));
@@ -110,12 +125,12 @@ impl<P: Platform, T: Transport> Node<P, T> {
                 failed.push(error);
             }
             let detail = format!("group {name} is on the nodes {hosts:?}, and {}", failed.join("; "));
-            Err(ServiceError::new(ErrorCode::Unavailable, detail))
+            Err(not_done(&lost, ServiceError::new(ErrorCode::Unavailable, detail)))
         };
         // The host keeps the time; this is for one that says nothing at all.
         let limit = timeout.saturating_add(Duration::from_secs(1));
         P::Runtime::timeout(limit, tried).await.unwrap_or_else(|_| {
-            let code = if repeatable { ErrorCode::Timeout } else { ErrorCode::OutcomeUnknown };
+            let code = if proposes { ErrorCode::OutcomeUnknown } else { ErrorCode::Timeout };
             Err(ServiceError::new(code, format!("group {name}: no answer within {} ms", limit.as_millis())))
         })
     }

@@ -155,6 +155,8 @@ struct Inner<P: Platform, T: Transport> {
     common: Common<P>,
     /// See [`settle`].
     may_vote: Mutex<bool>,
+    /// The groups in which it votes although it does not in all.
+    settled: Mutex<settle::Settled>,
     /// See [`repair`].
     repair: Mutex<Option<repair::Repair>>,
     /// See [`removal`].
@@ -176,9 +178,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether a group votes from the start: also where the node does not, and nothing of the group was given up.
-fn votes(may_vote: bool, repair: Option<&repair::Repair>, group: GroupId) -> bool {
-    may_vote || repair.is_some_and(|repair| !repair.has_given_up(group))
+/// Whether the node votes in a group although it does not in all: nothing of it was given up, or it has caught up since.
+fn votes(repair: Option<&repair::Repair>, settled: &settle::Settled, group: GroupId) -> bool {
+    repair.is_some_and(|repair| !repair.has_given_up(group)) || settled.votes(group)
 }
 
 /// After a group could not be opened, how long until the next try.
@@ -199,16 +201,20 @@ impl<P: Platform, T: Transport> Node<P, T> {
         let mut may_vote = !settle::is_marked(&*setup.disk, &setup.data_dir)?;
         // Without the mark of who must not vote, nothing is being repaired any more.
         let mut repair = if may_vote { None } else { repair::read(&*setup.disk, &setup.data_dir)? };
+        let mut settled = settle::Settled::default();
+        if !may_vote {
+            settled = settle::Settled::read(&*setup.disk, &setup.data_dir)?;
+        }
         for (id, address) in repair.iter().flat_map(|repair| &repair.peers) {
             setup.transport.learn(*id, address);
         }
         let nobody = BTreeSet::new();
         Self::renew_promise(&setup, repair.as_ref(), CATALOG, &nobody, repair::START_PATIENCE).await?;
-        let catalog_votes = votes(may_vote, repair.as_ref(), CATALOG);
+        let catalog_votes = may_vote || votes(repair.as_ref(), &settled, CATALOG);
         let catalog = match Self::open_catalog(&setup, incarnation, view.clone(), &common, catalog_votes).await {
             Err(error) if Unjoined::is(&error) && setup.settings.repair_from_peers => {
                 repair = Some(Self::give_up_catalog(&setup, repair, &error).await?);
-                may_vote = false;
+                (may_vote, settled) = (false, settle::Settled::default());
                 Self::renew_promise(&setup, repair.as_ref(), CATALOG, &nobody, repair::START_PATIENCE).await?;
                 Self::open_catalog(&setup, incarnation, view.clone(), &common, false).await
             }
@@ -229,6 +235,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
             stopping: Mutex::new(false),
             common,
             may_vote: Mutex::new(may_vote),
+            settled: Mutex::new(settled),
             repair: Mutex::new(repair),
             removed: removal::Removed::default(),
             copies: copies::Copies::new(bases),
@@ -301,6 +308,10 @@ impl<P: Platform, T: Transport> Node<P, T> {
         *lock(&self.0.may_vote)
     }
 
+    fn may_vote_in(&self, group: GroupId) -> bool {
+        self.may_vote() || votes(self.repair().as_ref(), &lock(&self.0.settled), group)
+    }
+
     /// The repair that is under way.
     pub fn repair(&self) -> Option<repair::Repair> {
         lock(&self.0.repair).clone()
@@ -351,7 +362,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
                     self.open_gateway(name, entry, &group, &module);
                     lock(&self.0.failures).remove(&id);
                     // It may have been opened while the node came to vote.
-                    if self.may_vote()
+                    if self.may_vote_in(id)
                         && let Err(error) = group.begin_voting().await
                     {
                         tracing::error!(group = name, %error, "the group cannot begin to vote");
@@ -398,7 +409,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
         };
         let repair = self.repair();
         Self::renew_promise(setup, repair.as_ref(), entry.id, &entry.hosts, Duration::ZERO).await?;
-        let may_vote = votes(self.may_vote(), repair.as_ref(), entry.id);
+        let may_vote = self.may_vote_in(entry.id);
         let group = Group::open(GroupOptions {
             id: entry.id,
             name: name.to_string(),
@@ -485,6 +496,8 @@ impl<P: Platform, T: Transport> Node<P, T> {
                 "the node does not vote until it has from its peers what was damaged here: {}",
                 repair.damage
             ));
+        } else if !self.may_vote() && self.may_vote_in(CATALOG) {
+            reasons.extend(self.unsettled_groups());
         } else if !self.may_vote() {
             reasons.push("the node began with an empty directory and does not vote until it has caught up".to_string());
         }

@@ -364,6 +364,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
         }
         // Before anything is forgotten. Groups that vote already go on.
         let voted = std::mem::replace(&mut *lock(&self.0.may_vote), false);
+        *lock(&self.0.settled) = settle::Settled::default();
         // What the catalog has not named here yet was never opened here.
         let others = Others { peers, next_group: self.0.view.get().next_group };
         let given_up = Self::give_up_replica(setup, group, damage, others, self.repair()).await;

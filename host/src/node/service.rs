@@ -11,6 +11,7 @@ use openraft::Instant;
 use openraft::async_runtime::AsyncRuntime;
 
 use super::Node;
+use super::copies::FILE_TIME_MAX;
 use super::forward::Replica;
 use super::gateways::with_offset;
 use super::lock;
@@ -436,7 +437,14 @@ impl<P: Platform, T: Transport> Node<P, T> {
         let request = PeerRequest::HandOver { group: self.group_id(&name).await?, to };
         let failed = |why| error(ErrorCode::Timeout, format!("leadership of group {name} has not moved: {why}"));
         self.ask(roster.node, request, self.timeout(None)).await.map_err(failed)?;
-        let now = self.roster_of(&name).await?.node;
+        let unclear = |seen: ServiceError| {
+            let detail = format!(
+                "group {name} was asked to change its leader, and who leads it now is not known: {}",
+                seen.detail
+            );
+            error(ErrorCode::OutcomeUnknown, detail)
+        };
+        let now = self.roster_of(&name).await.map_err(unclear)?.node;
         match to {
             Some(to) if to != now => Err(failed(format!("node {now} leads"))),
             _ => Ok(now),
@@ -534,7 +542,7 @@ impl<P: Platform, T: Transport> Service for Node<P, T> {
     }
 
     fn group_snapshot(&self, name: String) -> BoxFuture<'_, ServiceResult<u64>> {
-        Box::pin(async move { self.group(&name).await?.snapshot().await })
+        Box::pin(async move { Ok(self.call_anywhere(&name, GroupCall::Snapshot, FILE_TIME_MAX).await?.index) })
     }
 
     fn group_save(&self, name: String) -> BoxFuture<'_, ServiceResult<SavedGroup>> {

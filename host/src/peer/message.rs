@@ -241,6 +241,8 @@ pub enum GroupCall {
         /// Its secret.
         secret: [u8; 16],
     },
+    /// Writes a snapshot; the index it covers.
+    Snapshot,
 }
 
 impl GroupCall {
@@ -249,7 +251,7 @@ impl GroupCall {
         match self {
             Self::Propose(EntryKind::Command { session, .. }) => session.is_some_and(|used| used.sequence.is_some()),
             Self::Propose(_) => false,
-            Self::Query { .. } | Self::Touch { .. } => true,
+            Self::Query { .. } | Self::Touch { .. } | Self::Snapshot => true,
         }
     }
 }

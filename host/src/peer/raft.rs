@@ -217,7 +217,7 @@ impl<P: Platform, T: Transport> GroupClient<P, T> {
             PeerResponse::SnapshotOffset(offset) => offset.min(file.size()),
             other => return Err(unexpected(node, &other)),
         };
-        transfer.seen();
+        transfer.has(offset, file.size());
         count(&counts.begun, 1);
         count(&counts.resumed, u64::from(offset > 0));
         count(&counts.resumed_bytes, offset);
@@ -239,6 +239,7 @@ impl<P: Platform, T: Transport> GroupClient<P, T> {
                 PeerResponse::SnapshotOffset(next) if next > offset => next,
                 other => return Err(refused(other)),
             };
+            transfer.has(offset, file.size());
             transfer.waited(<P::Runtime as AsyncRuntime>::Instant::now() - asked);
             count(&counts.sent_bytes, length);
         }

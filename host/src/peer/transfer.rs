@@ -24,6 +24,7 @@ use openraft::async_runtime::AsyncRuntime;
 use tokio::sync::Semaphore;
 use tokio::sync::SemaphorePermit;
 
+use crate::membership::Receives;
 use crate::platform::Platform;
 use crate::snapshot::HeldSnapshot;
 use crate::types::GroupId;
@@ -92,6 +93,7 @@ struct Sending<I> {
     index: u64,
     /// Transfers that are taken, or wait for their turn to go on.
     now: u32,
+    progress: Receives,
     /// When something of one was taken last.
     last: I,
 }
@@ -190,6 +192,13 @@ impl<P: Platform> Transfers<P> {
         !self.sent_to(group).is_empty()
     }
 
+    /// The followers that take the group's snapshot, and how far they have come.
+    pub fn under_way(&self, group: GroupId) -> BTreeMap<NodeId, Receives> {
+        let sending = lock(&self.0.sending);
+        let of = sending.range((group, NodeId::MIN)..=(group, NodeId::MAX)).filter(|(_, sending)| sending.now > 0);
+        of.map(|((_, to), sending)| (*to, sending.progress)).collect()
+    }
+
     /// The followers that the group's snapshot is on its way to, or was a moment ago, and the index that it covers.
     pub fn sent_to(&self, group: GroupId) -> BTreeMap<NodeId, u64> {
         let (now, linger) = (InstantOf::<P>::now(), self.0.settings.linger);
@@ -249,11 +258,19 @@ impl<P: Platform> Transfer<'_, P> {
         self.waited += time;
     }
 
+    /// The follower has so much of it, bytes.
+    pub fn has(&mut self, bytes: u64, of: u64) {
+        self.seen();
+        if let Some(sending) = lock(&self.transfers.0.sending).get_mut(&(self.group, self.to)) {
+            sending.progress = Receives { bytes, of };
+        }
+    }
+
     /// The follower takes it, and goes on taking it.
     pub fn seen(&mut self) {
         let now = InstantOf::<P>::now();
         let mut sending = lock(&self.transfers.0.sending);
-        let begun = Sending { index: self.index, now: 0, last: now };
+        let begun = Sending { index: self.index, now: 0, last: now, progress: Receives { bytes: 0, of: 0 } };
         let sending = sending.entry((self.group, self.to)).or_insert(begun);
         sending.index = self.index;
         sending.now += u32::from(!std::mem::replace(&mut self.taken, true));

@@ -331,7 +331,9 @@ mod tests {
     impl World {
         fn of(count: u64) -> Self {
             let members: BTreeMap<u64, RosterMember> = (1..=count)
-                .map(|id| (id, RosterMember { address: format!("n{id}"), voter: true, matched: Some(100) }))
+                .map(|id| {
+                    (id, RosterMember { address: format!("n{id}"), voter: true, matched: Some(100), receives: None })
+                })
                 .collect();
             let replica = |node| ReplicaReport {
                 group: CATALOG,
@@ -485,7 +487,7 @@ mod tests {
             base: None,
         };
         world.catalog.groups.insert("store".into(), entry);
-        let member = |voter| RosterMember { address: String::new(), voter, matched: Some(1) };
+        let member = |voter| RosterMember { address: String::new(), voter, matched: Some(1), receives: None };
         let members: BTreeMap<u64, RosterMember> = members.iter().map(|(id, voter)| (*id, member(*voter))).collect();
         for node in hosts {
             let roster =

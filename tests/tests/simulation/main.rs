@@ -16,6 +16,7 @@
 
 mod clients;
 mod gateway;
+mod leading;
 mod membership;
 mod modules;
 mod nemesis;

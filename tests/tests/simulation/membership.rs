@@ -156,7 +156,8 @@ async fn three(seed: u64) -> Shared {
     let mut random = SimRandom::new(seed);
     let mut plan = Plan::draw(&mut random);
     plan.nodes = 3;
-    let options = scenario::options(seed, &mut random, &plan);
+    let mut options = scenario::options(seed, &mut random, &plan);
+    options.joiners = 1;
     let world = World::new(SimCluster::new(options, modules().host.clone()), false, Sabotage::Nothing);
     for id in world.cluster.ids() {
         nemesis::start(&world, id).await;
@@ -166,14 +167,14 @@ async fn three(seed: u64) -> Shared {
 }
 
 /// Nothing gets from or to the node.
-fn isolate(world: &Shared, id: NodeId) {
+pub fn isolate(world: &Shared, id: NodeId) {
     for other in world.cluster.ids().into_iter().filter(|other| *other != id) {
         world.cluster.network().cut(id, other);
         world.cluster.network().cut(other, id);
     }
 }
 
-fn play(seed: u64, story: impl AsyncFnOnce(&Shared) + Send) {
+pub fn play(seed: u64, story: impl AsyncFnOnce(&Shared) + Send) {
     on_guest_thread(move || {
         statehouse::module::mark_guest_thread();
         LifeRuntime::with_seed(seed).block_on(async {
@@ -248,7 +249,7 @@ fn nodes_that_are_not_to_lead_do_when_nobody_else_can() {
 }
 
 /// The leader of a group that counts, as long as there is one among these nodes.
-async fn leader_among(world: &Shared, nodes: &[NodeId]) -> NodeId {
+pub async fn leader_among(world: &Shared, nodes: &[NodeId]) -> NodeId {
     let began_ms = now_ms();
     loop {
         let leads = |id: &&NodeId| {
@@ -264,7 +265,7 @@ async fn leader_among(world: &Shared, nodes: &[NodeId]) -> NodeId {
 }
 
 /// The id of the second group of [`scenario::set_up`].
-const COUNTER: u64 = 2;
+pub const COUNTER: u64 = 2;
 
 /// A leader is cut off, and another one elected with the third node's vote; the two acknowledge a command. Then the new one is cut
 /// off, and the third node loses its disk: it has forgotten whom it elected, and what it acknowledged. The old leader never heard

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use openraft::async_runtime::AsyncRuntime;
 use statehouse::disk::Disk;
@@ -15,6 +16,7 @@ use statehouse::membership::ChangeKind;
 use statehouse::peer::Transport;
 use statehouse::platform::Platform;
 use statehouse::service::ApplyRequest;
+use statehouse::service::ErrorCode;
 use statehouse::service::GroupRequest;
 use statehouse::service::Service;
 use statehouse::service::ServiceResult;
@@ -71,7 +73,7 @@ fn play(story: impl Fn(u64) + Send) {
 }
 
 /// Three nodes, and a group that only one of them holds: the node.
-async fn with_a_single(seed: u64, random: &mut SimRandom) -> (Shared, NodeId) {
+pub async fn with_a_single(seed: u64, random: &mut SimRandom) -> (Shared, NodeId) {
     let world = three_nodes(seed, random).await;
     let created = world.surely(random, "group_create", |node| async move {
         let (name, module) = ("single".to_string(), "counter".to_string());
@@ -234,6 +236,88 @@ async fn an_unnamed_group(seed: u64) {
     scenario::become_ready(&world, now_ms()).await;
     assert_seven(&world, &mut random).await;
     assert_eq!(world.problems(), Vec::<String>::new());
+}
+
+/// A node loses its disk, and with it the only replica of a group. It waited for that group for ever before it voted in any, the catalog
+/// among them. Now it votes where it has caught up; the lost group is told by name, and begins nowhere anew.
+async fn a_lost_single(seed: u64) {
+    let mut random = SimRandom::new(seed);
+    let (world, holder) = with_a_single(seed, &mut random).await;
+    add_seven(&world, &mut random, "single").await;
+    scenario::become_ready(&world, now_ms()).await;
+    world.cluster.lose_disk(holder);
+    nemesis::start(&world, holder).await;
+    let other = holder % 3 + 1;
+    for again in [false, true] {
+        let began_ms = now_ms();
+        let lost = |why: &String| why.contains("the only replica of group single was here");
+        while !world.cluster.node(holder).is_some_and(|node| node.not_ready().iter().any(lost)) {
+            assert!(now_ms() < began_ms + 30_000, "{:?}", world.cluster.node(holder).map(|node| node.not_ready()));
+            sleep_ms(20).await;
+        }
+        // Without the node's vote there is no majority.
+        let voting = LifeRuntime::timeout(Duration::from_secs(30), async {
+            while !world.cluster.node(holder).unwrap().not_ready().iter().all(|why| why.contains("single")) {
+                sleep_ms(20).await;
+            }
+            world.cluster.crash(other, Crash::Process);
+            add_seven(&world, &mut random, "counter").await;
+        });
+        voting.await.expect("the node votes in the group that it has again");
+        let at = world.cluster.call(holder, |node| async move {
+            let command = Bytes::from_static(br#"{"Add":1}"#);
+            let (group, timeout_ms) = ("single".to_string(), Some(1000));
+            node.apply(ApplyRequest { group, session: None, sequence: None, command, timeout_ms }).await
+        });
+        let refused = at.await.unwrap().unwrap_err();
+        assert_eq!(refused.code, ErrorCode::NoLeader, "{refused}");
+        nemesis::start(&world, other).await;
+        if !again {
+            world.cluster.crash(holder, Crash::Process);
+            nemesis::start(&world, holder).await;
+        }
+    }
+    assert!(!world.cluster.is_settled());
+    world
+        .surely(&mut random, "group_remove", |node| async move { node.group_remove("single".to_string()).await })
+        .await;
+    scenario::become_ready(&world, now_ms()).await;
+    let began_ms = now_ms();
+    while !world.cluster.is_settled() {
+        assert!(now_ms() < began_ms + 30_000, "the node votes in all groups that there are");
+        sleep_ms(20).await;
+    }
+    assert_eq!(world.problems(), Vec::<String>::new());
+}
+
+#[test]
+fn a_node_that_lost_the_only_replica_of_a_group_votes_in_the_others() {
+    play(|seed| LifeRuntime::with_seed(seed).block_on(a_lost_single(seed)));
+}
+
+/// The newest snapshot is damaged on the disk, and nothing happens in the group. Whoever saved it was given the damaged file, again and
+/// again.
+async fn a_damaged_save(seed: u64) {
+    const COUNTER: GroupId = 2;
+    let mut random = SimRandom::new(seed);
+    let world = three_nodes(seed, &mut random).await;
+    scenario::become_ready(&world, now_ms()).await;
+    add_seven(&world, &mut random, "counter").await;
+    shorten_the_log(&world, 1, COUNTER).await;
+    let disk = world.cluster.disk(1).unwrap();
+    let newest = newest_snapshot(&disk, COUNTER);
+    let whole = disk.read(&newest).unwrap();
+    disk.flip_bit(&newest, whole.len() as u64 - 49, 3).unwrap();
+    let saved = world.cluster.call(1, |node| async move { node.group_save("counter".to_string()).await });
+    let saved = saved.await.unwrap().unwrap();
+    let parts: Vec<_> = saved.file.map(|part| part.unwrap()).collect().await;
+    assert!(parts.concat() == whole, "what is saved is what the snapshot was");
+    assert_eq!(world.problems(), Vec::<String>::new());
+}
+
+#[test]
+fn a_snapshot_that_is_damaged_on_the_disk_is_written_anew_for_who_saves_it() {
+    play(|seed| LifeRuntime::with_seed(seed).block_on(a_damaged_save(seed)));
 }
 
 #[test]

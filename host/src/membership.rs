@@ -119,6 +119,8 @@ pub enum MemberChange {
     /// These vote, and no others; by joint consensus. Who voted and is not named is no member any more. All must be
     /// members already.
     Voters(BTreeSet<NodeId>),
+    /// These vote, and no others; who voted and is not named stays as a learner.
+    VotersAmong(BTreeSet<NodeId>),
     /// A learner is no member any more.
     RemoveLearner(NodeId),
     /// Ends a change that its leader left half done.
@@ -179,6 +181,20 @@ pub enum ChangeKind {
         /// The node.
         node: NodeId,
     },
+    /// A voter receives the log and does not vote any more.
+    MemberDemote {
+        /// The group's name.
+        group: String,
+        /// The node.
+        node: NodeId,
+    },
+    /// These nodes vote, and no others; in one step, once those that come have caught up. Learners that are not named stay learners.
+    MemberSet {
+        /// The group's name.
+        group: String,
+        /// The nodes.
+        voters: BTreeSet<NodeId>,
+    },
     /// A replica goes from one node to another; the group never has fewer voters meanwhile.
     GroupMove {
         /// The group's name.
@@ -198,6 +214,8 @@ impl ChangeKind {
             Self::MemberAdd { group, .. }
             | Self::MemberPromote { group, .. }
             | Self::MemberRemove { group, .. }
+            | Self::MemberDemote { group, .. }
+            | Self::MemberSet { group, .. }
             | Self::GroupMove { group, .. } => Some(group),
         }
     }
@@ -222,6 +240,11 @@ impl fmt::Display for ChangeKind {
             }
             Self::MemberPromote { group, node } => write!(f, "promote node {node} in group {group}"),
             Self::MemberRemove { group, node } => write!(f, "remove node {node} from group {group}"),
+            Self::MemberDemote { group, node } => write!(f, "make node {node} a learner of group {group}"),
+            Self::MemberSet { group, voters } => {
+                let voters: Vec<String> = voters.iter().map(NodeId::to_string).collect();
+                write!(f, "make {} the voters of group {group}", voters.join(", "))
+            }
             Self::GroupMove { group, from, to } => write!(f, "move group {group} from node {from} to node {to}"),
         }
     }

@@ -29,6 +29,7 @@ use super::schema::NewMember;
 use super::schema::NodeList;
 use super::schema::Priority;
 use super::schema::Transfer;
+use super::schema::Voters;
 use crate::membership::ChangeKind;
 
 /// The longest time that one request waits for a change.
@@ -155,6 +156,50 @@ pub(super) async fn promote_member(
     Id(node): Id,
 ) -> Result<Response, Box<Problem>> {
     begin(&context, ChangeKind::MemberPromote { group, node }).await
+}
+
+/// Lets a voter receive the log only
+///
+/// It keeps its replica as a learner, and can be promoted again. Answers the change at once.
+#[utoipa::path(
+    post, path = "/v1/groups/{name}/members/{id}/demote", tag = "membership",
+    params(("name" = String, Path), ("id" = u64, Path, description = "the node")),
+    responses(
+        (status = 202, description = "it has begun; `Location` names its record", body = Change),
+        (status = 404, description = "group_not_found, member_not_found", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "already_exists, last_voter, change_in_progress", body = Problem, content_type = "application/problem+json"),
+        (status = "default", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn demote_member(
+    State(context): State<Shared>,
+    Name(group): Name,
+    Id(node): Id,
+) -> Result<Response, Box<Problem>> {
+    begin(&context, ChangeKind::MemberDemote { group, node }).await
+}
+
+/// Says which nodes vote in a group, all at once
+///
+/// Those that come catch up as learners first; then the voters change in one step of joint consensus. Who voted and is not named loses its
+/// replica; learners that are not named stay. Answers the change at once.
+#[utoipa::path(
+    put, path = "/v1/groups/{name}/members", tag = "membership", params(("name" = String, Path)), request_body = Voters,
+    responses(
+        (status = 202, description = "it has begun; `Location` names its record", body = Change),
+        (status = 404, description = "group_not_found, node_not_found", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "last_voter, change_in_progress", body = Problem, content_type = "application/problem+json"),
+        (status = "default", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn set_members(
+    State(context): State<Shared>,
+    Name(group): Name,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Box<Problem>> {
+    let Voters { voters } = read_json(&headers, body).await?;
+    begin(&context, ChangeKind::MemberSet { group, voters: voters.into_iter().collect() }).await
 }
 
 /// Removes a node's replica of a group, with its files

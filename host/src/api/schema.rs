@@ -356,6 +356,14 @@ pub struct NewMember {
     pub learner: bool,
 }
 
+/// Who votes in a group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Voters {
+    /// The nodes.
+    pub voters: Vec<u64>,
+}
+
 /// From where to where a replica moves.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

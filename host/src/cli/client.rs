@@ -163,6 +163,11 @@ impl Call {
         Self { body: Cargo::Bytes(body.into()), ..Self::new(Method::POST, path.into(), repeat) }
     }
 
+    /// Says how something is to be.
+    pub fn put(path: impl Into<String>, body: impl Into<Bytes>, repeat: Repeat) -> Self {
+        Self { body: Cargo::Bytes(body.into()), ..Self::new(Method::PUT, path.into(), repeat) }
+    }
+
     /// Sends so many bytes, piece by piece.
     pub fn post_stream(path: impl Into<String>, source: Source, length: u64, repeat: Repeat) -> Self {
         Self { body: Cargo::Stream(source, length), ..Self::new(Method::POST, path.into(), repeat) }

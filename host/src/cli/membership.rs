@@ -27,6 +27,7 @@ use crate::api::schema::NewMember;
 use crate::api::schema::NodeList;
 use crate::api::schema::Priority;
 use crate::api::schema::Transfer;
+use crate::api::schema::Voters;
 use crate::status::ClusterStatus;
 use crate::status::GroupStatus;
 use crate::types::CATALOG;
@@ -97,7 +98,7 @@ fn parse_priority(text: &str) -> Result<Wanted, String> {
     }
 }
 
-/// Look at, add, promote and remove a group's members
+/// Look at, add, promote, demote and remove a group's members
 ///
 /// The group `catalog` is the cluster's own: its members are the nodes (`statehouse node`).
 #[derive(Args, Debug)]
@@ -107,7 +108,9 @@ Examples:
   statehouse member add c1 4                catches up as a learner, then votes
   statehouse member add c1 4 --learner      stays a learner
   statehouse member promote c1 4            lets it vote, if it has caught up
-  statehouse member rm c1 4")]
+  statehouse member demote c1 4             keeps its replica, and does not vote
+  statehouse member rm c1 4
+  statehouse member set c1 4 5 6            these vote and no others, in one step")]
 pub(super) struct MemberVerbs {
     #[command(subcommand)]
     verb: MemberVerb,
@@ -135,6 +138,25 @@ enum MemberVerb {
         group: String,
         /// The node's id
         node: u64,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Let a voter receive the log only: it keeps its replica
+    Demote {
+        /// The group
+        group: String,
+        /// The node's id
+        node: u64,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Say which nodes vote in a group: others come and catch up first, and who is not named loses its replica
+    Set {
+        /// The group
+        group: String,
+        /// The nodes' ids
+        #[arg(required = true)]
+        voters: Vec<u64>,
         #[command(flatten)]
         wait: Wait,
     },
@@ -270,6 +292,14 @@ pub(super) async fn run_member(verbs: MemberVerbs) -> Result<(), Failure> {
         MemberVerb::Promote { group, node, wait } => {
             let call = Call::post(format!("{}/{node}/promote", path(&group)), "", Repeat::Never);
             change(&client, form, wait, call).await
+        }
+        MemberVerb::Demote { group, node, wait } => {
+            let call = Call::post(format!("{}/{node}/demote", path(&group)), "", Repeat::Never);
+            change(&client, form, wait, call).await
+        }
+        MemberVerb::Set { group, voters, wait } => {
+            let body = serde_json::to_vec(&Voters { voters }).unwrap_or_default();
+            change(&client, form, wait, Call::put(path(&group), body, Repeat::Never)).await
         }
         MemberVerb::Rm { group, node, wait } => {
             change(&client, form, wait, Call::delete(format!("{}/{node}", path(&group)))).await

@@ -107,17 +107,18 @@ impl<P: Platform, T: Transport> Group<P, T> {
     /// Takes one step of a change, if this node leads and the membership is still the one that was `seen`; returns when it is
     /// committed.
     pub async fn change_members(&self, seen: Option<LogId>, change: MemberChange) -> Result<(), String> {
+        let keeps = matches!(&change, MemberChange::VotersAmong(_));
         let changes = match change.clone() {
             MemberChange::AddLearner { node, address } => {
                 ChangeMembers::AddNodes(BTreeMap::from([(node, openraft::BasicNode { addr: address })]))
             }
-            MemberChange::Voters(voters) => ChangeMembers::ReplaceAllVoters(voters),
+            MemberChange::Voters(voters) | MemberChange::VotersAmong(voters) => ChangeMembers::ReplaceAllVoters(voters),
             MemberChange::RemoveLearner(node) => ChangeMembers::RemoveNodes(BTreeSet::from([node])),
             MemberChange::Finish => ChangeMembers::AddVoterIds(BTreeSet::new()),
         };
         let unchanged = Precondition::LastMembershipLogId { last_membership_log_id: seen };
         let limit = Duration::from_millis(self.timing.election_timeout_ms.saturating_mul(STEP_ELECTIONS));
-        let changed = RtOf::<P>::timeout(limit, self.raft.change_membership_if(changes, false, [unchanged])).await;
+        let changed = RtOf::<P>::timeout(limit, self.raft.change_membership_if(changes, keeps, [unchanged])).await;
         match changed {
             Ok(Ok(_)) => {
                 tracing::info!(group = self.name, ?change, "the members have changed");

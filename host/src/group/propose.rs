@@ -263,7 +263,8 @@ pub async fn run<P: Platform, T: Transport>(group: Weak<Group<P, T>>, mut queue:
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    use bytes::Bytes;
+
     use super::*;
 
     /// Hundreds of commands of a mebibyte went into one message. The leader's node took it for a broken one and closed the connection, with

@@ -194,6 +194,8 @@ impl<P: Platform, T: Transport> Node<P, T> {
                     Some(_) => self.member_in(&target, *node, false).await,
                 }
             }
+            ChangeKind::MemberDemote { node, .. } => self.member_listens(&target, *node).await,
+            ChangeKind::MemberSet { voters, .. } => self.members_become(&target, voters).await,
             ChangeKind::GroupMove { from, to, .. } => self.member_moves(&target, *from, *to).await,
         }
     }
@@ -224,15 +226,72 @@ impl<P: Platform, T: Transport> Node<P, T> {
         self.change_catalog(&command).await.map(|_| ()).map_err(|error| error.to_string())
     }
 
-    async fn hand_over_group(&self, target: &Target<'_>, roster: &Roster) -> Stepped {
-        let request = PeerRequest::HandOver { group: target.id, to: None };
+    async fn hand_over_group(&self, target: &Target<'_>, roster: &Roster, to: Option<NodeId>) -> Stepped {
+        let request = PeerRequest::HandOver { group: target.id, to };
         self.ask(roster.node, request, STEP_TIME_MAX).await?;
         waits(format!("node {} hands group {} over", roster.node, target.name))
     }
 
-    /// Makes these the voters, if enough of them are there to go on.
+    /// The voter becomes a learner.
+    async fn member_listens(&self, target: &Target<'_>, node: NodeId) -> Stepped {
+        let roster = self.whole_roster(target).await?;
+        let voters = roster.voters();
+        match roster.members.get(&node) {
+            None => Ok(Step::Fails(no_member(target.name, node))),
+            Some(member) if !member.voter => Ok(Step::Done),
+            Some(_) if voters.len() == 1 => Ok(Step::Fails(last_voter(target.name, node))),
+            Some(_) if roster.node == node => self.hand_over_group(target, &roster, None).await,
+            Some(_) => {
+                let voters = voters.into_iter().filter(|voter| *voter != node).collect();
+                self.set_members(target, &roster, MemberChange::VotersAmong(voters)).await
+            }
+        }
+    }
+
+    /// These are the voters and no others.
+    async fn members_become(&self, target: &Target<'_>, wanted: &BTreeSet<NodeId>) -> Stepped {
+        // All that come catch up at the same time, and none votes before all have.
+        let mut waiting = None;
+        for node in wanted {
+            match self.member_in(target, *node, true).await? {
+                Step::Done => {}
+                Step::Waits(text) => waiting = waiting.or(Some(text)),
+                fails => return Ok(fails),
+            }
+        }
+        if let Some(waiting) = waiting {
+            return Ok(Step::Waits(waiting));
+        }
+        let roster = self.whole_roster(target).await?;
+        let voters = roster.voters();
+        if voters == *wanted {
+            let gone = target.hosts.into_iter().flatten().filter(|host| !roster.members.contains_key(host));
+            for node in gone {
+                self.place(target, *node, false).await?;
+            }
+            return Ok(Step::Done);
+        }
+        // The leader goes last, when another one leads: else the group would be without one for an election.
+        if voters.contains(&roster.node) && !wanted.contains(&roster.node) && voters.len() > 1 {
+            let staying = voters.intersection(wanted).copied().collect();
+            return match self.answering(target.id, &staying).await.first() {
+                Some(next) => self.hand_over_group(target, &roster, Some(*next)).await,
+                None => self.set_voters(target, &roster, voters.union(wanted).copied().collect()).await,
+            };
+        }
+        self.set_voters(target, &roster, wanted.clone()).await
+    }
+
+    /// Makes these the voters, if enough of them are there to go on; others are no members any more.
     async fn set_voters(&self, target: &Target<'_>, roster: &Roster, voters: BTreeSet<NodeId>) -> Stepped {
-        let there = self.answering(target.id, &voters).await;
+        self.set_members(target, roster, MemberChange::Voters(voters)).await
+    }
+
+    async fn set_members(&self, target: &Target<'_>, roster: &Roster, change: MemberChange) -> Stepped {
+        let (MemberChange::Voters(voters) | MemberChange::VotersAmong(voters)) = &change else {
+            return Err(format!("{change:?} is no change of voters"));
+        };
+        let there = self.answering(target.id, voters).await;
         if there.len() <= voters.len() / 2 {
             return waits(format!(
                 "of the voters {voters:?} that group {} is to have, only {there:?} answer: no majority",
@@ -240,7 +299,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
             ));
         }
         let text = format!("group {} gets the voters {voters:?}", target.name);
-        self.change_group(target, roster, MemberChange::Voters(voters)).await?;
+        self.change_group(target, roster, change).await?;
         waits(text)
     }
 
@@ -281,7 +340,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
                 waits(format!("group {}: node {node} is no learner any more", target.name))
             }
             Some(_) if voters.len() == 1 => Ok(Step::Fails(last_voter(target.name, node))),
-            Some(_) if roster.node == node => self.hand_over_group(target, &roster).await,
+            Some(_) if roster.node == node => self.hand_over_group(target, &roster, None).await,
             Some(_) => {
                 let voters = voters.into_iter().filter(|voter| *voter != node).collect();
                 self.set_voters(target, &roster, voters).await
@@ -307,7 +366,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
         }
         // With one voter there is nobody else to lead: it steps down when the other one votes.
         if roster.node == from && voters.len() > 1 {
-            return self.hand_over_group(target, &roster).await;
+            return self.hand_over_group(target, &roster, None).await;
         }
         let voters = voters.into_iter().filter(|voter| *voter != from).chain([to]).collect();
         self.set_voters(target, &roster, voters).await
@@ -410,6 +469,20 @@ impl<P: Platform, T: Transport> Node<P, T> {
                 Some(member) if member.voter => already(node, "voter"),
                 Some(_) if !roster.has_caught_up(*node) => Err(not_caught_up(name, *node, &roster)),
                 Some(_) => Ok(()),
+            },
+            ChangeKind::MemberDemote { node, .. } => match member(node) {
+                None => Err(no_member(name, *node)),
+                Some(member) if !member.voter => already(node, "learner"),
+                Some(_) if roster.voters() == BTreeSet::from([*node]) => Err(last_voter(name, *node)),
+                Some(_) => Ok(()),
+            },
+            ChangeKind::MemberSet { voters, .. } => match voters.iter().find(|node| !known(node)) {
+                Some(node) => Err(no_node(*node)),
+                None if voters.is_empty() => {
+                    let detail = format!("group {name} needs a voter: nobody would hold its state");
+                    Err(ServiceError::new(ErrorCode::LastVoter, detail))
+                }
+                None => Ok(()),
             },
             ChangeKind::MemberRemove { node, .. } => match member(node) {
                 None if !entry.hosts.contains(node) => Err(no_member(name, *node)),

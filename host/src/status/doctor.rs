@@ -280,6 +280,7 @@ impl Doctor<'_> {
         for node in group.learners.iter().copied() {
             let about = |change: &&Change| match &change.kind {
                 ChangeKind::MemberAdd { group: of, node: added, .. } => *added == node && *of == group.name,
+                ChangeKind::MemberSet { group: of, voters } => voters.contains(&node) && *of == group.name,
                 ChangeKind::GroupMove { group: of, to, .. } => *to == node && *of == group.name,
                 ChangeKind::NodeAdd { node: added, .. } => *added == node,
                 _ => false,

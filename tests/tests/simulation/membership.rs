@@ -51,7 +51,7 @@ pub async fn run(world: Shared, mut random: SimRandom, until_ms: u64) {
                 let learner = random.chance(150);
                 begin(&world, at, ChangeKind::NodeAdd { node: other, learner }).await;
             }
-            50..70 if ids.len() > NODES_MIN && voters(&world, at).await > NODES_MIN => {
+            50..70 if ids.len() > NODES_MIN && voters(&world, at, "catalog").await > NODES_MIN => {
                 begin(&world, at, ChangeKind::NodeRemove { node: other }).await;
             }
             70..85 => {
@@ -63,6 +63,22 @@ pub async fn run(world: Shared, mut random: SimRandom, until_ms: u64) {
                 if matches!(moved, Ok(Ok(_))) {
                     world.count("leaders moved");
                 }
+            }
+            90..97 if ids.len() > NODES_MIN => {
+                let group = random.pick(&["kv", "counter", "brittle"]).unwrap().to_string();
+                let kind = match random.between(0, 2) {
+                    // Three at least, as above.
+                    0 if voters(&world, at, &group).await > NODES_MIN => {
+                        ChangeKind::MemberDemote { group, node: other }
+                    }
+                    0 | 1 => ChangeKind::MemberPromote { group, node: other },
+                    _ => {
+                        let out = *random.pick(&ids).unwrap();
+                        let voters = ids.iter().copied().filter(|id| *id != out).collect();
+                        ChangeKind::MemberSet { group, voters }
+                    }
+                };
+                begin(&world, at, kind).await;
             }
             85..90 => {
                 let listed = world.cluster.call(at, |node| async move { node.change_list().await }).await;
@@ -79,9 +95,10 @@ pub async fn run(world: Shared, mut random: SimRandom, until_ms: u64) {
     }
 }
 
-/// How many nodes vote in the catalog, as one of them sees it; 0 when it does not know.
-async fn voters(world: &Shared, at: NodeId) -> usize {
-    let listed = world.cluster.call(at, |node| async move { node.member_list("catalog".to_string()).await }).await;
+/// How many nodes vote in a group, as one of them sees it; 0 when it does not know.
+async fn voters(world: &Shared, at: NodeId, group: &str) -> usize {
+    let group = group.to_string();
+    let listed = world.cluster.call(at, |node| async move { node.member_list(group).await }).await;
     let members = listed.ok().and_then(Result::ok).unwrap_or_default();
     members.iter().filter(|member| member.role == "voter").count()
 }

@@ -268,6 +268,13 @@ fn the_command_line_adds_removes_and_moves() {
     run("member rm kv 1").fails(1, &["member_not_found"]);
     run("member add kv 1 --learner").ok();
     run("member promote kv 1").ok();
+    // Both ways.
+    run("member demote kv 1").ok();
+    assert_eq!(cluster.voters(1, "kv"), [2, 3, 4]);
+    assert_eq!(run("member ls kv").ok().matches("learner").count(), 1);
+    run("member demote kv 1").fails(1, &["already_exists", "learner"]);
+    run("node add 1 --learner").fails(1, &["already_exists", "node rm 1"]);
+    run("member promote kv 1").ok();
     run("member rm kv 2").ok();
     run("group move kv --from 1 --to 2").ok();
     assert_eq!(cluster.voters(1, "kv"), [2, 3, 4]);
@@ -276,6 +283,17 @@ fn the_command_line_adds_removes_and_moves() {
         assert_eq!(cluster.leader("kv").to_string(), to);
     }
     run("leader transfer kv --to 1").fails(1, &["member_not_found"]);
+    // Any set of voters, also one of which nobody votes now, with the leader among those who go.
+    for (sets, voters) in [("1 2", [1, 2]), ("3 4", [3, 4]), ("4 1 4", [1, 4])] {
+        run(&format!(r#"apply kv {{"Put":{{"key":"k","value":"{sets}"}}}}"#).replace(' ', "_").replacen('_', " ", 2))
+            .ok();
+        let done = run(&format!("member set kv {sets}")).ok();
+        assert!(done.contains("the voters of group kv"), "{done}");
+        assert_eq!(cluster.voters(2, "kv"), voters);
+        assert!(run(r#"query kv {"Get":{"key":"k"}}"#).ok().contains(&sets.replace(' ', "_")));
+    }
+    run("member set kv 1 9").fails(1, &["node_not_found"]);
+    run("member set kv 2 3 4").ok();
     run("leader balance").ok();
     let changes = run("change ls").ok();
     assert!(changes.contains("move group kv from node 1 to node 2"), "{changes}");

@@ -45,7 +45,7 @@ Examples:
   statehouse serve --node-id 4 --data-dir d4 --http 127.0.0.1:7073 --peer 127.0.0.1:7173 --join 127.0.0.1:7170
   statehouse node add 4          votes, and holds a replica of every group that is on all nodes
   statehouse node rm 2           its replicas go first; the process ends by itself
-  statehouse node priority 3 0   leads only where it is the only voter
+  statehouse node priority 3 0   leads only while nobody else can
   statehouse node ls")]
 pub(super) struct NodeVerbs {
     #[command(subcommand)]

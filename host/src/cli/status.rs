@@ -118,7 +118,7 @@ fn node_row(node: &NodeStatus) -> Vec<String> {
         reasons => format!("{}: {}", node.state, reasons.join("; ")),
     };
     let leads = node.leads.zip(node.replicas).map(|(leads, replicas)| match node.priority {
-        Some(0) => format!("{leads} of {replicas} (never)"),
+        Some(0) => format!("{leads} of {replicas} (stands back)"),
         _ => format!("{leads} of {replicas}"),
     });
     let disk = node.disk.as_ref();

@@ -74,6 +74,7 @@ impl DirCache {
         let path = directory.join("key");
         // Of two nodes that start, one makes the key of both.
         let _turn = turn(&path);
+        remove_unfinished(&directory)?;
         let secret = match read_secret(&path)? {
             Some(secret) => secret,
             None => {
@@ -171,6 +172,19 @@ fn turn(path: &Path) -> Option<Turn> {
     }
 }
 
+/// Removes what processes were writing when they ended: who still writes holds a lock.
+fn remove_unfinished(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|end| end == "tmp")
+            && fs::File::open(&path).is_ok_and(|file| file.try_lock().is_ok())
+        {
+            let _ = fs::remove_file(&path);
+        }
+    }
+    Ok(())
+}
+
 /// Writes beside `path` and renames, so that no reader sees half a file. Not synced: a file that a crash
 /// tore fails its check and is made anew.
 fn write_aside(path: &Path, parts: &[&[u8]]) -> io::Result<()> {
@@ -178,6 +192,8 @@ fn write_aside(path: &Path, parts: &[&[u8]]) -> io::Result<()> {
     let aside = path.with_extension(format!("{}-{}.tmp", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed)));
     let written = (|| {
         let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&aside)?;
+        // Where nothing can be locked, nothing is removed either.
+        let _ = file.try_lock();
         for part in parts {
             file.write_all(part)?;
         }
@@ -280,6 +296,21 @@ mod tests {
         assert_eq!(made.into_inner(), 1);
         let files: Vec<_> = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(files.len(), 2, "the key and the code, no locks: {files:?}");
+    }
+
+    /// Nodes that were killed while they wrote left files of megabytes behind, one each time, and nobody removed them.
+    #[test]
+    fn what_a_killed_process_was_writing_is_removed_and_what_is_being_written_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let (left, written) = (directory.path().join("a.1-0.tmp"), directory.path().join("b.1-0.tmp"));
+        fs::write(&left, b"half").unwrap();
+        let writer = fs::File::create(&written).unwrap();
+        writer.lock().unwrap();
+        DirCache::open(directory.path()).unwrap();
+        assert!(!left.exists() && written.exists());
+        drop(writer);
+        DirCache::open(directory.path()).unwrap();
+        assert!(!written.exists());
     }
 
     #[test]

@@ -11,6 +11,7 @@
 
 pub mod commit;
 pub mod frame;
+pub mod fuzz;
 pub mod message;
 pub mod raft;
 pub mod tcp;

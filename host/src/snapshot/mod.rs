@@ -10,6 +10,7 @@
 
 mod base;
 mod format;
+pub mod fuzz;
 mod receive;
 mod store;
 mod survey;

@@ -104,7 +104,7 @@ STATEHOUSE_EXPORT(restore) statehouse_result statehouse_restore(void);
 #define STATEHOUSE_MIGRATE                                                                        \
     STATEHOUSE_EXPORT(migrate) statehouse_result statehouse_migrate
 /* An adapter: both or none. The payload of adapter_open is its settings, a JSON object; that of adapter_step
- * records of what happened. Both answer records of what is asked. docs/abi.md, section 8. */
+ * records of what happened. Both answer records of what is asked. docs/abi.md, section 9. */
 #define STATEHOUSE_ADAPTER_OPEN                                                                   \
     STATEHOUSE_EXPORT(adapter_open) statehouse_result statehouse_adapter_open
 #define STATEHOUSE_ADAPTER_STEP                                                                   \

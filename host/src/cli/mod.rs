@@ -67,7 +67,7 @@ Every flag is also an environment variable (--data-dir is STATEHOUSE_DATA_DIR) a
 TOML file that --config names (data-dir). Flags win over variables, variables over the file.
 
 Exit codes: 0 ok, 1 refused, 2 usage, 3 no server reached, 4 the outcome is unknown, 5 this node was
-removed from its cluster, 6 what was looked at is damaged.";
+removed from its cluster, 6 what was looked at is damaged, 74 this node's disk failed.";
 
 /// Runs your WebAssembly state machine as a replicated service
 #[derive(Debug, Parser)]

@@ -5,6 +5,7 @@ use openraft::async_runtime::AsyncRuntime;
 use statehouse::membership::ChangeKind;
 use statehouse::service::ApplyRequest;
 use statehouse::service::Service;
+use statehouse::sim::Crash;
 use statehouse::sim::LifeRuntime;
 use statehouse::sim::SimCluster;
 use statehouse::sim::SimRandom;
@@ -240,6 +241,75 @@ fn a_node_that_hears_nobody_knows_no_leader() {
             }
         });
     }
+}
+
+/// A follower hears nobody for as long as thirty elections take, while the others go on, and comes back. It has asked all the
+/// time whether it would be elected, and never stood: nobody has a new term over it, or another leader.
+#[test]
+fn a_follower_that_was_cut_off_for_long_disturbs_nobody_when_it_is_back() {
+    for seed in 1..=4 {
+        play(seed, async |world| {
+            let mut random = SimRandom::new(seed);
+            scenario::set_up(world, &mut random).await;
+            let ids = world.cluster.ids();
+            let leader = leader_among(world, &ids).await;
+            let follower = leader % 3 + 1;
+            let standing = |id: NodeId| world.cluster.node(id).unwrap().group_by_id(COUNTER).unwrap().standing();
+            let before = standing(leader);
+            assert_eq!((standing(follower).leader, standing(follower).term), (Some(leader), before.term));
+            let mut session = world.open_session(&mut random, "counter", 60_000).await;
+            isolate(world, follower);
+            let began_ms = now_ms();
+            while now_ms() < began_ms + 20_000 {
+                world.apply_surely(&mut random, "counter", &mut session, br#"{"Add":1}"#).await.unwrap();
+                sleep_ms(500).await;
+                let now = standing(leader);
+                assert_eq!((now.leader, now.term), (Some(leader), before.term), "while it was away");
+            }
+            assert_eq!(standing(follower).leader, None);
+            world.cluster.network().mend();
+            let mended_ms = now_ms();
+            while now_ms() < mended_ms + 10_000 {
+                for id in [leader, follower] {
+                    assert_eq!(standing(id).term, before.term, "node {id} has another term");
+                }
+                assert_eq!(standing(leader).leader, Some(leader));
+                sleep_ms(20).await;
+            }
+            assert_eq!(standing(follower).leader, Some(leader));
+        });
+    }
+}
+
+/// A group with one voter asks nobody, and need not wait for an election timeout: not at its beginning, and not after a crash.
+#[test]
+fn a_node_alone_leads_long_before_an_election_timeout() {
+    const ELECTION_TIMEOUT_MS: u64 = 60_000;
+    on_guest_thread(|| {
+        statehouse::module::mark_guest_thread();
+        LifeRuntime::with_seed(6).block_on(async {
+            let mut random = SimRandom::new(6);
+            let mut plan = Plan::draw(&mut random);
+            plan.nodes = 1;
+            let mut options = scenario::options(6, &mut random, &plan);
+            options.settings.timing.election_timeout_ms = ELECTION_TIMEOUT_MS;
+            let world = World::new(SimCluster::new(options, modules().host.clone()), false, Sabotage::Nothing);
+            let began_ms = now_ms();
+            nemesis::start(&world, 1).await;
+            scenario::become_ready(&world, now_ms()).await;
+            scenario::set_up(&world, &mut random).await;
+            leader_among(&world, &[1]).await;
+            let first_ms = now_ms() - began_ms;
+            world.cluster.crash(1, Crash::Power);
+            let began_ms = now_ms();
+            nemesis::start(&world, 1).await;
+            leader_among(&world, &[1]).await;
+            let again_ms = now_ms() - began_ms;
+            assert!(first_ms < ELECTION_TIMEOUT_MS / 10, "{first_ms} ms for the first groups");
+            assert!(again_ms < ELECTION_TIMEOUT_MS / 60, "{again_ms} ms after the crash");
+            assert_eq!(world.problems(), Vec::<String>::new());
+        });
+    });
 }
 
 /// Found by a test with real processes: a leader was killed whose first entry only the third node had, which was not to lead. The

@@ -14,6 +14,8 @@ pub mod fuzz;
 mod receive;
 mod store;
 mod survey;
+#[cfg(test)]
+mod tests;
 mod verifier;
 
 pub use base::BaseId;

@@ -508,6 +508,18 @@ mod tests {
         assert!(world.found().contains(&finding("membership_disagrees", None)));
     }
 
+    /// A leader that went away between the two configurations of a change: the next one ends it, or somebody must.
+    #[test]
+    fn a_change_of_voters_that_was_left_half_done_is_found_unless_it_goes_on() {
+        let mut world = World::of(3);
+        world.report(1).groups[0].roster.joint = true;
+        assert_eq!(world.found(), [finding("change_half_done", None)]);
+        let kind = ChangeKind::NodeRemove { node: 3 };
+        let state = ChangeState::Running("its replicas go".into());
+        world.catalog.changes.insert(1, Change { id: 1, kind, state, began_ms: 0, changed_ms: 0 });
+        assert_eq!(world.found(), []);
+    }
+
     #[test]
     fn a_learner_whose_promotion_failed_is_found_and_one_on_purpose_is_not() {
         let mut world = World::of(3);

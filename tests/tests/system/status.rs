@@ -4,6 +4,7 @@ use statehouse_tests::cluster::Cluster;
 use statehouse_tests::modules;
 use statehouse_tests::program;
 use statehouse_tests::program::Output;
+use statehouse_tests::proxy::Proxy;
 use statehouse_tests::wait;
 
 fn run(cluster: &Cluster, through: u64, words: &[&str]) -> Output {
@@ -88,6 +89,30 @@ fn who_does_not_answer_is_shown_and_named_by_the_doctor() {
     cluster.node_mut(3).start();
     cluster.wait_ready();
     wait_for_findings(&cluster, 3, &[]);
+}
+
+/// The leader reaches a follower no more, and all the others do: it answers them, and does not get what is committed. The doctor
+/// names the replica, also when that very node is asked, and is content when it has caught up.
+#[test]
+fn a_replica_that_does_not_get_what_is_committed_is_named_by_the_doctor() {
+    let mut cluster = Cluster::prepare(3, &[]);
+    let network = Proxy::before(&mut cluster);
+    cluster.start_all();
+    cluster.deploy("kv", modules::bundled("kv"));
+    let leader = cluster.leader("kv");
+    let (behind, other) = if leader == 1 { (2, 3) } else { (1, if leader == 2 { 3 } else { 2 }) };
+    network.cut(leader, behind);
+    let put = r#"{"Put":{"key":"a","value":"1"}}"#;
+    cluster.node(leader).client().post("/v1/groups/kv/apply", put).expect(200);
+    for asked in [other, behind] {
+        let diagnosis = wait_for_findings(&cluster, asked, &["replica_lags"]);
+        let findings = diagnosis["findings"].as_array().unwrap();
+        let lags: Vec<_> = findings.iter().filter(|finding| finding["code"] == "replica_lags").collect();
+        assert!(lags.iter().all(|finding| finding["node"] == behind), "{diagnosis}");
+        assert!(lags.iter().any(|finding| finding["group"] == "kv"), "{diagnosis}");
+    }
+    network.mend();
+    wait_for_findings(&cluster, other, &[]);
 }
 
 /// A node that joined and was forgotten, and four voters: both are found, and gone when they are put right.

@@ -38,7 +38,7 @@ fn a_few_large_entries_make_no_large_log() {
 struct Small(PathBuf);
 
 impl Small {
-    /// `None` where nobody may mount.
+    /// `None` where nobody may mount; then it is said which test was skipped.
     fn mount(at: &Path, size: &str) -> Option<Self> {
         fs::create_dir_all(at).unwrap();
         let mut mount = Command::new("mount");
@@ -46,7 +46,8 @@ impl Small {
         match mounted {
             Ok(output) if output.status.success() => Some(Self(at.to_owned())),
             other => {
-                report(format!("skipped: this machine does not let the test mount a file system: {other:?}"));
+                let test = std::thread::current().name().unwrap_or("a test").to_owned();
+                report(format!("SKIPPED: {test}: this machine does not let it mount a file system: {other:?}"));
                 None
             }
         }

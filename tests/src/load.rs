@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -91,6 +92,8 @@ impl Session {
 #[derive(Debug)]
 pub struct Load {
     stop: Arc<AtomicBool>,
+    /// How long a client waits between two commands, milliseconds.
+    pause_ms: Arc<AtomicU64>,
     /// When each acknowledgement came.
     acknowledged: Arc<Mutex<Vec<Instant>>>,
     clients: Vec<JoinHandle<Acknowledged>>,
@@ -109,9 +112,10 @@ impl Load {
     /// Starts `clients` clients on the kv group `group`.
     pub fn start(servers: &[SocketAddr], group: &str, clients: usize) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
+        let pause_ms = Arc::new(AtomicU64::new(0));
         let acknowledged = Arc::new(Mutex::new(Vec::new()));
         let client = |number: usize| {
-            let (stop, acknowledged) = (stop.clone(), acknowledged.clone());
+            let (stop, pause_ms, acknowledged) = (stop.clone(), pause_ms.clone(), acknowledged.clone());
             let mut session = Session::open(servers, group);
             // So that not all go to the same node.
             session.turn = number;
@@ -126,13 +130,19 @@ impl Load {
                     assert!(reply["previous_version"].is_null(), "{key} was put before: {reply}");
                     told.puts.push((key, reply["version"].as_u64().unwrap(), answer.index().unwrap()));
                     acknowledged.lock().unwrap().push(Instant::now());
+                    std::thread::sleep(Duration::from_millis(pause_ms.load(Ordering::Relaxed)));
                 }
                 told.retries = session.retries;
                 told
             })
         };
         let clients = (0..clients).map(client).collect();
-        Self { stop, acknowledged, clients }
+        Self { stop, pause_ms, acknowledged, clients }
+    }
+
+    /// From now on each client waits so long between two commands.
+    pub fn pace(&self, pause: Duration) {
+        self.pause_ms.store(pause.as_millis() as u64, Ordering::Relaxed);
     }
 
     /// How many commands were acknowledged so far.

@@ -108,13 +108,49 @@ fn failures_have_exit_codes_and_say_what_to_do() {
 
 #[test]
 fn help_and_completions_know_every_verb() {
+    const VERBS: [&str; 22] = [
+        "serve",
+        "keeper",
+        "keeper-import",
+        "local",
+        "module",
+        "group",
+        "node",
+        "member",
+        "leader",
+        "change",
+        "status",
+        "doctor",
+        "session",
+        "snapshot",
+        "backup",
+        "log",
+        "recover",
+        "apply",
+        "query",
+        "watch",
+        "bench",
+        "completions",
+    ];
     let help = run(program::command().arg("--help"), b"").ok();
-    for verb in ["serve", "local", "module", "group", "session", "apply", "query", "watch", "bench", "completions"] {
-        assert!(help.contains(verb), "{verb} is not in --help");
-        assert!(run(program::command().args([verb, "--help"]), b"").ok().contains("Usage: statehouse"), "{verb}");
-        for shell in ["bash", "zsh", "fish"] {
-            let completions = run(program::command().args(["completions", shell]), b"").ok();
-            assert!(completions.contains(verb), "{verb} is not completed in {shell}");
+    let (_, listed) = help.split_once("Commands:\n").unwrap();
+    let listed = listed.lines().take_while(|line| !line.is_empty());
+    let listed: Vec<&str> = listed.map(|line| line.split_whitespace().next().unwrap()).collect();
+    assert_eq!(listed, VERBS);
+    for verb in VERBS {
+        let help = run(program::command().args([verb, "--help"]), b"").ok();
+        let usage = help.lines().find_map(|line| line.strip_prefix("Usage: ")).unwrap();
+        assert_eq!(usage.split_whitespace().nth(1), Some(verb), "{help}");
+    }
+    for shell in ["bash", "zsh", "fish"] {
+        let completions = run(program::command().args(["completions", shell]), b"").ok();
+        for verb in VERBS {
+            let word = match shell {
+                "bash" => format!("statehouse,{verb})"),
+                "zsh" => format!("({verb})"),
+                _ => format!("-a \"{verb}\""),
+            };
+            assert!(completions.contains(&word), "{verb} is not completed in {shell}");
         }
     }
     assert!(run(program::command().arg("--version"), b"").ok().starts_with("statehouse "));

@@ -15,6 +15,7 @@ use statehouse_tests::load::Load;
 use statehouse_tests::load::assert_exactly_once;
 use statehouse_tests::modules;
 use statehouse_tests::program;
+use statehouse_tests::report;
 use statehouse_tests::wait;
 
 fn offline(verbs: &[&str], data_dir: &Path) -> Command {
@@ -142,6 +143,41 @@ fn a_survivor_becomes_a_cluster_with_all_it_had_and_others_join_it() {
     let put = Request::new("POST", "/v1/groups/kv/apply").body(br#"{"Put":{"key":"later","value":"1"}}"#);
     ask_any(&[cluster.node(stale).http, cluster.node(4).http], &put).expect(200);
     cluster.assert_equal_state("kv");
+}
+
+/// Whoever types anything but the words changes nothing; whoever types them has meant it.
+#[test]
+fn a_recovery_is_confirmed_by_typing_what_is_lost() {
+    let mut cluster = Cluster::start(1, &[]);
+    cluster.deploy("counter", modules::bundled("counter"));
+    cluster.node(1).client().post("/v1/groups/counter/apply", r#"{"Add":5}"#).expect(200);
+    cluster.node_mut(1).stop();
+    let data_dir = cluster.node(1).data_dir.clone();
+    let identity = || std::fs::read(data_dir.join("identity.json")).unwrap();
+    let before = identity();
+    let recover =
+        format!("{} recover --unsafe-force-new-cluster --data-dir {}", program::path().display(), data_dir.display());
+    // Util-linux's: what it is given is typed at a terminal, and all that is printed there comes out.
+    let typed = |words: &str| {
+        let mut script = Command::new("script");
+        script.args(["--quiet", "--return", "--command", &recover, "/dev/null"]);
+        program::run(&mut script, words.as_bytes())
+    };
+    if !Command::new("script").arg("--version").output().is_ok_and(|output| output.status.success()) {
+        report("SKIPPED: a_recovery_is_confirmed_by_typing_what_is_lost: there is no `script` of util-linux here");
+        return;
+    }
+    for words in ["yes\n", "\n", "Lose what is not here!\n"] {
+        let refused = typed(words);
+        assert_eq!(refused.code, 1, "{refused:?}");
+        assert!(refused.out.contains("it was not confirmed; nothing was changed"), "{refused:?}");
+        assert!(identity() == before, "{words:?}");
+    }
+    let done = typed("lose what is not here\n").ok();
+    assert!(done.contains("What may be lost") && done.contains("is a cluster of its own now"), "{done}");
+    assert!(identity() != before);
+    cluster.start_all();
+    assert_eq!(cluster.node(1).client().post("/v1/groups/counter/query", "\"Get\"").expect(200).text(), "5");
 }
 
 /// A recovery that was cut short after its first write: the node says so and does not start until it is finished.

@@ -127,6 +127,24 @@ fn an_upload_without_a_majority_is_refused() {
     cluster.upload(2, "counter", modules::bundled("counter")).expect(201);
 }
 
+/// Other sizes than the usual one, from the beginning on: all nodes serve, and all come to the same state.
+#[test]
+fn clusters_of_two_and_of_five_serve_through_every_node() {
+    for count in [2, 5] {
+        let mut cluster = Cluster::start(count, &[]);
+        cluster.deploy("counter", modules::bundled("counter"));
+        for id in 1..=count {
+            let reply = cluster.node(id).client().post("/v1/groups/counter/apply", "{\"Add\":1}").expect(200);
+            assert_eq!(reply.text(), id.to_string(), "through node {id} of {count}");
+        }
+        let voters: Vec<u64> = (1..=count).collect();
+        assert_eq!(cluster.voters(1, "counter"), voters);
+        assert_eq!(cluster.voters(count, "catalog"), voters);
+        cluster.leader("counter");
+        cluster.assert_equal_state("counter");
+    }
+}
+
 /// `statehouse serve` alone: a cluster of one, which leads at once and keeps what it was told.
 #[test]
 fn a_single_node_is_a_service_too_and_keeps_its_state() {

@@ -1,5 +1,8 @@
 //! Clusters that grow, shrink, and change every node they have, while clients are served.
 
+use std::time::Duration;
+use std::time::Instant;
+
 use serde_json::json;
 use statehouse_tests::cluster::Cluster;
 use statehouse_tests::http::Request;
@@ -7,7 +10,11 @@ use statehouse_tests::load::Load;
 use statehouse_tests::load::assert_exactly_once;
 use statehouse_tests::modules;
 use statehouse_tests::program;
+use statehouse_tests::report;
 use statehouse_tests::wait;
+
+/// The default of `--election-timeout-ms`.
+const ELECTION_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// One node becomes three, three become five, five survive the loss of two and become three again; nobody who writes
 /// meanwhile notices more than a retry. In the end all start anew with the flags they had.
@@ -67,6 +74,26 @@ fn a_cluster_grows_to_five_and_shrinks_to_three_under_load() {
     cluster.assert_equal_state("kv");
 }
 
+/// Stops the leader in order and starts it again, three times; how long nobody was served, each time. A leader that stops hands
+/// over before: nobody waits for an election timeout. The bounds are wide because other tests run beside this one.
+#[track_caller]
+fn restart_leaders(cluster: &mut Cluster, load: &Load) -> Vec<Duration> {
+    let mut outages = Vec::new();
+    for _ in 0..3 {
+        let leader = cluster.leader("kv");
+        let before = Instant::now();
+        cluster.node_mut(leader).stop();
+        load.wait_for(50);
+        cluster.node_mut(leader).start();
+        cluster.node_mut(leader).wait_ready();
+        load.wait_for(50);
+        outages.push(load.longest_outage(before));
+    }
+    let (least, most) = (outages.iter().min().unwrap(), outages.iter().max().unwrap());
+    assert!(*least < ELECTION_TIMEOUT && *most < Duration::from_secs(5), "{outages:?}");
+    outages
+}
+
 /// None of the machines that a cluster began on is left, and nothing is lost.
 #[test]
 fn all_three_nodes_are_replaced_one_by_one_under_load() {
@@ -85,6 +112,8 @@ fn all_three_nodes_are_replaced_one_by_one_under_load() {
     assert_eq!(cluster.running(), [4, 5, 6]);
     assert_eq!(cluster.voters(4, "kv"), [4, 5, 6]);
     assert_eq!(cluster.voters(4, "catalog"), [4, 5, 6]);
+    let outages = restart_leaders(&mut cluster, &load);
+    report(format_args!("a leader was stopped in order and started again: the longest outages were {outages:?}"));
     let told = load.stop();
     let servers: Vec<_> = (4..=6).map(|id| cluster.node(id).http).collect();
     assert_exactly_once(&servers, "kv", &told);
@@ -294,7 +323,18 @@ fn the_command_line_adds_removes_and_moves() {
     }
     run("member set kv 1 9").fails(1, &["node_not_found"]);
     run("member set kv 2 3 4").ok();
+    // All lead at one node; then each leads one.
+    let groups = ["kv", "kv-2", "kv-3", "kv-4"];
+    for group in &groups[1..] {
+        run(&format!("group create {group} --module kv")).ok();
+    }
+    for group in groups {
+        run(&format!("leader transfer {group} --to 4")).ok();
+    }
     run("leader balance").ok();
+    let leaders: std::collections::BTreeSet<u64> = groups.iter().map(|group| cluster.leader(group)).collect();
+    assert_eq!(leaders.len(), 4, "each on a node of its own: {leaders:?}");
+    run("leader balance").fails(0, &["spread evenly already"]);
     let changes = run("change ls").ok();
     assert!(changes.contains("move group kv from node 1 to node 2"), "{changes}");
     run("node rm 4").ok();

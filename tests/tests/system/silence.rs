@@ -12,8 +12,7 @@ use statehouse_tests::modules;
 use statehouse_tests::proxy::BlackHole;
 use statehouse_tests::wait;
 
-/// With an election timeout of 300 ms this is what a minute is with the default of a second.
-const PAUSE: Duration = Duration::from_secs(18);
+const PAUSE: Duration = Duration::from_secs(60);
 
 /// The machine of a leader is paused, and resumed when another has long led in its place. It took itself for the leader the moment
 /// before; whatever it is asked as it comes to, nobody is told of the past, by lease or otherwise.
@@ -39,9 +38,13 @@ fn a_leader_whose_machine_was_paused_does_not_tell_of_the_past_when_it_is_resume
         if answer.status == 200 { Ok(()) } else { Err(answer.to_string()) }
     });
     add(&cluster, others[0]);
+    load.wait_for(500);
+    // Other tests run beside this one.
+    load.pace(Duration::from_millis(200));
     while frozen.elapsed() < PAUSE {
-        load.wait_for(50);
+        load.wait_for(20);
     }
+    load.pace(Duration::ZERO);
     cluster.node(paused).thaw();
     let mut told = 0;
     wait::until("the one that was paused serves again", || {

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::Duration;
+use std::time::Instant;
 
 use serde_json::json;
 use statehouse_tests::cluster::Cluster;
@@ -88,6 +90,8 @@ fn a_snapshot_over_a_slow_link_that_breaks_goes_on_where_it_stopped_and_delays_n
     cluster.node(leader).client().post("/v1/nodes", r#"{"node":4}"#).expect(202);
 
     let mut cut_at = proxy.bulk_passed();
+    let (began, mut slowest) = (Instant::now(), Duration::ZERO);
+    let sent_again = session.retries;
     for round in 0..3 {
         wait::until_true("a good part of the snapshot has gone", || proxy.bulk_passed() > cut_at + (2 << 20));
         cut_at = proxy.bulk_passed();
@@ -97,11 +101,22 @@ fn a_snapshot_over_a_slow_link_that_breaks_goes_on_where_it_stopped_and_delays_n
         } else {
             proxy.break_bulk();
         }
-        // Whoever writes meanwhile is not held up.
-        session.apply(json!({"Put": {"key": format!("m{round}"), "value": "v"}}).to_string().as_bytes()).expect(200);
+        // So slow now that it is still on its way when the commands are answered.
+        proxy.slow_down_bulk(128 << 10);
+        for number in 0..5 {
+            let sent = Instant::now();
+            let put = json!({"Put": {"key": format!("m{round}-{number}"), "value": "v"}}).to_string();
+            session.apply(put.as_bytes()).expect(200);
+            slowest = slowest.max(sent.elapsed());
+        }
         assert_eq!(cluster.node(leader).group("kv")["leader"], leader);
+        assert_eq!(cluster.voters(leader, "kv"), [1, 2, 3], "the transfer was over before the commands");
+        proxy.slow_down_bulk(3 << 20);
     }
     proxy.slow_down_bulk(0);
+    // Whoever writes meanwhile waits for no transfer: each command is answered the first time, and long before so much has gone.
+    assert_eq!(session.retries, sent_again, "commands were sent again");
+    assert!(slowest < began.elapsed() / 3, "a command took {slowest:?} of {:?}", began.elapsed());
     wait::until("node 4 votes", || {
         let voters = cluster.voters(leader, "kv");
         if voters == [1, 2, 3, 4] { Ok(()) } else { Err(voters) }

@@ -6,9 +6,9 @@
 //!   From there to the last no segment may be missing; files before are leftovers.
 //! - A torn batch may only be at the end of the last segment. It was never acknowledged.
 //! - Before anything is shown, all that was read is durable: the last batch is written again (after a
-//!   failed sync the page cache may hold what the device does not) and a record that says "opened" is
-//!   synced behind it, in the place of a torn batch if there is one. So what one start shows, every
-//!   later start shows, and damage of it is told from a torn write.
+//!   failed sync the page cache may hold what the device does not) and synced, and only then a record
+//!   that says "opened" is written behind it, in the place of a torn batch if there is one, and synced.
+//!   So what one start shows, every later start shows, and damage of it is told from a torn write.
 //! - Until that sync, nothing on disk is changed that another start would miss.
 
 use std::collections::BTreeMap;
@@ -201,9 +201,10 @@ fn make_durable(files: &Files<'_>, recovered: &mut Recovered, end: &ScanEnd) -> 
         read.map_err(|error| LogError::corrupt(&segment.path, offset, format!("it cannot be read: {error}")))?;
         let written = segment.file.write_all_at(offset, &bytes);
         written.map_err(|error| write_error(files.disk, &segment.path, length, error))?;
+        // What follows, a batch or a segment, says that this one was synced.
+        sync(&*segment.file, &segment.path)?;
     }
     if segment.header.size.saturating_sub(writer.position) < SECTOR_BYTES {
-        sync(&*segment.file, &segment.path)?;
         let header = SegmentHeader {
             sequence: segment.header.sequence + 1,
             size: files.options.segment_bytes,

@@ -204,6 +204,72 @@ fn what_a_failed_sync_left_in_the_page_cache_is_written_again_before_it_is_shown
     assert_eq!(observe(&log), shown);
 }
 
+/// Crashes a copy of the disk for each set of unsynced changes that may have reached the device.
+fn each_subset(disk: &SimDisk, mut then: impl FnMut(SimDisk, &str)) {
+    let pending = disk.pending();
+    assert!(pending <= 8, "{pending} unsynced changes have too many subsets");
+    for kept in 0..1_u64 << pending {
+        let crashed = disk.fork();
+        let mut bits = (0..pending).map(|bit| if kept >> bit & 1 == 1 { 0 } else { 2 });
+        crashed.crash(&mut || bits.next().unwrap_or(2));
+        then(crashed, &format!("of {pending} unsynced changes the set {kept:b} reached the device"));
+    }
+}
+
+/// A process was killed before its last batch was synced. The next start wrote the batch again and the record that
+/// says "opened" behind it, under one sync. The power failed in it: the second was on the device, the first was not,
+/// and every start after that said that the log was damaged.
+#[test]
+fn a_power_cut_while_the_last_batch_is_written_again_is_no_damage() {
+    let mut harness = Harness::new(SimDisk::new());
+    harness.run(&[Step::Append { group: 1, entries: 1, bytes: 10, term: 1 }]);
+    harness.step(&Step::Append { group: 1, entries: 1, bytes: 700, term: 1 }).unwrap();
+    harness.write().unwrap();
+    harness.disk.kill_process();
+    for calls in 0.. {
+        let disk = harness.disk.fork();
+        disk.cut_power_after(calls);
+        let shown = open(&disk).ok().map(|(log, _)| observe(&log));
+        each_subset(&disk, |crashed, story| {
+            let story = format!("power cut after {calls} calls, {story}");
+            let (log, _) = harness.check_recovers(&crashed, &story);
+            assert!(shown.iter().all(|shown| *shown == observe(&log)), "{story}: what was shown is gone");
+        });
+        if shown.is_some() {
+            assert!(calls >= 4, "two writes, each with its sync");
+            return;
+        }
+    }
+}
+
+/// The sync of a batch failed, and so did those of the next two starts. The first of these wrote the batch again with
+/// "opened" behind it, the second found both in the page cache and wrote only the last: the batch before counted as
+/// synced, and the device never got it.
+#[test]
+fn a_start_whose_own_sync_fails_proves_nothing_to_the_next_one() {
+    let mut harness = Harness::new(SimDisk::new());
+    harness.run(&[Step::Append { group: 1, entries: 1, bytes: 10, term: 1 }]);
+    harness.step(&Step::Append { group: 1, entries: 1, bytes: 700, term: 1 }).unwrap();
+    harness.write().unwrap();
+    harness.disk.fail_sync(0);
+    harness.sync().unwrap_err();
+    // Each number: which sync of a start fails.
+    for fails in [[0, 0], [0, 1], [1, 0], [1, 1]] {
+        let disk = harness.disk.fork();
+        for skip in fails {
+            disk.kill_process();
+            disk.fail_sync(skip);
+            assert!(open(&disk).is_err(), "{fails:?}");
+        }
+        disk.kill_process();
+        let (log, _) = harness.check_recovers(&disk, &format!("{fails:?}"));
+        let shown = observe(&log);
+        disk.crash_after(0, 0);
+        let (log, _) = harness.check_recovers(&disk, &format!("{fails:?}, then the power fails"));
+        assert_eq!(observe(&log), shown, "{fails:?}: what one start showed, the next one does not");
+    }
+}
+
 /// A life of a node, as long as the power lasts.
 fn work(harness: &mut Harness, random: &mut Random) -> Result<(), std::io::Error> {
     for _ in 0..random.below(120) {

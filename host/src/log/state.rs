@@ -160,6 +160,11 @@ impl GroupState {
         self.slots.get(usize::try_from(index.checked_sub(self.first)?).ok()?)
     }
 
+    /// Whether the entry that the committed mark is about was written, be it with the batch that is being made.
+    pub(super) fn has_placed_committed(&self) -> bool {
+        self.committed.and_then(|committed| self.slot(committed.index)).is_some_and(|slot| slot.segment != 0)
+    }
+
     fn slot_mut(&mut self, index: u64) -> Option<&mut Slot> {
         self.slots.get_mut(usize::try_from(index.checked_sub(self.first)?).ok()?)
     }

@@ -34,6 +34,7 @@ use super::segment::seal_batch;
 use super::segment::to_sector;
 use super::state::Done;
 use super::state::Effect;
+use super::state::GroupState;
 use super::state::Operation;
 use super::state::SegmentState;
 use super::state::Sequence;
@@ -176,9 +177,9 @@ impl Writer {
         {
             let mut state = shared.lock();
             self.take_operations(&mut state, &shared.options, batch);
+            self.add_committed(&mut state, batch);
             self.add_moves(&state, moves, batch);
             if state.queue.is_empty() {
-                self.add_committed(&mut state, batch);
                 self.add_start(&mut state, batch);
             }
             if last {
@@ -259,15 +260,18 @@ impl Writer {
         to_sector((batch.bytes() + more + 16) as u64) <= self.room()
     }
 
-    /// Adds the committed marks that changed. They ride along: no sync is made for them alone. Only with
-    /// an empty queue, so that no mark is on disk before the entries it is about.
+    /// Adds the committed marks that changed. They ride along: no sync is made for them alone. No mark is
+    /// on disk before the entry it is about: that has its place, or else the queue is empty. A log that is
+    /// always busy has no empty queue, and without its marks a start knows less than the one before.
     fn add_committed(&self, state: &mut State, batch: &mut Batch) {
-        while let Some(group) = state.committed_waiting.pop_first() {
-            if !self.fits(batch, 64) {
+        let all = state.queue.is_empty();
+        for group in std::mem::take(&mut state.committed_waiting) {
+            let may_go = all || state.groups.get(&group).is_some_and(GroupState::has_placed_committed);
+            if may_go && self.fits(batch, 64) {
+                self.add_committed_of(state, group, batch);
+            } else {
                 state.committed_waiting.insert(group);
-                return;
             }
-            self.add_committed_of(state, group, batch);
         }
     }
 

@@ -371,3 +371,42 @@ fn a_log_may_be_opened_with_other_options() {
     let salts = log.shared.lock().segments.values().map(|segment| segment.file.header.salt).collect::<Vec<_>>();
     assert!(salts.iter().all(|salt| *salt == 7), "{salts:?}");
 }
+
+/// Where more was always queued than one batch takes, no committed mark was ever written. After a power cut the node had
+/// applied less than it had before the last start, and took what it was told long ago for the present.
+#[test]
+fn a_committed_mark_is_written_though_the_queue_is_never_empty() {
+    let mut harness = Harness::new(SimDisk::new());
+    harness.run(&[Step::Append { group: 1, entries: 2, bytes: 10, term: 1 }]);
+    let busy = Step::Append { group: 5, entries: 3, bytes: 1000, term: 1 };
+    for step in [
+        Step::Committed { group: 1 },
+        Step::Append { group: 2, entries: 1, bytes: 10, term: 1 },
+        Step::Committed { group: 2 },
+    ] {
+        harness.step(&step).unwrap();
+    }
+    for _ in 0..4 {
+        harness.step(&busy).unwrap();
+    }
+    for step in [Step::Append { group: 3, entries: 1, bytes: 10, term: 1 }, Step::Committed { group: 3 }] {
+        harness.step(&step).unwrap();
+    }
+    for _ in 0..3 {
+        harness.write().unwrap();
+        harness.sync().unwrap();
+        assert!(!harness.log.shared.lock().queue.is_empty());
+        let disk = harness.disk.fork();
+        disk.crash_after(0, 0);
+        let (log, _) = harness.check_recovers(&disk, "the queue was never empty");
+        let committed = |id| log.group::<openraft_rt_sim::SimRuntime>(id).committed().unwrap();
+        assert_eq!(committed(1), Some(crate::log::record::log_id(1, 1)));
+        assert_eq!(committed(2), Some(crate::log::record::log_id(1, 0)));
+        assert!(!log.groups().contains(&3), "a mark before its entry");
+    }
+    harness.flush().unwrap();
+    harness.disk.crash_after(0, 0);
+    let (log, _) = harness.check_recovers(&harness.disk, "all is written");
+    let last = log.group::<openraft_rt_sim::SimRuntime>(3).committed().unwrap();
+    assert_eq!(last, Some(crate::log::record::log_id(1, 0)));
+}

@@ -28,9 +28,9 @@ pub const CATALOG_NAME: &str = "catalog";
 pub struct Origin {
     /// The node whose client sent the command.
     pub node: NodeId,
-    /// A number drawn at that node's start: replies of an earlier life find nobody.
+    /// A number drawn when the replica there was opened: replies of an earlier life find nobody.
     pub incarnation: u64,
-    /// Counts that node's proposals in this life.
+    /// Counts that replica's proposals in this life.
     pub number: u64,
 }
 

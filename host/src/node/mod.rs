@@ -2,7 +2,7 @@
 //!
 //! Invariants:
 //! - A group runs here exactly while the catalog, as applied here, names it; its files go only when the
-//!   catalog says that it was removed.
+//!   catalog of now says that it was removed: what is applied here may be of long ago.
 //! - A module named by the catalog was durable at a majority before it was named.
 
 mod asked_changes;
@@ -142,7 +142,6 @@ pub struct Setup<P: Platform, T: Transport> {
 
 struct Inner<P: Platform, T: Transport> {
     setup: Setup<P, T>,
-    incarnation: u64,
     started: <P::Runtime as AsyncRuntime>::Instant,
     view: Arc<View>,
     catalog: Arc<Group<P, T>>,
@@ -186,6 +185,9 @@ fn votes(repair: Option<&repair::Repair>, settled: &settle::Settled, group: Grou
 /// After a group could not be opened, how long until the next try.
 const REOPEN_PAUSE: Duration = Duration::from_millis(500);
 
+/// So long the catalog's leader is waited for before files are removed; then groups are opened and closed again.
+const SWEEP_PATIENCE: Duration = Duration::from_millis(500);
+
 impl<P: Platform, T: Transport> Node<P, T> {
     /// DESIGN section 5, steps 3 and 4: the catalog, then every group placed here.
     pub async fn open(setup: Setup<P, T>) -> io::Result<Self> {
@@ -224,7 +226,6 @@ impl<P: Platform, T: Transport> Node<P, T> {
             catalog.map_err(|error| io::Error::new(error.kind(), format!("the catalog cannot be opened: {error}")))?;
         let node = Self(Arc::new(Inner {
             setup,
-            incarnation,
             started: <P::Runtime as AsyncRuntime>::Instant::now(),
             view,
             catalog,
@@ -323,14 +324,16 @@ impl<P: Platform, T: Transport> Node<P, T> {
 
     /// Opens and closes groups as the catalog changes.
     async fn follow_catalog(self) {
+        let mut swept = self.sweep().await;
         while !self.is_stopping() {
             let changed = self.0.view.changed.notified();
-            if lock(&self.0.failures).is_empty() {
+            if swept && lock(&self.0.failures).is_empty() {
                 changed.await;
             } else {
                 P::Runtime::select2(changed, P::Runtime::sleep(REOPEN_PAUSE)).await;
             }
             self.reconcile().await;
+            swept = self.sweep().await;
         }
     }
 
@@ -344,9 +347,8 @@ impl<P: Platform, T: Transport> Node<P, T> {
         if self.repair().is_none() {
             let gone: Vec<_> = lock(&self.0.groups).keys().filter(|id| !wanted.contains_key(id)).copied().collect();
             for id in gone {
-                self.remove_group(id).await;
+                self.close_group(id).await;
             }
-            self.sweep(catalog.next_group, &wanted).await;
         }
         for (id, (name, entry)) in wanted {
             if self.is_stopping() {
@@ -414,7 +416,8 @@ impl<P: Platform, T: Transport> Node<P, T> {
             id: entry.id,
             name: name.to_string(),
             node: setup.id,
-            incarnation: self.0.incarnation,
+            // Not the node's: a replica that is opened again finds in the log what the one before proposed.
+            incarnation: random_u64(&setup.platform),
             seed: entry.seed,
             members: entry.members.clone(),
             from_file: entry.base.is_some(),
@@ -449,24 +452,43 @@ impl<P: Platform, T: Transport> Node<P, T> {
         }
     }
 
-    async fn remove_group(&self, id: GroupId) {
+    async fn close_group(&self, id: GroupId) {
         let Some(group) = lock(&self.0.groups).remove(&id) else { return };
         self.close_gateway(id);
         group.shutdown().await;
-        self.remove_files(id).await;
         tracing::info!(group = group.name(), "the group does not run here any more");
     }
 
-    /// Removes the files of groups that were removed, or taken from this node, while it was away: ids below `next`
-    /// that the catalog no longer places here.
-    async fn sweep(&self, next: GroupId, wanted: &BTreeMap<GroupId, (&String, &GroupEntry)>) {
-        let directory = self.0.setup.data_dir.join("groups");
-        let Ok(names) = self.0.setup.disk.list(&directory) else { return };
-        for id in names.iter().filter_map(|name| GroupId::from_str_radix(name, 16).ok()) {
-            if id != CATALOG && id < next && !wanted.contains_key(&id) && !lock(&self.0.groups).contains_key(&id) {
-                self.remove_files(id).await;
-            }
+    /// Removes the files of groups that were removed, or taken from this node, be it while it was away. Whether that is done.
+    ///
+    /// Only when the catalog here has caught up: after a start it may be of a time before a group came, and a group that was
+    /// taken from this node may have been given back since. What is removed was closed before that was asked, so no
+    /// replica here has promised anything since.
+    async fn sweep(&self) -> bool {
+        if self.repair().is_some() || self.left_over().is_empty() {
+            return true;
         }
+        let asked = P::Runtime::timeout(SWEEP_PATIENCE, self.0.catalog.wait_read_index(false));
+        if !matches!(asked.await, Ok(Ok(()))) {
+            return false;
+        }
+        for id in self.left_over() {
+            self.remove_files(id).await;
+        }
+        true
+    }
+
+    /// The groups of which there are files, though the catalog, as applied here, does not place them here: ids below its next
+    /// one, since those from there on came later.
+    fn left_over(&self) -> Vec<GroupId> {
+        let catalog = self.0.view.get();
+        let Ok(names) = self.0.setup.disk.list(&self.0.setup.data_dir.join("groups")) else { return Vec::new() };
+        let groups = lock(&self.0.groups);
+        let placed =
+            |id: GroupId| catalog.groups.values().any(|entry| entry.id == id && entry.hosts.contains(&self.id()));
+        let ids = names.iter().filter_map(|name| GroupId::from_str_radix(name, 16).ok());
+        ids.filter(|id| *id != CATALOG && *id < catalog.next_group && !groups.contains_key(id) && !placed(*id))
+            .collect()
     }
 
     async fn remove_files(&self, id: GroupId) {

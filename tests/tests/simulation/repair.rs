@@ -320,6 +320,42 @@ fn a_snapshot_that_is_damaged_on_the_disk_is_written_anew_for_who_saves_it() {
     play(|seed| LifeRuntime::with_seed(seed).block_on(a_damaged_save(seed)));
 }
 
+/// What a start knows of the catalog may be of long ago: of a time when a group was taken from the node that has been given back to
+/// it since. The node removed the group's files before it had heard of anyone, votes and acknowledged entries with them.
+async fn a_catalog_of_long_ago(seed: u64) {
+    let mut random = SimRandom::new(seed);
+    let (world, holder) = with_a_single(seed, &mut random).await;
+    scenario::become_ready(&world, now_ms()).await;
+    let away = holder % 3 + 1;
+    let known = shorten_the_log(&world, away, CATALOG).await;
+    world.cluster.crash(away, Crash::Process);
+    let groups = Path::new("/data/groups");
+    let of = |id| world.cluster.disk(id).unwrap().list(groups).unwrap();
+    let single = of(holder).into_iter().find(|name| !of(away).contains(name)).unwrap();
+    let (disk, directory) = (world.cluster.disk(away).unwrap(), groups.join(single));
+    disk.create_dir_all(&directory).unwrap();
+    for id in world.cluster.ids() {
+        world.cluster.network().cut(away, id);
+        world.cluster.network().cut(id, away);
+    }
+    nemesis::start(&world, away).await;
+    sleep_ms(20_000).await;
+    assert!(world.cluster.node(away).unwrap().group_by_id(CATALOG).unwrap().standing().applied >= known);
+    assert!(disk.exists(&directory).unwrap(), "nobody has told the node that the group is not its own");
+    world.cluster.network().mend();
+    let began_ms = now_ms();
+    while disk.exists(&directory).unwrap() {
+        assert!(now_ms() < began_ms + 30_000, "what the node does not hold any more stays");
+        sleep_ms(20).await;
+    }
+    assert_eq!(world.problems(), Vec::<String>::new());
+}
+
+#[test]
+fn files_go_only_when_the_catalog_of_now_says_so() {
+    play(|seed| LifeRuntime::with_seed(seed).block_on(a_catalog_of_long_ago(seed)));
+}
+
 #[test]
 fn what_only_a_damaged_node_holds_is_not_given_up() {
     play(|seed| {

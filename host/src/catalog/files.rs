@@ -33,9 +33,11 @@ impl std::fmt::Debug for ModuleFiles {
 }
 
 impl ModuleFiles {
-    /// Opens the directory and removes what a crash left unfinished.
+    /// Opens the directory, makes durable what is in it, and removes what a crash left unfinished.
     pub fn open(disk: Arc<dyn Disk>, directory: PathBuf) -> io::Result<Self> {
         disk.create_dir_all(&directory)?;
+        // Or a file that an earlier process named, and did not live to sync the name of, counts as here and goes with the power.
+        disk.sync_dir(&directory)?;
         for name in disk.list(&directory)? {
             if name.ends_with(".part") {
                 disk.remove(&directory.join(name))?;
@@ -92,6 +94,24 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::disk::RealDisk;
+
+    /// A process was killed between the rename of a module's file and the sync of its directory. The next start said that it has the
+    /// module, and the catalog named it; then the power failed.
+    #[test]
+    fn a_module_that_a_start_finds_is_there_at_the_next_one() {
+        let disk = crate::disk::sim::SimDisk::new();
+        let open = || ModuleFiles::open(Arc::new(disk.clone()), "/node/modules".into()).unwrap();
+        let digest: [u8; 32] = Sha256::digest(b"wasm").into();
+        let files = open();
+        // The file, its bytes, their sync, and the rename.
+        disk.cut_power_after(4);
+        files.write(&digest, b"wasm").unwrap_err();
+        disk.heal();
+        disk.kill_process();
+        assert!(open().exists(&digest));
+        disk.crash_after(0, 0);
+        assert_eq!(open().read(&digest).unwrap(), Some(b"wasm".to_vec()));
+    }
 
     /// Each of three nodes that started together uploaded the same module and gave it to the others; one found its
     /// unfinished file gone, and did not start.

@@ -64,9 +64,11 @@ impl std::fmt::Debug for Bases {
 }
 
 impl Bases {
-    /// Opens the directory, and removes what a crash left unfinished. `floor_bytes` of the disk stay free.
+    /// Opens the directory, makes durable what is in it, and removes what a crash left unfinished. `floor_bytes` of the disk stay free.
     pub fn open(disk: Arc<dyn Disk>, directory: PathBuf, floor_bytes: u64) -> io::Result<Self> {
         disk.create_dir_all(&directory)?;
+        // Or a file that an earlier process named, and did not live to sync the name of, counts as held and goes with the power.
+        disk.sync_dir(&directory)?;
         for name in disk.list(&directory)? {
             if name.ends_with(UNFINISHED_SUFFIX) {
                 disk.remove(&directory.join(name))?;
@@ -308,6 +310,27 @@ mod tests {
         let (_, bases) = stores(folder.path());
         assert_eq!(bases.all().unwrap().into_iter().collect::<Vec<_>>(), [[1; 16]]);
         assert_eq!(std::fs::read_dir(folder.path().join("bases")).unwrap().count(), 1);
+    }
+
+    /// A process was killed between the rename of a file and the sync of its directory. The next start said that it holds the file,
+    /// the group was made, and then the power failed.
+    #[test]
+    fn a_file_that_a_start_finds_held_is_held_at_the_next_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let bytes = saved(&stores(folder.path()).0);
+        let disk = crate::disk::sim::SimDisk::new();
+        let open = || Bases::open(Arc::new(disk.clone()), "/node/bases".into(), 0).unwrap();
+        let bases = open();
+        bases.begin([1; 16]).unwrap();
+        bases.part([1; 16], 0, &bytes).unwrap();
+        // The sync of the file, and the rename.
+        disk.cut_power_after(2);
+        bases.finish([1; 16]).unwrap_err();
+        disk.heal();
+        disk.kill_process();
+        assert!(open().is_held(&[1; 16]));
+        disk.crash_after(0, 0);
+        assert!(open().is_held(&[1; 16]));
     }
 
     /// A large file could use the space that is kept for the log, and end the node.

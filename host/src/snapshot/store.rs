@@ -211,12 +211,15 @@ pub(super) fn check_space(disk: &dyn Disk, directory: &Path, floor_bytes: u64, m
 }
 
 impl SnapshotStore {
-    /// Opens the directory, makes it when it is not there, and removes what a crash left unfinished.
+    /// Opens the directory, makes it when it is not there, makes durable what is in it, and removes what a crash left unfinished.
     /// `keep` complete files stay, at least one; `floor_bytes` of the disk stay free.
     pub fn open(disk: Arc<dyn Disk>, directory: PathBuf, keep: usize, floor_bytes: u64) -> Result<Self, SnapshotError> {
         let store = Self { disk, directory, keep: keep.max(1), floor_bytes };
         let io = |source| SnapshotError::Io { path: store.directory.clone(), source };
         store.disk.create_dir_all(&store.directory).map_err(io)?;
+        // An earlier process may have ended between a file's name and the sync of it: what is believed here must stay.
+        let sync = |source| SnapshotError::Sync { path: store.directory.clone(), source };
+        store.disk.sync_dir(&store.directory).map_err(sync)?;
         for name in store.disk.list(&store.directory).map_err(io)? {
             if name.ends_with(UNFINISHED_SUFFIX) {
                 store.disk.remove(&store.directory.join(name)).map_err(io)?;
@@ -436,5 +439,63 @@ impl Write for SnapshotWriter {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use openraft::vote::leader_id_std::CommittedLeaderId;
+
+    use super::*;
+    use crate::disk::sim::SimDisk;
+    use crate::types::LogId;
+
+    const DIR: &str = "/node/groups/7";
+
+    fn open(disk: &SimDisk) -> SnapshotStore {
+        SnapshotStore::open(Arc::new(disk.clone()), DIR.into(), 1, 0).unwrap()
+    }
+
+    fn write(store: &SnapshotStore, index: u64) -> Result<SnapshotFile, SnapshotError> {
+        let head = Head {
+            group: 7,
+            last_log_id: LogId::new(CommittedLeaderId::new(3), index),
+            membership: Default::default(),
+            module: [1; 32],
+            host_state: vec![2; 100],
+            made: Vec::new(),
+        };
+        let mut writer = store.write(&head)?;
+        writer.write_all(&[3; 1000]).map_err(|error| SnapshotError::of_writing(Path::new(DIR), error))?;
+        writer.finish(&head)
+    }
+
+    fn newest(disk: &SimDisk) -> Option<u64> {
+        let newest = open(disk).newest().unwrap();
+        assert!(newest.refused.is_empty(), "{newest:?}");
+        newest.found.map(|(head, _)| head.last_log_id.index)
+    }
+
+    /// A process was killed between the rename of a snapshot and the sync of its directory. The next start went on from it, and let
+    /// the log be purged behind it; then the power failed, and the snapshot was gone.
+    #[test]
+    fn the_snapshot_that_a_start_goes_on_from_is_there_at_the_next_one() {
+        for calls in 0.. {
+            let disk = SimDisk::new();
+            write(&open(&disk), 5).unwrap();
+            disk.cut_power_after(calls);
+            let store = SnapshotStore::open(Arc::new(disk.clone()), DIR.into(), 1, 0);
+            let written = store.and_then(|store| write(&store, 9));
+            disk.heal();
+            disk.kill_process();
+            let believed = newest(&disk);
+            disk.crash_after(0, 0);
+            assert_eq!(newest(&disk), believed, "killed after {calls} calls");
+            if written.is_ok() {
+                assert_eq!(believed, Some(9));
+                return;
+            }
+        }
     }
 }

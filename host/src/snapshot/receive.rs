@@ -5,7 +5,8 @@
 //! - What is counted as received has the checksum that its sender took where it read it, and follows the format of a snapshot
 //!   file up to the last whole chunk: damage on the sender's disk is found in its chunk.
 //! - What has arrived outlives this process. It need not be synced: whoever goes on with it reads it again, and goes on from
-//!   the last chunk that is whole.
+//!   the last chunk that is whole. And writes it again: after a failed sync the page cache may show what the device never got,
+//!   and no later sync would write it.
 //! - A file that is being installed is left alone, whatever else is offered meanwhile: consensus has been promised it, and a
 //!   replica that does not find it stops.
 
@@ -95,16 +96,17 @@ impl Receiver {
         let path = self.store.directory.join(&name);
         self.remove_received(Some(&name))?;
         let disk = &self.store.disk;
+        let mut unsynced = Unsynced::default();
         let (file, verifier) = if disk.exists(&path).map_err(Self::io(&path))? {
             let file = disk.open(&path).map_err(Self::io(&path))?;
-            let verifier = verified_part(&*file, size).map_err(Self::io(&path))?;
+            let verifier = verified_part(&*file, &path, size, &mut unsynced)?;
             (file, verifier)
         } else {
             (disk.create(&path).map_err(Self::io(&path))?, Verifier::default())
         };
         self.store.check_space(size.saturating_sub(verifier.offset())).map_err(Self::io(&path))?;
         let offset = verifier.offset();
-        self.current = Some(Transfer { digest, size, verifier, path, file, unsynced: Unsynced::default() });
+        self.current = Some(Transfer { digest, size, verifier, path, file, unsynced });
         Ok(offset)
     }
 
@@ -197,18 +199,27 @@ impl Receiver {
     }
 }
 
-/// Reads what is there of a file of `size` bytes; the verifier stands behind the last chunk that is whole.
-fn verified_part(file: &dyn DiskFile, size: u64) -> std::io::Result<Verifier> {
+/// Reads what is there of a file of `size` bytes, and writes it again; the verifier stands behind the last chunk that is whole.
+fn verified_part(
+    file: &dyn DiskFile,
+    path: &Path,
+    size: u64,
+    unsynced: &mut Unsynced,
+) -> Result<Verifier, SnapshotError> {
+    let io = Receiver::io(path);
     let mut verifier = Verifier::default();
     let mut buffer = vec![0; READ_BYTES];
     loop {
         let left = usize::try_from(size.saturating_sub(verifier.offset())).unwrap_or(usize::MAX).min(READ_BYTES);
         let Some(room) = buffer.get_mut(..left).filter(|room| !room.is_empty()) else { break };
-        let got = file.read_at(verifier.offset(), room)?;
+        let offset = verifier.offset();
+        let got = file.read_at(offset, room).map_err(&io)?;
         let read = room.get(..got).unwrap_or_default();
         if read.is_empty() || verifier.push(read).is_err() {
             break;
         }
+        file.write_all_at(offset, read).map_err(&io)?;
+        unsynced.add(got as u64, file, path)?;
     }
     verifier.rewind();
     Ok(verifier)
@@ -330,6 +341,29 @@ mod tests {
         assert_eq!(receiver.end(file.digest()).unwrap().file.digest(), file.digest());
         disk.crash_after(0, 0);
         assert_eq!(Receiver::new(store(&disk, 0)).begin([9; 32], 50).unwrap(), 0);
+    }
+
+    /// The sync of what had arrived failed, and the process ended as it must. The next one found all of it in the page cache, whose
+    /// pages the kernel took for written, and its own sync succeeded: the snapshot was installed, and the device had none of it.
+    #[test]
+    fn what_a_failed_sync_left_in_the_page_cache_is_written_again_before_it_counts() {
+        let (file, bytes) = offered();
+        let disk = SimDisk::new();
+        let mut receiver = Receiver::new(store(&disk, 0));
+        receiver.begin(file.digest(), file.size()).unwrap();
+        send(&mut receiver, &file, &bytes, 0, 10_000, file.size());
+        disk.fail_sync(0);
+        let error = receiver.end(file.digest()).unwrap_err();
+        assert!(matches!(error, SnapshotError::Sync { .. }), "{error}");
+        disk.kill_process();
+        let mut receiver = Receiver::new(store(&disk, 0));
+        let came = receiver.begin(file.digest(), file.size()).unwrap();
+        assert_eq!(came, file.size(), "nothing is sent again");
+        let received = receiver.end(file.digest()).unwrap();
+        receiver.store.adopt(&received.file, &received.head).unwrap();
+        disk.crash_after(0, 0);
+        let (_, newest) = store(&disk, 0).newest().unwrap().found.unwrap();
+        assert_eq!(newest.hold().unwrap().read(0, usize::MAX).unwrap(), bytes);
     }
 
     #[test]

@@ -266,7 +266,8 @@ impl<P: Platform, T: Transport> Group<P, T> {
             options.directory.clone(),
             options.snapshots_kept,
             options.common.space.floor_bytes(),
-        )?;
+        );
+        let store = store.inspect_err(|error| replica::die_of_sync(&platform, error))?;
         let factory = options.factory.clone();
         let opened = {
             let (store, factory) = (store.clone(), factory.clone());
@@ -528,9 +529,6 @@ impl<P: Platform, T: Transport> Group<P, T> {
             Some(Ok(Some(index))) => index,
             Some(Ok(None)) => return Ok(0),
             Some(Err(error)) => {
-                if let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref::<SnapshotError>()) {
-                    self.die_of_sync(error);
-                }
                 let full = error.kind() == io::ErrorKind::StorageFull;
                 let code = if full { ErrorCode::DiskFull } else { ErrorCode::Internal };
                 return Err(self.error(code, format!("no snapshot was written: {error}")));

@@ -45,6 +45,7 @@ use crate::platform::Platform;
 use crate::service::ErrorCode;
 use crate::service::ServiceError;
 use crate::snapshot::Head;
+use crate::snapshot::SnapshotError;
 use crate::snapshot::SnapshotFile;
 use crate::snapshot::SnapshotStore;
 use crate::types::Entry;
@@ -422,7 +423,8 @@ impl Shared {
             let _turn = turn;
             shared.write_snapshot(&store, &*factory, damaged)
         };
-        platform.run_guest(job).await
+        let written = platform.run_guest(job).await;
+        written.map(|written| written.inspect_err(|error| die_of_inner_sync(platform, error)))
     }
 
     /// Freezes the state under its lock, writes while entries go on being applied.
@@ -616,6 +618,20 @@ impl<P: Platform> StateMachine<P> {
     }
 }
 
+/// A sync that failed ends the process (rule 2): the kernel may have dropped the pages.
+pub fn die_of_sync<P: Platform>(platform: &P, error: &SnapshotError) {
+    if matches!(error, SnapshotError::Sync { .. }) {
+        platform.die(&error.to_string());
+    }
+}
+
+/// The same for one that went through what knows only I/O errors.
+fn die_of_inner_sync<P: Platform>(platform: &P, error: &io::Error) {
+    if let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref()) {
+        die_of_sync(platform, error);
+    }
+}
+
 fn job_failed() -> io::Error {
     io::Error::other("a guest job panicked or the node is stopping")
 }
@@ -703,7 +719,8 @@ impl<P: Platform> RaftStateMachine<Types<P::Runtime>> for StateMachine<P> {
             shared.advance(index, 0);
             Ok(())
         });
-        installed.await.ok_or_else(job_failed)?
+        let installed = installed.await.ok_or_else(job_failed)?;
+        installed.inspect_err(|error| die_of_inner_sync(&self.platform, error))
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<SnapshotOf<Types<P::Runtime>, SnapshotFile>>, io::Error> {

@@ -131,7 +131,7 @@ impl<P: Platform, T: Transport> Group<P, T> {
         let done = self.platform.run_guest(move || step(&mut receiver.lock().unwrap_or_else(PoisonError::into_inner)));
         let done = done.await.ok_or("a file job failed")?;
         if let Err(error) = &done {
-            self.die_of_sync(error);
+            replica::die_of_sync(&self.platform, error);
         }
         Ok(done)
     }
@@ -149,13 +149,6 @@ impl<P: Platform, T: Transport> Group<P, T> {
         let forget = move || receiver.lock().unwrap_or_else(PoisonError::into_inner).forget();
         if let Some(Err(error)) = self.platform.run_guest(forget).await {
             tracing::warn!(group = self.id, %error, "the rest of a snapshot's transfer is still there");
-        }
-    }
-
-    /// A sync that failed ends the process (rule 2): the kernel may have dropped the pages.
-    pub(super) fn die_of_sync(&self, error: &SnapshotError) {
-        if matches!(error, SnapshotError::Sync { .. }) {
-            self.platform.die(&error.to_string());
         }
     }
 

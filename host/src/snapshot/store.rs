@@ -298,17 +298,28 @@ impl SnapshotStore {
         self.keep
     }
 
-    /// Gives a verified, synced file its name, syncs the directory, and removes files beyond `keep`.
+    /// Gives a verified, synced file its name, syncs the directory, and removes files beyond `keep` if they let it.
     pub(super) fn publish(&self, from: &Path, head: &Head) -> Result<PathBuf, SnapshotError> {
         let target = self.directory.join(Self::name_of(head));
         self.disk.rename(from, &target).map_err(self.io(from))?;
         let sync = |source| SnapshotError::Sync { path: self.directory.clone(), source };
         self.disk.sync_dir(&self.directory).map_err(sync)?;
-        for name in self.names()?.into_iter().skip(self.keep) {
-            let old = self.directory.join(name);
-            self.disk.remove(&old).map_err(self.io(&old))?;
-        }
+        self.remove_old(&target);
         Ok(target)
+    }
+
+    /// Removes files beyond `keep`, and never `newest`: damaged ones may have higher indexes than it. What cannot be removed
+    /// stays until the next one is written; the newest is as good with it.
+    fn remove_old(&self, newest: &Path) {
+        let names = self.names().unwrap_or_else(|error| {
+            tracing::warn!(%error, "older snapshots are still there");
+            Vec::new()
+        });
+        for old in names.into_iter().skip(self.keep).map(|name| self.directory.join(name)).filter(|old| old != newest) {
+            if let Err(error) = self.disk.remove(&old) {
+                tracing::warn!(path = %old.display(), %error, "an older snapshot is still there");
+            }
+        }
     }
 
     /// Takes a received file (see [`super::Receiver`]) among the snapshots.
@@ -497,5 +508,31 @@ mod tests {
                 return;
             }
         }
+    }
+
+    /// An older file could not be removed, and the new one, whole and synced, counted as not written; a replica that had received it
+    /// stopped.
+    #[test]
+    fn a_snapshot_is_written_though_an_older_one_cannot_be_removed() {
+        let disk = SimDisk::new();
+        // What cannot be removed as a file.
+        disk.create_dir_all(&Path::new(DIR).join("0000000000000001-1.snap")).unwrap();
+        write(&open(&disk), 9).unwrap();
+        assert_eq!(newest(&disk), Some(9));
+    }
+
+    /// A leader sent its snapshot to a replica whose own, of higher indexes, were damaged. They counted as newer, and what was just
+    /// received was removed as the oldest one.
+    #[test]
+    fn a_snapshot_is_not_removed_for_damaged_ones_of_higher_indexes() {
+        let disk = SimDisk::new();
+        let store = open(&disk);
+        for index in [20, 30] {
+            let file = write(&store, index).unwrap();
+            disk.flip_bit(file.path(), 300, 1).unwrap();
+        }
+        let written = write(&store, 9).unwrap();
+        written.check().unwrap();
+        assert_eq!(store.newest().unwrap().found.unwrap().0.last_log_id.index, 9);
     }
 }

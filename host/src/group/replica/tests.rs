@@ -3,14 +3,22 @@ use std::io::Read;
 use std::io::Write;
 use std::time::Duration;
 
+use openraft::async_runtime::AsyncRuntime;
 use openraft::vote::leader_id_std::CommittedLeaderId;
 
 use super::*;
 use crate::disk::RealDisk;
+use crate::disk::sim::SimDisk;
 use crate::group::model::FrozenModel;
 use crate::group::model::ModelError;
 use crate::module::Outcome;
 use crate::platform::RealPlatform;
+use crate::sim::Life;
+use crate::sim::LifeRuntime;
+use crate::sim::SimPlatform;
+use crate::sim::SimRandom;
+use crate::snapshot::Receiver;
+use crate::snapshot::part_checksum;
 
 /// A state that takes its time to be written.
 struct Slow;
@@ -75,4 +83,56 @@ async fn snapshots_that_are_asked_for_at_once_are_written_one_after_the_other() 
     assert_eq!(names, ["000000000000004d-2.snap"]);
     let newest = store.newest().unwrap();
     assert_eq!((newest.found.unwrap().0.last_log_id.index, newest.refused.len()), (77, 0));
+}
+
+fn store_on(disk: &SimDisk) -> SnapshotStore {
+    SnapshotStore::open(Arc::new(disk.clone()), "/node/groups/3".into(), 2, 0).unwrap()
+}
+
+fn covering(index: u64) -> Arc<Shared> {
+    let shared = Shared::open(3, 1, 1, 0, 1, &Slow, None).unwrap();
+    shared.core().applied = Some(LogId::new(CommittedLeaderId::new(2), index));
+    Arc::new(shared)
+}
+
+/// A snapshot's sync failed where consensus had asked for it, or while one that was received was installed: the group stopped, and
+/// the process went on, with a disk that had lost what it was given.
+#[test]
+fn a_sync_that_fails_for_consensus_ends_the_process_too() {
+    let factory: Arc<dyn ModelFactory> = Arc::new(Slow);
+    let new_platform = || {
+        let life = Life::new(1, 1);
+        (life.clone(), SimPlatform::new(life, SimRandom::new(1), 0, 0))
+    };
+    LifeRuntime::with_seed(1).block_on(async move {
+        let (life, platform) = new_platform();
+        let disk = SimDisk::new();
+        let store = store_on(&disk);
+        disk.fail_sync(0);
+        let (shared, factory) = (covering(77), factory.clone());
+        let mut builder = Builder { shared, store, factory: factory.clone(), platform };
+        builder.build_snapshot().await.unwrap_err();
+        assert!(life.last_words().unwrap().contains("could not be synced"), "{:?}", life.last_words());
+
+        let (_, platform) = new_platform();
+        let (offered, theirs) = (store_on(&SimDisk::new()), covering(77));
+        theirs.take_snapshot(&platform, &offered, &factory, None).await.unwrap().unwrap();
+        let (_, file) = theirs.newest_snapshot().unwrap();
+        let bytes = file.hold().unwrap().read(0, usize::MAX).unwrap();
+        let store = store_on(&disk);
+        let mut receiver = Receiver::new(store.clone());
+        receiver.begin(file.digest(), file.size()).unwrap();
+        receiver.part(file.digest(), 0, part_checksum(0, &bytes), &bytes).unwrap();
+        let received = receiver.end(file.digest()).unwrap();
+        let (life, platform) = new_platform();
+        let mut machine = StateMachine::new(covering(5), factory, store, platform);
+        let meta = SnapshotMetaOf::<Types<LifeRuntime>> {
+            last_log_id: Some(received.head.last_log_id),
+            last_membership: received.head.membership.clone(),
+        };
+        // The rename, and no sync of the directory.
+        disk.cut_power_after(1);
+        machine.install_snapshot(&meta, received.file.clone()).await.unwrap_err();
+        assert!(life.last_words().unwrap().contains("could not be synced"), "{:?}", life.last_words());
+    });
 }

@@ -21,7 +21,8 @@ use super::state::Operation;
 pub struct Addition {
     /// The group.
     pub group: GroupId,
-    /// What its newest snapshot covers: a log that ends before is brought there first.
+    /// What its newest snapshot covers: a log that does not have that entry, be it that it ends before or that the snapshot
+    /// replaced what it has there, is brought to begin behind it first.
     pub covered: Option<LogId>,
     /// Its new vote.
     pub vote: Vote,
@@ -44,8 +45,11 @@ impl NodeLog {
                     bytes += encoded.len();
                     operations.push(Operation { group, bytes: encoded, records: 1, effect, done: None });
                 };
-                let last = state.groups.get(&group).and_then(|of| of.last());
-                if let Some(covered) = covered.filter(|covered| last.is_none_or(|last| last.index < covered.index)) {
+                let joins = |covered: &LogId| state.groups.get(&group).is_some_and(|of| of.joins(covered));
+                if let Some(covered) = covered.filter(|covered| !joins(covered)) {
+                    // Nothing that may follow there follows the snapshot.
+                    state.truncate(group, 0);
+                    push(&Record::Truncate { group, from: 0 }, Effect::Nothing);
                     state.purge(group, covered);
                     push(&Record::Purge { group, index: covered.index, term: covered.leader_id.term }, Effect::Purge);
                 }

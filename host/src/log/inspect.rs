@@ -107,6 +107,12 @@ impl InspectedGroup {
         last.max(self.purged)
     }
 
+    /// Whether a snapshot that covers up to `covered` replaced entries that are still here: those of an earlier leader, when it is
+    /// durable that a later one's snapshot came and not yet that they went.
+    pub fn is_replaced_by(&self, covered: LogId) -> bool {
+        self.entries.get(&covered.index).is_some_and(|place| place.term != covered.leader_id.term)
+    }
+
     /// The entries' indexes as ranges without holes, first and last of each.
     pub fn ranges(&self) -> Vec<(u64, u64)> {
         let mut ranges: Vec<(u64, u64)> = Vec::new();

@@ -160,6 +160,12 @@ impl GroupState {
         self.slots.get(usize::try_from(index.checked_sub(self.first)?).ok()?)
     }
 
+    /// Whether what follows `covered` is to be appended to this log: it has that entry, or had it when it was purged.
+    pub(super) fn joins(&self, covered: &LogId) -> bool {
+        let purged = self.purged.is_some_and(|purged| purged.index >= covered.index);
+        purged || self.slot(covered.index).is_some_and(|slot| slot.term == covered.leader_id.term)
+    }
+
     /// Whether the entry that the committed mark is about was written, be it with the batch that is being made.
     pub(super) fn has_placed_committed(&self) -> bool {
         self.committed.and_then(|committed| self.slot(committed.index)).is_some_and(|slot| slot.segment != 0)

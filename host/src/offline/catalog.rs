@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::Directory;
 use crate::catalog::Catalog;
 use crate::codec;
+use crate::log::InspectedGroup;
 use crate::log::Inspection;
 use crate::module::Context;
 use crate::snapshot::read_payload;
@@ -29,20 +30,23 @@ impl OfflineCatalog {
     /// Reads it.
     pub fn read(directory: &Directory, log: &Inspection) -> Self {
         let mut read = Self::default();
+        let mut covered = None;
         for path in directory.snapshot_files(CATALOG).unwrap_or_default() {
             let found = read_payload(&**directory.disk(), &path).map_err(|error| error.to_string());
             match found.and_then(|(head, bytes)| match codec::decode(&bytes) {
-                Ok(catalog) => Ok((head.last_log_id.index, catalog)),
+                Ok(catalog) => Ok((head.last_log_id, catalog)),
                 Err(error) => Err(error.to_string()),
             }) {
-                Ok((index, catalog)) => {
-                    (read.applied, read.catalog, read.doubt) = (index, catalog, None);
+                Ok((log_id, catalog)) => {
+                    (read.applied, read.catalog, read.doubt) = (log_id.index, catalog, None);
+                    covered = Some(log_id);
                     break;
                 }
                 Err(why) => read.doubt = Some(why),
             }
         }
-        let Some(of) = log.groups.get(&CATALOG) else { return read };
+        let valid = |of: &&InspectedGroup| covered.is_none_or(|covered| !of.is_replaced_by(covered));
+        let Some(of) = log.groups.get(&CATALOG).filter(valid) else { return read };
         let mut reader = directory.entries();
         let mut next = read.applied.saturating_add(1);
         for (&index, place) in of.entries.range(next..) {

@@ -433,7 +433,8 @@ fn replica(
     let Some(last) = of.and_then(|of| of.last()).max(covered) else { return Ok(Ok(None)) };
     let mut membership = head.map(|head| head.membership.membership().clone());
     let mut reader = directory.entries();
-    for (&index, place) in of.iter().flat_map(|of| of.entries.iter().rev()) {
+    let valid = of.filter(|of| covered.is_none_or(|covered| !of.is_replaced_by(covered)));
+    for (&index, place) in valid.iter().flat_map(|of| of.entries.iter().rev()) {
         if covered.is_some_and(|covered| covered.index >= index) {
             break;
         }

@@ -30,6 +30,7 @@ use crate::types::CATALOG;
 use crate::types::Entry;
 use crate::types::EntryKind;
 use crate::types::LeaderId;
+use crate::types::LogId;
 use crate::types::NodeId;
 use crate::types::Origin;
 use crate::types::Payload;
@@ -80,13 +81,13 @@ fn log_of(group: GroupId, first: u64, payloads: Vec<Payload>) -> Addition {
     Addition { group, covered: None, vote, entries }
 }
 
-fn snapshot(disk: &SimDisk, group: GroupId, index: u64, payload: &[u8]) {
+fn snapshot(disk: &SimDisk, group: GroupId, covered: LogId, payload: &[u8]) {
     let directory = Path::new(DIR).join("groups").join(format!("{group:x}"));
     let store = SnapshotStore::open(Arc::new(disk.clone()), directory, 2, 0).unwrap();
     let membership = openraft::Membership::from(members(&[1, 2, 3]));
     let head = Head {
         group,
-        last_log_id: log_id(3, index),
+        last_log_id: covered,
         membership: openraft::StoredMembership::new(Some(log_id(3, 1)), membership),
         module: [7; 32],
         host_state: Vec::new(),
@@ -129,8 +130,8 @@ fn survivor() -> SimDisk {
     let mut broken = log_of(3, 101, vec![command(b"third".to_vec())]);
     broken.covered = Some(log_id(4, 100));
     log.write_at_once(vec![log_of(CATALOG, 0, catalog), log_of(1, 0, store), broken]).unwrap();
-    snapshot(&disk, 2, 50, b"a large state");
-    snapshot(&disk, 3, 40, b"too old");
+    snapshot(&disk, 2, log_id(3, 50), b"a large state");
+    snapshot(&disk, 3, log_id(3, 40), b"too old");
     write(&disk, &module_file(), b"wasm");
     disk
 }
@@ -283,6 +284,57 @@ fn a_recovery_that_is_cut_short_anywhere_is_old_or_can_be_finished() {
         assert_eq!(carry_out(&disk, [0xee; 16]).unwrap(), cluster, "{story}");
         assert_recovered(&disk, &cluster, &story);
     }
+}
+
+/// A survivor whose group 1 has entries of term 4 up to 10, of which `last` is the last, and the snapshot of a leader of term 5 up
+/// to 8: it was durable when the power failed, and that it had replaced those entries was not. Recovered, the log has only what follows
+/// the snapshot.
+fn assert_recovered_behind_the_snapshot(last: Payload) {
+    let disk = survivor();
+    let open = || {
+        let shared: Arc<dyn Disk> = Arc::new(disk.clone());
+        NodeLog::open(shared, &Path::new(DIR).join("log"), LogOptions::default(), Arc::new(|_| {})).unwrap()
+    };
+    let replaced = (3..10).map(|_| Payload::Blank).chain([last]).collect();
+    open().0.write_at_once(vec![log_of(1, 3, replaced)]).unwrap();
+    snapshot(&disk, 1, log_id(5, 8), b"of a later leader");
+    carry_out(&disk, NEW).unwrap();
+    let (directory, _) = Directory::on(Arc::new(disk.clone()), Path::new(DIR)).unwrap();
+    let log = directory.inspect_log().unwrap();
+    let of = &log.groups[&1];
+    assert_eq!((of.purged, of.ranges()), (Some(log_id(5, 8)), vec![(9, 9)]));
+    let entry = directory.entries().read(1, 9, &of.entries[&9]).unwrap();
+    assert_eq!(entry.payload, membership(&[1]));
+    // A node that starts reads the same.
+    let entries: usize = log.groups.values().map(|of| of.entries.len()).sum();
+    assert_eq!(open().1.entries, entries as u64);
+}
+
+/// The recovery numbered its entry 9, the log wanted 11; and the directory, marked as being recovered by then, could be neither
+/// started nor recovered.
+#[test]
+fn entries_that_a_received_snapshot_replaced_do_not_stop_a_recovery() {
+    assert_recovered_behind_the_snapshot(command(b"replaced".to_vec()));
+}
+
+#[test]
+fn members_that_a_received_snapshot_replaced_are_not_those_of_a_recovery() {
+    assert_recovered_behind_the_snapshot(membership(&[1]));
+}
+
+#[test]
+fn entries_of_the_catalog_that_a_received_snapshot_replaced_are_not_read() {
+    let disk = survivor();
+    let read = || {
+        let (directory, _) = Directory::on(Arc::new(disk.clone()), Path::new(DIR)).unwrap();
+        OfflineCatalog::read(&directory, &directory.inspect_log().unwrap())
+    };
+    let mut known = read();
+    assert_eq!((known.applied, known.catalog.changes.len()), (7, 1));
+    known.catalog.changes.clear();
+    snapshot(&disk, CATALOG, log_id(5, 6), &codec::encode(&known.catalog).unwrap());
+    let known = read();
+    assert_eq!((known.applied, known.catalog.changes.len(), known.doubt), (6, 0, None));
 }
 
 /// Nothing is built on what is not known.

@@ -185,7 +185,8 @@ fn cluster_id(config: &ServeConfig) -> [u8; 16] {
 /// not search.
 pub(crate) fn lock(data_dir: &Path) -> Result<File, StartError> {
     let fail = |source| StartError::DataDir { path: data_dir.to_owned(), source };
-    std::fs::create_dir_all(data_dir).map_err(fail)?;
+    // Its name is durable before anything in it is.
+    RealDisk.create_dir_all(data_dir).map_err(fail)?;
     let path = data_dir.join("LOCK");
     let mut file = File::options().create(true).write(true).truncate(false).open(&path).map_err(fail)?;
     match file.try_lock() {

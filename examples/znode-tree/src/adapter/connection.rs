@@ -29,7 +29,7 @@ use super::trace::Trailer;
 use super::words;
 use crate::jute::Malformed;
 
-/// Bytes kept of all clients together, about: parts of frames, requests that wait for their turn.
+/// Bytes kept of all clients together, about: parts of frames, requests that are not answered.
 const KEPT_BYTES_MAX: usize = 128 << 20;
 /// A connection that keeps less does not count: beyond the bound too, all can go on with small requests.
 const KEPT_BYTES_FREE: usize = 64 << 10;
@@ -211,7 +211,7 @@ impl Connection {
     /// Brings the sum of what is kept of all clients up to date.
     fn account(&mut self, shared: &mut Shared) {
         let packed = self.unpacker.as_ref().map_or(0, |unpacker| unpacker.len());
-        let now = self.buffer.len() + packed + self.requests.waiting_bytes();
+        let now = self.buffer.len() + packed + self.requests.bytes();
         shared.kept_bytes = shared.kept_bytes.saturating_sub(self.kept_bytes) + now;
         self.kept_bytes = now;
     }

@@ -16,6 +16,7 @@
 //! Invariants:
 //! * the first `asked` requests of `queue` were asked or need no asking, the others still have their bodies;
 //! * `reads`, `writes`, `lonely` count what is asked and not answered;
+//! * `bytes` is the sum of what the requests count for, each from when it comes until it is answered;
 //! * the first request of the queue is not answered: answered ones in front have left.
 
 use std::collections::VecDeque;
@@ -50,7 +51,7 @@ use crate::wire;
 use crate::wire::ErrorCode;
 use crate::wire::op;
 
-/// Bodies of one connection that wait for their turn: no more is taken beyond.
+/// Bodies of one connection that wait for their turn or for their answer: no more is taken beyond.
 const WAITING_BYTES: usize = 4 << 20;
 /// The xid of every answer to a ping, whatever the request's was.
 const PING_XID: i64 = -2;
@@ -96,6 +97,8 @@ struct Request {
     operation: i32,
     received_ms: u64,
     turn: Turn,
+    /// What it counts for until it is answered: its body, which is kept here or on its way through the log.
+    bytes: usize,
     state: State,
 }
 
@@ -111,7 +114,7 @@ pub struct Requests {
     reads_step: u64,
     writes: u32,
     lonely: u32,
-    waiting_bytes: usize,
+    bytes: usize,
     /// The number of the one whose answer is long and comes in pieces: of a later state than the answers that came
     /// behind it, which would turn back the client's time. So those are asked again.
     long: Option<u64>,
@@ -125,16 +128,16 @@ impl Requests {
         self.queue.len()
     }
 
-    /// Bytes of the requests that wait for their turn.
-    pub fn waiting_bytes(&self) -> usize {
-        self.waiting_bytes
+    /// Bytes of the requests that are not answered.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Whether another request may be taken from the connection. One that was held goes on when half of what it had under
     /// way is answered, so that it is not held and let go for every single one.
     pub fn takes_more(&self, settings: &Settings, was_held: bool) -> bool {
         let limit = if was_held { settings.outstanding_limit.div_ceil(2) } else { settings.outstanding_limit };
-        !self.is_over && self.queue.len() < limit && self.waiting_bytes < WAITING_BYTES
+        !self.is_over && self.queue.len() < limit && self.bytes < WAITING_BYTES
     }
 
     /// Whether the one that all others wait for asks for other members.
@@ -176,7 +179,7 @@ impl Connection {
         let body = reader.rest();
         if operation == op::PING && self.requests.change_members() {
             let (received_ms, turn, state) = (io.time_ms(), Turn::Any, State::Asked(Wanted::Nothing, None));
-            let ping = Request { xid: PING_XID, operation, received_ms, turn, state };
+            let ping = Request { xid: PING_XID, operation, received_ms, turn, bytes: 0, state };
             self.reply(shared, io, &ping, &Answer::error(ErrorCode::Ok));
             return true;
         }
@@ -188,16 +191,15 @@ impl Connection {
         let state = match state {
             Some(answered) => answered,
             None if can_go => self.ask(shared, io, operation, turn, body, self.requests.len() as u64),
-            None => {
-                self.requests.waiting_bytes += body.len();
-                State::Waiting(body.into())
-            }
+            None => State::Waiting(body.into()),
         };
         if can_go {
             self.requests.asked += 1;
         }
+        let bytes = if matches!(state, State::Answered(_)) { 0 } else { body.len() };
+        self.requests.bytes += bytes;
         let xid = if operation == op::PING { PING_XID } else { xid };
-        self.requests.queue.push_back(Request { xid, operation, received_ms: io.time_ms(), turn, state });
+        self.requests.queue.push_back(Request { xid, operation, received_ms: io.time_ms(), turn, bytes, state });
         shared.outstanding += 1;
         if can_go {
             self.advance(shared, io);
@@ -339,9 +341,7 @@ impl Connection {
         if self.requests.long.is_some_and(|long| long < slot)
             && let State::Asked(_, Some(again)) = &mut request.state
         {
-            let body = std::mem::take(again);
-            self.requests.waiting_bytes += body.len();
-            request.state = State::Waiting(body);
+            request.state = State::Waiting(std::mem::take(again));
             self.requests.reads = self.requests.reads.saturating_sub(1);
             self.requests.asked = self.requests.asked.min(place);
             return;
@@ -372,6 +372,8 @@ impl Connection {
         let State::Asked(wanted, _) = std::mem::replace(&mut request.state, State::Waiting(Box::default())) else {
             return;
         };
+        let bytes = std::mem::take(&mut request.bytes);
+        self.requests.bytes = self.requests.bytes.saturating_sub(bytes);
         let count = self.requests.count(turn);
         *count = count.saturating_sub(1);
         let closes = operation == op::CLOSE_SESSION;
@@ -405,7 +407,13 @@ impl Connection {
             _ => {}
         }
         let then_close = closes || error == ErrorCode::SessionExpired.number();
+        let is_watch = matches!(wanted, Wanted::Path { .. } | Wanted::Set { .. } | Wanted::Many(_));
         let changed = watching::watch(shared, io, (self.id, self.format), wanted, error, body);
+        if is_watch && shared.watches.is_too_much(self.id) {
+            let (own, all) = (shared.watches.bytes_of(self.id), shared.watches.bytes());
+            statehouse_sdk::warn!("{} is disconnected: it watches {own} bytes, and all clients {all}", self.peer);
+            return self.close(shared, io);
+        }
         let (error, body) = changed.as_ref().map_or((error, body), |(error, body)| (*error, body.as_slice()));
         if place == 0 {
             // The usual case: it leaves at once, and is copied once.
@@ -466,9 +474,12 @@ impl Connection {
                 && let State::Waiting(body) = &mut next.state
             {
                 let body = std::mem::take(body);
-                self.requests.waiting_bytes = self.requests.waiting_bytes.saturating_sub(body.len());
                 let state = self.ask(shared, io, operation, turn, &body, place as u64);
                 if let Some(next) = self.requests.queue.get_mut(place) {
+                    if matches!(state, State::Answered(_)) {
+                        let bytes = std::mem::take(&mut next.bytes);
+                        self.requests.bytes = self.requests.bytes.saturating_sub(bytes);
+                    }
                     next.state = state;
                 }
             }

@@ -5,7 +5,8 @@
 //!   lists the slots without one;
 //! * a connection is among an entry's watchers, with at least one kind, exactly when the entry's slot is in
 //!   the connection's set;
-//! * `recursive`, `counts` are the sums over all entries.
+//! * `recursive`, `counts` are the sums over all entries, `bytes` what all entries and watchers count for, and a
+//!   connection's `bytes` what it would if it were the only one.
 //!
 //! A million watches must be affordable: a path is stored once however many watch it, and a path
 //! with one watcher (nearly all of them) needs no allocation but its text.
@@ -35,6 +36,16 @@ const ONE_SHOT: Kinds = DATA | CHILD;
 /// Those that ZooKeeper keeps in its table of data watches, and in its table of child watches.
 const DATA_TABLE: Kinds = DATA | PERSISTENT | RECURSIVE;
 const CHILD_TABLE: Kinds = CHILD | PERSISTENT;
+
+/// What a watch counts for beside its path: its part of an entry, of the index and of its connection's set.
+const WATCH_BYTES: usize = 64;
+/// What the watches of one connection may count for: some 300,000 of paths of 150 bytes, and a ClickHouse server that
+/// looks after very many tables has 100,000.
+const BYTES_MAX: usize = 64 << 20;
+/// What all watches may count for, half of the memory that an adapter has if nothing else is said. A path counts once.
+const ALL_BYTES_MAX: usize = 512 << 20;
+/// A connection whose watches count for less may go on when there are too many in all.
+const BYTES_FREE: usize = 1 << 20;
 
 /// The kinds that hear of an event on the path itself.
 fn heard_by(event: EventType) -> Kinds {
@@ -137,6 +148,13 @@ pub struct Summary {
     pub watches: u64,
 }
 
+/// What one connection watches.
+#[derive(Debug, Default)]
+struct Watching {
+    slots: BTreeSet<u32>,
+    bytes: usize,
+}
+
 /// All watches of a listener.
 #[derive(Debug)]
 pub struct Watches {
@@ -144,7 +162,8 @@ pub struct Watches {
     index: HashTable<u32>,
     entries: Vec<Option<Entry>>,
     free: Vec<u32>,
-    by_connection: BTreeMap<ConnectionId, BTreeSet<u32>>,
+    by_connection: BTreeMap<ConnectionId, Watching>,
+    bytes: usize,
     /// How many watches are recursive: without any, no event looks at a path's ancestors.
     recursive: u64,
     counts: Counts,
@@ -159,6 +178,7 @@ impl Watches {
             entries: Vec::new(),
             free: Vec::new(),
             by_connection: BTreeMap::new(),
+            bytes: 0,
             recursive: 0,
             counts: Counts::default(),
         }
@@ -199,9 +219,24 @@ impl Watches {
 
     /// Forgets a connection and all its watches.
     pub fn forget(&mut self, connection: ConnectionId) {
-        for slot in self.by_connection.remove(&connection).unwrap_or_default() {
+        for slot in self.by_connection.remove(&connection).unwrap_or_default().slots {
             self.set(slot, connection, 0);
         }
+    }
+
+    /// Whether a connection watches more than there is room for: by itself, or among all others with more than a little.
+    pub fn is_too_much(&self, connection: ConnectionId) -> bool {
+        is_too_much(self.bytes_of(connection), self.bytes)
+    }
+
+    /// What the watches of a connection count for.
+    pub fn bytes_of(&self, connection: ConnectionId) -> usize {
+        self.by_connection.get(&connection).map_or(0, |held| held.bytes)
+    }
+
+    /// What all watches count for.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Something happened to `path`: who hears of it, each once, in the order of their numbers. One-shot watches that
@@ -320,6 +355,7 @@ impl Watches {
                 slot
             }
         };
+        self.bytes += path.len();
         let (entries, hasher) = (&self.entries, &self.hasher);
         self.index.insert_unique(hasher.hash_one(path), slot, |slot| {
             let text = entries.get(*slot as usize).and_then(Option::as_ref).map_or("", |entry| &*entry.path);
@@ -342,7 +378,9 @@ impl Watches {
         moved(&mut self.recursive, RECURSIVE);
         moved(&mut self.counts.data, DATA_TABLE);
         moved(&mut self.counts.child, CHILD_TABLE);
+        let (path_bytes, cost) = (entry.path.len(), entry.path.len() + WATCH_BYTES);
         if !anybody_left {
+            self.bytes = self.bytes.saturating_sub(path_bytes);
             let hash = self.hasher.hash_one(&*entry.path);
             if let Ok(found) = self.index.find_entry(hash, |at| *at == slot) {
                 found.remove();
@@ -356,15 +394,32 @@ impl Watches {
                 self.free = Vec::new();
             }
         }
-        if kinds != 0 {
-            self.by_connection.entry(connection).or_default().insert(slot);
-        } else if let Some(slots) = self.by_connection.get_mut(&connection) {
-            slots.remove(&slot);
-            if slots.is_empty() {
-                self.by_connection.remove(&connection);
+        match (old != 0, kinds != 0) {
+            (false, true) => {
+                self.bytes += WATCH_BYTES;
+                let held = self.by_connection.entry(connection).or_default();
+                held.bytes += cost;
+                held.slots.insert(slot);
             }
+            (true, false) => {
+                self.bytes = self.bytes.saturating_sub(WATCH_BYTES);
+                // One that is forgotten is not there any more.
+                if let Some(held) = self.by_connection.get_mut(&connection) {
+                    held.bytes = held.bytes.saturating_sub(cost);
+                    held.slots.remove(&slot);
+                    if held.slots.is_empty() {
+                        self.by_connection.remove(&connection);
+                    }
+                }
+            }
+            _ => {}
         }
     }
+}
+
+/// Whether a connection whose watches count for `own` goes, when those of all count for `all`.
+fn is_too_much(own: usize, all: usize) -> bool {
+    own > BYTES_MAX || (own > BYTES_FREE && all > ALL_BYTES_MAX)
 }
 
 /// The path one level up; `None` above the root.
@@ -449,7 +504,21 @@ mod tests {
         assert_eq!(watches.summary(true), Summary::default());
         assert_eq!(watches.recursive, 0);
         watches.forget(2);
-        assert_eq!((watches.counts(), watches.entries.len()), (Counts::default(), 0));
+        assert_eq!((watches.counts(), watches.entries.len(), watches.bytes), (Counts::default(), 0, 0));
+    }
+
+    #[test]
+    fn a_connection_watches_too_much_by_itself_or_with_more_than_a_little_when_there_is_too_much_in_all() {
+        let (one, all, free) = (BYTES_MAX, ALL_BYTES_MAX, BYTES_FREE);
+        for (own, sum, expected) in [
+            (one, all, false),
+            (one + 1, one + 1, true),
+            (free, all + 1, false),
+            (free + 1, all + 1, true),
+            (free + 1, all, false),
+        ] {
+            assert_eq!(is_too_much(own, sum), expected, "{own} {sum}");
+        }
     }
 
     /// The tables against the plainest model there is.
@@ -502,6 +571,13 @@ mod tests {
             }
             model.retain(|_, kinds| *kinds != 0);
             assert_eq!(watches.summary(false).watches, model.len() as u64);
+            let kept: BTreeSet<&String> = model.keys().map(|(path, _)| path).collect();
+            let bytes = |paths: &mut dyn Iterator<Item = &String>| paths.map(String::len).sum::<usize>();
+            assert_eq!(watches.bytes(), bytes(&mut kept.into_iter()) + model.len() * WATCH_BYTES);
+            for connection in 0..4 {
+                let own = || model.keys().filter(|(_, watcher)| *watcher == connection).map(|(path, _)| path);
+                assert_eq!(watches.bytes_of(connection), bytes(&mut own()) + own().count() * WATCH_BYTES);
+            }
         }
     }
 }

@@ -1,4 +1,5 @@
 use statehouse_sdk::adapter::Asked;
+use znode_tree::adapter::Kept;
 use znode_tree::jute::Reader;
 use znode_tree::wire::MultiHeader;
 use znode_tree::wire::Stat;
@@ -70,6 +71,83 @@ fn no_more_is_read_from_a_client_with_too_much_under_way() {
     let xids: Vec<i32> = world.all(&mut peer).iter().map(|reply| reply.xid).collect();
     assert_eq!(xids, Vec::from_iter(0..500), "and none was lost");
     assert!(!world.desk.is_held(peer.client));
+}
+
+/// Writes are asked as they come, and their bodies were counted for nobody while they were on their way through the log: a
+/// client could have 1,000 of a megabyte each there.
+#[test]
+fn no_more_is_read_from_a_client_with_too_many_bytes_under_way() {
+    let mut world = World::new(2);
+    let (mut peer, mut other) = (world.connect(1), world.connect(1));
+    world.create(&mut peer, "/a");
+    world.desk.lag(1, true);
+    let before = world.desk.last();
+    let data = "x".repeat(1_000_000);
+    for xid in 0..20 {
+        world.send(&peer, &request(xid, op::SET_DATA, &set_data("/a", &data)));
+        world.desk.run();
+    }
+    assert!(world.desk.is_held(peer.client));
+    assert_eq!(world.desk.last() - before, 5, "more than 4 MiB with the last of them");
+    world.send(&other, &request(1, op::SET_DATA, &set_data("/a", "y")));
+    world.desk.run();
+    assert_eq!(world.desk.last() - before, 6, "others go on");
+    world.desk.lag(1, false);
+    let xids: Vec<i32> = world.all(&mut peer).iter().map(|reply| reply.xid).collect();
+    assert_eq!(xids, Vec::from_iter(0..20), "and none was lost");
+    assert!(!world.desk.is_held(peer.client));
+    assert_eq!(world.all(&mut other).len(), 1);
+    world.desk.hang_up(peer.client);
+    world.desk.hang_up(other.client);
+    world.desk.run();
+    assert_eq!(world.desk.adapter(1).unwrap().kept(), Kept::default(), "each is given back once");
+}
+
+/// As the test above, of many clients: what all have on its way is bounded, and who has little goes on.
+#[test]
+fn writes_under_way_of_all_clients_do_not_add_up_without_bound() {
+    let mut world = World::new(2);
+    let mut honest = world.connect(1);
+    let peers: Vec<_> = (0..40).map(|_| world.connect(1)).collect();
+    world.create(&mut honest, "/a");
+    world.desk.lag(1, true);
+    let data = "x".repeat(1_000_000);
+    for _ in 0..4 {
+        for peer in &peers {
+            world.send(peer, &request(1, op::SET_DATA, &set_data("/a", &data)));
+            world.desk.run();
+        }
+    }
+    let closed = peers.iter().filter(|peer| world.desk.is_closed(peer.client)).count();
+    assert!((5..20).contains(&closed), "{closed}");
+    world.send(&honest, &request(1, op::SET_DATA, &set_data("/a", "y")));
+    world.desk.run();
+    assert!(!world.desk.is_closed(honest.client));
+    world.desk.lag(1, false);
+    assert_eq!(world.all(&mut honest).len(), 1);
+}
+
+/// One client alone could watch until the adapter's memory, and with it everybody's connection, was gone.
+#[test]
+fn who_watches_too_much_is_disconnected_and_nobody_else() {
+    let mut world = World::new(1);
+    let (mut greedy, mut other) = (world.connect(0), world.connect(0));
+    assert_eq!(world.error(&mut other, op::EXISTS, &path_watch("/seen", true)), -101);
+    let path = |at: usize| format!("/{at}/{}", "x".repeat(400_000));
+    let restored = body(|out| {
+        out.i64(0).count(0).count(1).text(&path(1_000)).count(0).count(0).count(0);
+    });
+    assert_eq!(world.error(&mut greedy, op::SET_WATCHES2, &restored), 0);
+    let mut at = 0;
+    while !world.is_closed(&greedy) {
+        world.send(&greedy, &request(at as i32, op::EXISTS, &path_watch(&path(at), true)));
+        at += 1;
+        assert!(at < 1_000, "64 MiB");
+    }
+    assert_eq!(at, (64 << 20) / 400_000, "with the one that was restored");
+    assert_eq!(world.word(0, "wchs"), "1 connections watching 1 paths\nTotal watches:1\n");
+    world.create(&mut other, "/seen");
+    assert_eq!(world.events(&mut other), [(1, "/seen".to_owned())]);
 }
 
 #[test]

@@ -3,6 +3,12 @@
 
 use std::collections::BTreeMap;
 
+use crate::jute::Malformed;
+use crate::jute::Reader;
+use crate::ops::Write;
+use crate::wire;
+use crate::wire::MultiHeader;
+use crate::wire::PathWatch;
 use crate::wire::op;
 
 /// Which version of Keeper's interface this is: the one with multiRead. ClickHouse stopped counting there, in this node
@@ -58,6 +64,49 @@ pub fn flag_bits(switched: &BTreeMap<String, bool>) -> Vec<u8> {
 pub fn is_switched_off(operation: i32, switched: &BTreeMap<String, bool>) -> bool {
     let is_of = |flag: &&Flag| flag.2.contains(&operation);
     !switched.is_empty() && FLAGS.iter().find(is_of).is_some_and(|(name, ..)| switched.get(*name) == Some(&false))
+}
+
+/// As [`is_switched_off`], of a request: a multi and a multiRead are as good as what is in them. As far as they can be
+/// read: what is malformed is the tree's to refuse.
+pub fn has_switched_off(operation: i32, body: &[u8], switched: &BTreeMap<String, bool>) -> bool {
+    if is_switched_off(operation, switched) {
+        return true;
+    }
+    let is_many = matches!(operation, op::MULTI | op::MULTI_READ);
+    is_many && !switched.is_empty() && holds_switched_off(&mut Reader::new(body), switched).unwrap_or(false)
+}
+
+fn holds_switched_off(reader: &mut Reader<'_>, switched: &BTreeMap<String, bool>) -> Result<bool, Malformed> {
+    loop {
+        let header = MultiHeader::read(reader)?;
+        if header.done {
+            return Ok(false);
+        }
+        if is_switched_off(header.op, switched) {
+            return Ok(true);
+        }
+        if Write::read(header.op, reader)?.is_none() {
+            skip_read(header.op, reader)?;
+        }
+    }
+}
+
+/// Passes over the request of a read in a multiRead.
+fn skip_read(operation: i32, reader: &mut Reader<'_>) -> Result<(), Malformed> {
+    if operation == op::LIST_RECURSIVE {
+        wire::path(reader)?;
+        return reader.u32().map(drop);
+    }
+    PathWatch::read(reader)?;
+    let options = match operation {
+        op::FILTERED_LIST => 1,
+        op::FILTERED_LIST_WITH_STATS_AND_DATA => 3,
+        _ => 0,
+    };
+    for _ in 0..options {
+        reader.u8()?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -175,7 +175,7 @@ impl ZnodeTree {
     /// The answer to a query, however long.
     fn answer(&self, ctx: &QueryContext, call: &Call<'_>) -> Vec<u8> {
         let mut answer = empty_reply();
-        let result = match self.is_refused(call.operation) {
+        let result = match self.is_refused(call) {
             true => Err(ErrorCode::Unimplemented),
             false if self.is_loading(call.operation) => Err(ErrorCode::ConnectionLoss),
             false => self.read(ctx.session(), call, &mut answer),
@@ -219,20 +219,21 @@ impl ZnodeTree {
     }
 
     /// Whether an operation is none of this group's.
-    fn is_refused(&self, operation: i32) -> bool {
-        match operation {
+    fn is_refused(&self, call: &Call<'_>) -> bool {
+        match call.operation {
             op::FILTERED_LIST..=op::LIST_RECURSIVE if !self.is_clickhouse() => true,
             // ZooKeeper knows it in a multi alone.
             op::CHECK if !self.is_clickhouse() => true,
             own::STATUS..=own::MAY_READ => false,
             operation => {
-                route(operation) == Route::Unknown || keeper::is_switched_off(operation, &self.params.feature_flags)
+                route(operation) == Route::Unknown
+                    || keeper::has_switched_off(operation, call.body, &self.params.feature_flags)
             }
         }
     }
 
     fn command(&mut self, txn: &mut Txn<'_>, call: &Call<'_>, reply: &mut Vec<u8>) -> Result<(), ErrorCode> {
-        if self.is_refused(call.operation) {
+        if self.is_refused(call) {
             return Err(ErrorCode::Unimplemented);
         }
         if self.is_loading(call.operation) {

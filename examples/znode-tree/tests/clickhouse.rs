@@ -73,6 +73,8 @@ fn an_operation_that_was_switched_off_is_unknown() {
         Group::new(r#"{"compatibility":"clickhouse","feature_flags":{"try_remove":false,"multi_read":false}}"#);
     assert_eq!(group.write(&versioned(op::TRY_REMOVE, "/a", -1)), -6);
     assert_eq!(group.read(&framed(op::MULTI_READ, &[])).0, -6);
+    assert_eq!(group.write(&multi(&[create("/a", b"", 0), versioned(op::TRY_REMOVE, "/b", -1)])), -6);
+    assert!(!group.exists("/a"));
     let (_, body) = group.read(&read(op::GET_DATA, "/keeper/feature_flags"));
     assert_eq!(Reader::new(&body).buffer(), Ok(Some(&[0b1011_1111, 0b0011_0000][..])));
 }
@@ -264,11 +266,15 @@ fn a_multi_read_takes_lists_as_well() {
             filtered("/a", 0),
             read(op::EXISTS, "/a"),
             (op::LIST_RECURSIVE, record(|out| _ = out.text("/a").u32(1))),
+            (
+                op::FILTERED_LIST_WITH_STATS_AND_DATA,
+                record(|out| _ = out.text("/").bool(false).u8(0).bool(true).bool(true)),
+            ),
             read(op::GET_CHILDREN2, "/none"),
             read(op::GET_DATA, "/a"),
         ],
     ));
-    assert_eq!(code, 0);
+    assert_eq!(code, 0, "ClickHouse's list with stats and data was refused, and the other reads with it");
     let mut reader = Reader::new(&body);
     let mut header = || MultiHeader::read(&mut reader).map(|header| (header.op, header.err));
     assert_eq!(header(), Ok((op::FILTERED_LIST, 0)));
@@ -280,6 +286,14 @@ fn a_multi_read_takes_lists_as_well() {
     let mut header = || MultiHeader::read(&mut reader).map(|header| (header.op, header.err));
     assert_eq!(header(), Ok((op::LIST_RECURSIVE, 0)));
     assert!(reader.texts().unwrap().is_empty());
+    let mut header = || MultiHeader::read(&mut reader).map(|header| (header.op, header.err));
+    assert_eq!(header(), Ok((op::FILTERED_LIST_WITH_STATS_AND_DATA, 0)));
+    assert_eq!(reader.texts().unwrap(), ["keeper", "a"]);
+    Stat::read(&mut reader).unwrap();
+    assert_eq!(reader.count(), Ok(Some(2)));
+    (0..2).for_each(|_| _ = Stat::read(&mut reader).unwrap());
+    assert_eq!(reader.count(), Ok(Some(2)));
+    (0..2).for_each(|_| _ = reader.buffer().unwrap());
     let mut header = || MultiHeader::read(&mut reader).map(|header| (header.op, header.err));
     assert_eq!(header(), Ok((op::ERROR, -101)));
     assert_eq!(reader.i32(), Ok(-101));

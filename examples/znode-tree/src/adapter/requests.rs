@@ -220,7 +220,7 @@ impl Connection {
         };
         // A check by itself is ClickHouse's too: ZooKeeper knows it in a multi alone (3.8 never answers one that holds).
         let is_clickhouses = (op::FILTERED_LIST..=op::LIST_RECURSIVE).contains(&operation) || operation == op::CHECK;
-        let is_off = keeper::is_switched_off(operation, &shared.settings.feature_flags);
+        let is_off = keeper::has_switched_off(operation, body, &shared.settings.feature_flags);
         let route = match call::route(operation) {
             _ if is_off || (is_clickhouses && !shared.settings.is_clickhouse()) => Route::Unknown,
             route => route,

@@ -121,7 +121,11 @@ impl ZnodeTree {
             }
             let is_read = match header.op {
                 op::GET_DATA | op::GET_CHILDREN => true,
-                op::EXISTS | op::GET_CHILDREN2 | op::FILTERED_LIST | op::LIST_RECURSIVE => self.is_clickhouse(),
+                op::EXISTS
+                | op::GET_CHILDREN2
+                | op::FILTERED_LIST
+                | op::FILTERED_LIST_WITH_STATS_AND_DATA
+                | op::LIST_RECURSIVE => self.is_clickhouse(),
                 _ => false,
             };
             if !is_read {

@@ -24,6 +24,11 @@ impl Identities {
 
     /// Takes in what an auth packet proves; false when it proves nothing.
     pub fn prove(&mut self, settings: &Settings, scheme: &str, proof: &[u8]) -> bool {
+        // ClickHouse Keeper takes a name and a password with one colon between, and nothing else.
+        let is_clickhouses = scheme == "digest" && proof.iter().filter(|byte| **byte == b':').count() == 1;
+        if settings.is_clickhouse() && !is_clickhouses {
+            return false;
+        }
         match scheme {
             "digest" if settings.digest_auth => {
                 let digest = digest(proof);

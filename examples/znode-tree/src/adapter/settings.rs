@@ -214,7 +214,7 @@ impl AllowList {
             Compatibility::ZooKeeper => "srvr",
             Compatibility::ClickHouse => {
                 "jmst,jmfp,jmep,jmdp,conf,cons,crst,envi,ruok,srst,srvr,stat,wchs,dirs,mntr,isro,rcvr,apiv,csnp,lgif,rqld,\
-                 rclc,clrs,ftfl,ydld,pfev"
+                 rclc,clrs,ftfl,ydld,pfev,lgrq"
             }
         });
         let words: Vec<String> = list.split(',').map(|word| word.trim().to_owned()).collect();

@@ -212,6 +212,32 @@ fn a_proof_that_fails_is_told_and_ends_the_connection() {
     assert_eq!(world.all(&mut peer), [], "half a packet is not answered");
 }
 
+/// ClickHouse Keeper takes `digest` with one colon; here every proof that ZooKeeper takes was taken.
+#[test]
+fn clickhouse_mode_takes_a_name_and_a_password_and_nothing_else() {
+    let params = r#"{"compatibility":"clickhouse"}"#;
+    let mut world = World::with(1, params, r#"{"params":{"compatibility":"clickhouse"}}"#);
+    for (scheme, proof) in [
+        ("ip", Some(&b""[..])),
+        ("digest", Some(b"user")),
+        ("digest", Some(b"user:pass:word")),
+        ("digest", Some(b"")),
+        ("digest", None),
+        ("world", Some(b"any:one")),
+    ] {
+        let mut peer = world.connect(0);
+        assert_eq!(world.error(&mut peer, op::AUTH, &auth(scheme, proof)), -115, "{scheme} {proof:?}");
+        assert!(world.is_closed(&peer));
+    }
+    let mut peer = world.connect(0);
+    assert_eq!(world.error(&mut peer, op::AUTH, &auth("digest", Some(b"user:password"))), 0);
+    let mut zookeepers = World::new(1);
+    let mut peer = zookeepers.connect(0);
+    for (scheme, proof) in [("ip", &b""[..]), ("digest", b"user"), ("digest", b"a:b:c")] {
+        assert_eq!(zookeepers.error(&mut peer, op::AUTH, &auth(scheme, Some(proof))), 0);
+    }
+}
+
 #[test]
 fn a_ping_is_answered_with_its_own_xid_whatever_was_sent() {
     let mut world = World::new(1);

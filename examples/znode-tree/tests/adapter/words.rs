@@ -373,7 +373,7 @@ fn clickhouses_conf_has_its_names_in_its_order_with_the_values_that_hold() {
     let mut world = clickhouse();
     let conf = world.word(0, "conf");
     let allowed = "jmst,jmfp,jmep,jmdp,conf,cons,crst,envi,ruok,srst,srvr,stat,wchs,dirs,mntr,isro,rcvr,apiv,csnp,lgif,rqld,\
-        rclc,clrs,ftfl,ydld,pfev";
+        rclc,clrs,ftfl,ydld,pfev,lgrq";
     let expected = format!(
         "server_id=1\nenable_ipv6=true\ntcp_port=0\nfour_letter_word_allow_list={allowed}\n\
          min_session_timeout_ms=10000\nsession_timeout_ms=100000\noperation_timeout_ms=5000\n\

@@ -9,11 +9,12 @@
 //! sessions that ended and still own nodes: u32, each u64
 //! import u8: 0 possible, 1 running, 2 over | nodes loaded u64
 //! nodes u32, each:
-//!   flags u8: 1 has data, 2 was changed, 4 has or had children, 8 has an owner
+//!   flags u8: 1 has data, 2 was changed, 4 has or had children, 8 has an owner, 16 lost a child
 //!   czxid i64, ctime i64
 //!   8: owner i64
 //!   2: mzxid i64, mtime i64, version i32, aversion i32   (else czxid, ctime, 0, 0)
 //!   4: pzxid i64, created i32, child_changes i32, children u32   (else czxid, 0, 0, 0)
+//!   16: how much later than pzxid, in a tree whose pzxid does not tell, u32   (else 0)
 //!   acl u32: 0 everything for everybody, n the n-th list of this file; the first time a list is
 //!     named it follows: u32, each perms i32, scheme (u32 + text), id (u32 + text)
 //!   name (u32 + text)
@@ -51,6 +52,7 @@ const HAS_DATA: u8 = 1;
 const CHANGED: u8 = 2;
 const HAD_CHILDREN: u8 = 4;
 const OWNED: u8 = 8;
+const LOST_CHILD: u8 = 16;
 
 impl Snapshot for ZnodeTree {
     fn snapshot(&self, out: &mut dyn Write) -> io::Result<()> {
@@ -103,7 +105,8 @@ fn write_node(node: &Node, acl: &[Acl], names: &mut ListNames, out: &mut Writer<
     let flags = flag(node.data.is_some(), HAS_DATA)
         | flag((mzxid, mtime, version, aversion) != (czxid, ctime, 0, 0), CHANGED)
         | flag((pzxid, created, child_changes, node.children) != (czxid, 0, 0, 0), HAD_CHILDREN)
-        | flag(owner != 0, OWNED);
+        | flag(owner != 0, OWNED)
+        | flag(node.child_went != 0, LOST_CHILD);
     out.u8(flags).i64(czxid).i64(ctime);
     if flags & OWNED != 0 {
         out.i64(owner);
@@ -113,6 +116,9 @@ fn write_node(node: &Node, acl: &[Acl], names: &mut ListNames, out: &mut Writer<
     }
     if flags & HAD_CHILDREN != 0 {
         out.i64(pzxid).i32(created).i32(child_changes).u32(node.children);
+    }
+    if flags & LOST_CHILD != 0 {
+        out.u32(node.child_went);
     }
     write_list(node.acl, acl, names, out);
     out.text(&node.name);
@@ -149,6 +155,7 @@ struct Restore<'a> {
 /// A node as it is in the file.
 struct Stored {
     numbers: Numbers,
+    child_went: u32,
     children: u32,
     list: usize,
     name: String,
@@ -189,6 +196,7 @@ impl<'a> Restore<'a> {
         }
         let list = self.list(&root)?.to_vec();
         self.machine.tree.restore_root(root.numbers, root.data.as_deref(), &list);
+        self.machine.tree.set_child_went(self.machine.tree.root(), root.child_went);
         // The way from the root to where the next node goes: each node's children still to come.
         let mut way: Vec<(NodeId, u32, usize)> = vec![(self.machine.tree.root(), root.children, 0)];
         let mut path = String::new();
@@ -211,6 +219,7 @@ impl<'a> Restore<'a> {
             }
             let list = self.lists.get(stored.list).map_or(&[][..], Vec::as_slice);
             let id = self.machine.tree.create(parent, &path, stored.data.as_deref(), list, stored.numbers);
+            self.machine.tree.set_child_went(id, stored.child_went);
             way.push((id, stored.children, path.len()));
         }
         if let Some((id, ..)) = way.iter().find(|(_, to_come, _)| *to_come != 0) {
@@ -231,7 +240,7 @@ impl<'a> Restore<'a> {
         let wrong = |what: &str| malformed(format!("node {number}: {what}"));
         let input = &mut self.input;
         let [flags] = input.array()?;
-        if flags & !(HAS_DATA | CHANGED | HAD_CHILDREN | OWNED) != 0 {
+        if flags & !(HAS_DATA | CHANGED | HAD_CHILDREN | OWNED | LOST_CHILD) != 0 {
             return Err(wrong("flags of a kind that this module does not know"));
         }
         let (czxid, ctime) = (input.i64()?, input.i64()?);
@@ -249,6 +258,7 @@ impl<'a> Restore<'a> {
             (numbers.created, numbers.child_changes) = (input.i32()?, input.i32()?);
             children = input.u32()?;
         }
+        let child_went = if flags & LOST_CHILD != 0 { input.u32()? } else { 0 };
         let list = input.u32()? as usize;
         if list == self.lists.len() {
             let mut entries = Vec::new();
@@ -263,7 +273,7 @@ impl<'a> Restore<'a> {
         }
         let name = input.text()?;
         let data = if flags & HAS_DATA != 0 { Some(input.bytes()?) } else { None };
-        Ok(Stored { numbers, children, list, name, data })
+        Ok(Stored { numbers, child_went, children, list, name, data })
     }
 }
 

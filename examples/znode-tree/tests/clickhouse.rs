@@ -3,6 +3,7 @@
 
 mod support;
 
+use statehouse_sdk::Snapshot;
 use support::*;
 use znode_tree::jute::Reader;
 use znode_tree::wire::MultiHeader;
@@ -314,6 +315,54 @@ fn numbers_are_counted_as_clickhouse_does() {
     assert_eq!(group.write(&create_with("/i", &[(31, "ip", "127.0.0.1")])), -114);
     let body = group.ok(&create_as(op::CREATE_CONTAINER, "/c", b"", 4));
     assert_eq!(stat_in(&body, |reader| _ = reader.text()).ephemeral_owner, i64::MIN);
+}
+
+/// ClickHouse Keeper's pzxid knows of no removal, and a client that came back was told by it what it had missed: never of
+/// a child that had gone.
+#[test]
+fn who_comes_back_with_a_watch_is_told_of_a_child_that_went_though_the_pzxid_is_silent() {
+    let mut plain = Plain::new(r#"{"compatibility":"clickhouse"}"#);
+    let ok = |plain: &mut Plain, request: &Request| assert_eq!(plain.write(1, &[], request).0, 0, "{request:?}");
+    let missed = |plain: &mut Plain, path: &str, since: u64| {
+        let lists = record(|out| {
+            out.i64(since as i64).count(0).count(0).count(1).text(path);
+        });
+        let (code, body) = plain.read(1, &[], &(op::SET_WATCHES, lists));
+        assert_eq!(code, 0);
+        znode_tree::call::read_missed(&body).unwrap().len()
+    };
+    for path in ["/a", "/a/b", "/a/c", "/none"] {
+        ok(&mut plain, &create(path, b"", 0));
+    }
+    let before = plain.header.index;
+    let pzxid = |plain: &mut Plain, path: &str| stat_in(&plain.read(1, &[], &read(op::EXISTS, path)).1, |_| {}).pzxid;
+    let of_creation = pzxid(&mut plain, "/a");
+    let failing = multi(&[delete("/a/b", -1), delete("/a/nothing", -1)]);
+    assert_eq!(plain.write(1, &[], &failing).0, 0, "its results say that it failed");
+    assert_eq!(missed(&mut plain, "/a", before), 0, "it never was");
+    ok(&mut plain, &delete("/a/b", -1));
+    let went = plain.header.index;
+    assert_eq!((missed(&mut plain, "/a", before), missed(&mut plain, "/a", went)), (1, 0));
+    assert_eq!((missed(&mut plain, "/", before), missed(&mut plain, "/none", before)), (0, 0));
+    assert_eq!(pzxid(&mut plain, "/a"), of_creation, "as ClickHouse shows it");
+    ok(&mut plain, &delete("/none", -1));
+
+    let bytes = plain.snapshot();
+    plain.machine = znode_tree::ZnodeTree::restore(&mut &bytes[..]).unwrap();
+    assert_eq!(plain.snapshot(), bytes);
+    assert_eq!((missed(&mut plain, "/a", before), missed(&mut plain, "/a", went)), (1, 0), "and after a restart");
+    let now = plain.header.index;
+    assert_eq!((missed(&mut plain, "/", went), missed(&mut plain, "/", now)), (1, 0), "of the root, too");
+
+    // Longer than is counted: rather once too often than never.
+    plain.header.index += u64::from(u32::MAX);
+    let late = plain.header.index;
+    ok(&mut plain, &delete("/a/c", -1));
+    assert_eq!(missed(&mut plain, "/a", late), 1);
+    assert_eq!(pzxid(&mut plain, "/a"), of_creation);
+    ok(&mut plain, &create("/a/d", b"", 0));
+    let now = plain.header.index;
+    assert_eq!((missed(&mut plain, "/a", now), pzxid(&mut plain, "/a")), (0, now as i64));
 }
 
 #[test]

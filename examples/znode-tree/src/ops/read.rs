@@ -158,7 +158,7 @@ impl ZnodeTree {
         for path in &request.child {
             match self.tree.find(path).map(|id| self.tree.get(id)) {
                 None => missed.push((EventType::NodeDeleted, *path)),
-                Some(node) if node.numbers.pzxid > since => missed.push((EventType::NodeChildrenChanged, *path)),
+                Some(node) if node.children_zxid() > since => missed.push((EventType::NodeChildrenChanged, *path)),
                 Some(_) => {}
             }
         }

@@ -88,9 +88,11 @@ impl ZnodeTree {
         self.tell(txn, EventType::NodeDeleted, path, id);
         let bytes = self.tree.get(id).data_length() as i64;
         self.tree.remove(id, path);
-        // ClickHouse Keeper leaves the parent's pzxid alone.
-        let zxid = if self.is_clickhouse() { self.tree.get(parent).numbers.pzxid } else { txn.moment.zxid };
-        self.tree.touch_parent(parent, zxid, false);
+        if self.is_clickhouse() {
+            self.tree.lose_child(parent, txn.moment.zxid);
+        } else {
+            self.tree.touch_parent(parent, txn.moment.zxid, false);
+        }
         quota::count(&mut self.tree, path, -1, -bytes);
         let parent_path = path.rsplit_once('/').map_or("", |(parent, _)| parent);
         self.tell(txn, EventType::NodeChildrenChanged, parent_path, parent);

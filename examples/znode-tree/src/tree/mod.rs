@@ -35,6 +35,7 @@ enum Undo {
     /// The node keeps its place until the journal is closed.
     Removed(NodeId),
     Numbers(NodeId, Numbers),
+    ChildWent(NodeId, u32),
     Data(NodeId, Option<Box<[u8]>>),
     Acl(NodeId, AclId),
 }
@@ -286,7 +287,7 @@ impl Tree {
             match undo {
                 Undo::Removed(id) => self.free(id),
                 Undo::Acl(_, acl) => self.acls.release(acl),
-                Undo::Created(_) | Undo::Numbers(..) | Undo::Data(..) => {}
+                Undo::Created(_) | Undo::Numbers(..) | Undo::ChildWent(..) | Undo::Data(..) => {}
             }
         }
     }
@@ -305,6 +306,7 @@ impl Tree {
                     self.attach(id, &path);
                 }
                 Undo::Numbers(id, numbers) => self.edit(id, |node| node.numbers = numbers),
+                Undo::ChildWent(id, later) => self.arena.get_mut(id).child_went = later,
                 Undo::Data(id, data) => {
                     self.swap_data(id, data);
                 }
@@ -358,6 +360,24 @@ impl Tree {
             numbers.child_changes = numbers.child_changes.wrapping_add(1);
             numbers.pzxid = zxid;
         });
+        self.set_child_went(parent, 0);
+    }
+
+    /// A child of `parent` has gone and the pzxid stays, as in ClickHouse Keeper. Who comes back with a watch is told all the
+    /// same.
+    pub fn lose_child(&mut self, parent: NodeId, zxid: i64) {
+        self.renumber(parent, |numbers| numbers.child_changes = numbers.child_changes.wrapping_add(1));
+        let later = zxid.saturating_sub(self.get(parent).numbers.pzxid).max(0);
+        self.set_child_went(parent, u32::try_from(later).unwrap_or(u32::MAX));
+    }
+
+    /// See [`Node::child_went`].
+    pub fn set_child_went(&mut self, id: NodeId, later: u32) {
+        let before = self.arena.get(id).child_went;
+        if before != later {
+            self.note(|| Undo::ChildWent(id, before));
+            self.arena.get_mut(id).child_went = later;
+        }
     }
 
     /// Replaces a node's data and nothing else.

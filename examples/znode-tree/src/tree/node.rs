@@ -96,6 +96,8 @@ pub struct Node {
     pub previous: NodeId,
     /// How many children it has.
     pub children: u32,
+    /// Where the pzxid is ClickHouse's: how much later its last child went, [`u32::MAX`] for that or more.
+    pub child_went: u32,
     /// Hash of its path.
     pub hash: u32,
     /// The next node in the same chain of the index.
@@ -111,6 +113,14 @@ impl Node {
     /// What its owner means.
     pub fn owner(&self) -> Owner {
         Owner::from_number(self.numbers.owner)
+    }
+
+    /// The last change of its list of children, or something later. ClickHouse Keeper's pzxid knows of no removal.
+    pub fn children_zxid(&self) -> i64 {
+        match self.child_went {
+            u32::MAX => i64::MAX,
+            later => self.numbers.pzxid.saturating_add(later.into()),
+        }
     }
 
     /// Bytes of its data.

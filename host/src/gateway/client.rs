@@ -123,6 +123,8 @@ pub(super) fn add(counter: &AtomicU64, count: u64) {
 #[derive(Debug, Default)]
 struct State {
     queue: VecDeque<Bytes>,
+    /// The first so many parts of the queue are copies of their own.
+    own: usize,
     queued: usize,
     unread: usize,
     hold: bool,
@@ -132,6 +134,17 @@ struct State {
     closing: bool,
     /// Close now.
     cut: bool,
+}
+
+impl State {
+    /// What was sent shares the bytes of all that the adapter asked in one step. A client that reads slowly would keep
+    /// those of many steps for a few small notifications: what is left for it is copied.
+    fn keep_own(&mut self) {
+        for part in self.queue.iter_mut().skip(self.own) {
+            *part = Bytes::copy_from_slice(part);
+        }
+        self.own = self.queue.len();
+    }
 }
 
 /// See the file's head.
@@ -181,6 +194,9 @@ impl<C: Connection> Client<C> {
             tracing::debug!(connection = self.id, peer = self.peer, "a client that does not read is cut off");
             add(&self.counts.cut_off, 1);
             state.cut = true;
+        }
+        if !state.cut {
+            state.keep_own();
         }
         if state.cut || !state.queue.is_empty() {
             self.wake.notify_one();
@@ -236,6 +252,7 @@ impl<C: Connection> Client<C> {
                 }
                 written -= front.len();
                 state.queue.pop_front();
+                state.own = state.own.saturating_sub(1);
             }
         }
         Ok(())
@@ -358,5 +375,61 @@ impl<C: Connection> Client<C> {
             }
             Err(error) => matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+    use super::*;
+
+    /// A client that takes so many bytes and then no more.
+    #[derive(Debug)]
+    struct Slow(Mutex<usize>);
+
+    impl Connection for Slow {
+        async fn readable(&self) -> io::Result<()> {
+            std::future::pending().await
+        }
+        fn read(&self) -> io::Result<Bytes> {
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+        async fn writable(&self) -> io::Result<()> {
+            std::future::pending().await
+        }
+        fn write(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+            let mut room = self.0.lock().unwrap();
+            let written = parts.iter().map(|part| part.len()).sum::<usize>().min(*room);
+            *room -= written;
+            if written == 0 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(written) }
+        }
+        fn finish(&self) {}
+    }
+
+    /// A notification of a few bytes kept the whole output of the step that sent it, for each step a client was behind.
+    #[test]
+    fn what_waits_for_a_slow_client_keeps_nothing_of_the_step_that_sent_it() {
+        let client = Client::new(1, String::new(), Slow(Mutex::new(15)), Arc::default(), 1 << 20);
+        let step = Bytes::from(vec![7; 100_000]);
+        for at in [0, 10, 20] {
+            client.send(step.slice(at..at + 10));
+        }
+        client.flush();
+        assert!(step.is_unique(), "nobody else keeps the step's output");
+        let first: Vec<*const u8> = client.lock().queue.iter().map(|part| part.as_ptr()).collect();
+        assert_eq!(first.len(), 2);
+
+        let next = Bytes::from(vec![9; 100_000]);
+        client.send(next.slice(..10));
+        client.flush();
+        assert!(next.is_unique());
+        let queue = client.lock().queue.clone();
+        assert_eq!(queue.iter().map(|part| part.as_ptr()).take(2).collect::<Vec<_>>(), first, "copied once");
+        assert_eq!(queue.iter().flatten().copied().collect::<Vec<u8>>(), [vec![7; 15], vec![9; 10]].concat());
+
+        *client.connection.0.lock().unwrap() = usize::MAX;
+        client.flush();
+        let state = client.lock();
+        assert_eq!((state.queue.len(), state.own, state.queued), (0, 0, 0));
     }
 }

@@ -179,7 +179,7 @@ impl Fields {
     }
 }
 
-/// Reads all that an adapter asks, sharing the bytes; the place of the record that is none.
+/// Reads all that an adapter asks; the place of the record that is none. The bytes are shared, but for commands.
 pub fn read_asked(bytes: Bytes) -> Result<Vec<Asked>, usize> {
     let whole = bytes.len();
     let mut rest = Fields(bytes);
@@ -197,7 +197,8 @@ fn one(rest: &mut Fields) -> Option<Asked> {
     Some(match body.u8()? {
         1 => Asked::Send { connection: body.u64()?, bytes: body.0 },
         2 => Asked::Close { connection: body.u64()? },
-        3 => Asked::Propose { token: body.u64()?, session: body.u64()?, command: body.0 },
+        // It lives on in the log's cache and until it is applied: it must not keep all that was asked in one step.
+        3 => Asked::Propose { token: body.u64()?, session: body.u64()?, command: Bytes::copy_from_slice(&body.0) },
         4 => {
             let (token, session) = (body.u64()?, body.u64()?);
             let consistency = match body.u8()? {
@@ -301,5 +302,21 @@ mod tests {
         }
         assert_eq!(read_asked(Bytes::from_static(b"\x01\0\0\0\x63")), Err(0));
         assert_eq!(read_asked(Bytes::from_static(b"\xff\xff\xff\xff\x01")), Err(0));
+    }
+
+    /// The log's cache counts a command's own bytes, and kept with each all that the adapter had asked in that step: up to
+    /// 64 MiB that many clients were sent.
+    #[test]
+    fn a_command_keeps_nothing_of_the_step_that_asked_it() {
+        let mut out = Vec::new();
+        let mut io = adapter::Io::new(Default::default(), 0, &mut out);
+        io.send(1, &[7; 100_000]);
+        io.propose(2, Some(7), b"command");
+        let step = out.as_ptr_range();
+        let asked = read_asked(Bytes::from(out)).unwrap();
+        let [Asked::Send { bytes, .. }, Asked::Propose { command, .. }] = &asked[..] else { panic!("{asked:?}") };
+        assert!(step.contains(&bytes.as_ptr()), "what is sent at once is not copied");
+        assert!(!step.contains(&command.as_ptr()));
+        assert_eq!(command[..], *b"command");
     }
 }

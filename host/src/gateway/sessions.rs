@@ -4,7 +4,8 @@
 //! - A session's commands are numbered from 1 in the order they were asked, and proposed in that order. After a doubt
 //!   everything unanswered is proposed again with the same numbers, in order: a number that was applied already is
 //!   answered from the replies that the group keeps, one that comes too early is refused and changes nothing.
-//! - At most [`ATTACHED_WINDOW`] commands of a session are under way, so the reply to each is still kept.
+//! - At most [`ATTACHED_WINDOW`] commands of a session are under way, so the reply to each is still kept, unless all
+//!   together are longer than the group keeps: then the adapter is told that the reply is gone.
 //! - A session's end is proposed when all its commands are answered, and nothing is behind it.
 
 use std::collections::BTreeMap;

@@ -3,8 +3,8 @@
 //! Invariants:
 //! - Everything here is a function of the log alone. Who leads, what the clock says, who is connected is
 //!   kept elsewhere.
-//! - Tables are bounded: sessions by [`SESSIONS_MAX`], kept replies by [`REPLIES_KEPT`] a session, timers by
-//!   [`TIMERS_MAX`].
+//! - Tables are bounded: sessions by [`SESSIONS_MAX`], kept replies by [`REPLIES_KEPT`] and [`REPLY_BYTES_KEPT`] a session,
+//!   timers by [`TIMERS_MAX`].
 //! - Sequence numbers count within an attachment; the commands of another one change nothing.
 
 use std::collections::BTreeMap;
@@ -32,6 +32,10 @@ pub const REPLIES_KEPT: usize = 16;
 /// Commands that a gateway may have under way in one session: so many replies are kept if it has not said that they
 /// arrived.
 pub const ATTACHED_WINDOW: usize = 256;
+/// Bytes of the replies kept a session, but for the newest, which is kept whatever its size. As long as the longest reply
+/// that a module may give if nothing else is set: 256 commands under way have 16 KiB each, which writes' replies stay far
+/// below, and a thousand sessions that answer nothing but large ones cost every replica 4 GiB and not 1 TiB.
+pub const REPLY_BYTES_KEPT: usize = 4 << 20;
 /// Timers a group may have armed.
 pub const TIMERS_MAX: usize = 1 << 20;
 
@@ -102,6 +106,14 @@ pub fn answer_of(outcome: Outcome, index: u64) -> Answer {
             let reason = Some(trap.code.as_str().to_string());
             Err(ServiceError { reason, ..error(ErrorCode::Trapped, index, trap.message) })
         }
+    }
+}
+
+/// What a kept answer counts, beside its place in the list.
+fn bytes_of(answer: &Answer) -> usize {
+    match answer {
+        Ok(reply) => reply.len(),
+        Err(error) => error.detail.len() + error.reason.as_ref().map_or(0, String::len),
     }
 }
 
@@ -253,8 +265,10 @@ impl HostState {
             Some((_, at, answer)) => Admission::Known(*at, answer.clone()),
             None => {
                 let detail = format!(
-                    "sequence {sequence} of session {} was applied; the last {REPLIES_KEPT} replies are kept, up to {}",
-                    used.id, session.last_sequence
+                    "sequence {sequence} of session {} was applied; the last {} replies are kept, up to {}",
+                    used.id,
+                    session.kept.len(),
+                    session.last_sequence
                 );
                 Admission::Refuse(error(ErrorCode::SequenceTooOld, index, detail))
             }
@@ -271,7 +285,13 @@ impl HostState {
             Some(attachment) => (attachment.answered, ATTACHED_WINDOW),
             None => (0, REPLIES_KEPT),
         };
-        while session.kept.front().is_some_and(|(sequence, _, _)| *sequence <= answered) || session.kept.len() > most {
+        let mut bytes: usize = session.kept.iter().map(|(_, _, answer)| bytes_of(answer)).sum();
+        while let Some((sequence, _, oldest)) = session.kept.front() {
+            let is_too_much = session.kept.len() > most || (bytes > REPLY_BYTES_KEPT && session.kept.len() > 1);
+            if *sequence > answered && !is_too_much {
+                break;
+            }
+            bytes -= bytes_of(oldest);
             session.kept.pop_front();
         }
     }
@@ -293,7 +313,7 @@ mod tests {
     use crate::module::TrapCode;
     use crate::types::Origin;
 
-    /// Counts what it applied; `trap` traps, `timer ID AT` arms a timer.
+    /// Counts what it applied; `trap` traps, `timer ID AT` arms a timer, `reply N` answers N bytes.
     #[derive(Default)]
     struct Counting {
         applied: u64,
@@ -313,6 +333,9 @@ mod tests {
                 effects.timers.push(TimerChange { id: id.parse().unwrap(), at_ms: at_ms.parse().ok() });
             }
             self.applied += 1;
+            if let Some(length) = text.strip_prefix("reply ") {
+                return Ok(Outcome::Reply(vec![b'x'; length.parse().unwrap()]));
+            }
             effects.events.push(command.to_vec());
             Ok(Outcome::Reply(self.applied.to_string().into_bytes()))
         }
@@ -435,6 +458,32 @@ mod tests {
         assert_eq!(replica.command(attached(id, id, 1, 0), "add").answer.unwrap(), Bytes::from_static(b"1"));
         replica.command(attached(id, id, window + 1, window), "add").answer.unwrap();
         assert_eq!(replica.host.sessions[&id].kept.len(), 1);
+    }
+
+    /// 256 replies were kept a session however long they were: a client of one that does not say that they arrived made
+    /// every replica keep a gigabyte, and every snapshot carry it.
+    #[test]
+    fn long_replies_are_kept_up_to_so_many_bytes_and_the_newest_always() {
+        let mut replica = Replica::default();
+        let id = replica.entry(0, EntryKind::OpenSession { secret: [5; 16], timeout_ms: 1000, attached: true }).index;
+        let quarter = format!("reply {}", REPLY_BYTES_KEPT / 4);
+        for sequence in 1..=5 {
+            replica.command(attached(id, id, sequence, 0), &quarter).answer.unwrap();
+        }
+        let again = |replica: &mut Replica, sequence| replica.command(attached(id, id, sequence, 0), "add").answer;
+        let dropped = again(&mut replica, 1).unwrap_err();
+        assert_eq!(dropped.code, ErrorCode::SequenceTooOld);
+        assert!(dropped.detail.ends_with("the last 4 replies are kept, up to 5"), "{}", dropped.detail);
+        for sequence in 2..=5 {
+            assert_eq!(again(&mut replica, sequence).unwrap().len(), REPLY_BYTES_KEPT / 4);
+        }
+        replica.command(attached(id, id, 6, 0), &format!("reply {}", REPLY_BYTES_KEPT + 1)).answer.unwrap();
+        assert_eq!(again(&mut replica, 5).unwrap_err().code, ErrorCode::SequenceTooOld);
+        assert_eq!(again(&mut replica, 6).unwrap().len(), REPLY_BYTES_KEPT + 1);
+        replica.command(attached(id, id, 7, 0), "add").answer.unwrap();
+        assert_eq!(again(&mut replica, 6).unwrap_err().code, ErrorCode::SequenceTooOld);
+        assert_eq!(again(&mut replica, 7).unwrap(), Bytes::from_static(b"7"));
+        assert_eq!(replica.model.applied, 7, "nothing was applied twice");
     }
 
     #[test]

@@ -199,7 +199,15 @@ impl Inbox {
             | Note::SessionMoved { index, .. } => Some(*index),
             Note::Undone { .. } | Note::Jumped => None,
         });
-        let told = told.unwrap_or(0).min(inner.applied);
+        // An entry is told of when all that it emitted is: what is left may be of the same one.
+        let left = inner.notes.iter().find_map(|note| match note {
+            Note::Event { index, .. } | Note::SessionEnded { index, .. } | Note::SessionMoved { index, .. } => {
+                Some(*index)
+            }
+            Note::Applied { .. } | Note::Answered { .. } | Note::Undone { .. } | Note::Jumped => None,
+        });
+        let most = left.map_or(u64::MAX, |left| left.saturating_sub(1)).min(inner.applied);
+        let told = told.unwrap_or(0).min(most);
         self.wake.notify_one();
         (notes, told)
     }
@@ -226,6 +234,32 @@ mod tests {
         let (rest, told) = inbox.take(usize::MAX);
         assert_eq!((rest.len(), told), (3, 5));
         assert!(inbox.take(1).0.is_empty());
+    }
+
+    /// The reader took the first of an entry's events and believed that it had them all: a client whose next answer
+    /// carried that entry's index had not yet been sent the rest.
+    #[test]
+    fn an_entry_is_told_when_its_last_event_is_taken_and_not_before() {
+        let inbox = Inbox::new(Arc::default());
+        inbox.push(event(4, 1000));
+        inbox.set_applied(4);
+        for _ in 0..3 {
+            inbox.push(event(5, 1000));
+        }
+        // Comes from elsewhere, whenever it comes.
+        inbox.push(Note::Undone { ticket: 1, certain: true });
+        inbox.push(event(5, 1000));
+        inbox.set_applied(5);
+        inbox.push(event(6, 1000));
+        inbox.set_applied(6);
+        let take = |bytes| {
+            let (notes, told) = inbox.take(bytes);
+            (notes.len(), told)
+        };
+        assert_eq!(take(2000), (2, 4), "three of entry 5 are left");
+        assert_eq!(take(2000), (2, 4));
+        assert_eq!(take(1000), (2, 5), "its last one, behind the other note");
+        assert_eq!(take(1000), (1, 6));
     }
 
     #[test]

@@ -41,6 +41,7 @@ use crate::codec;
 use crate::module::Context;
 use crate::module::Effects;
 use crate::module::Fault;
+use crate::module::LogLevel;
 use crate::platform::Platform;
 use crate::service::ErrorCode;
 use crate::service::ServiceError;
@@ -65,6 +66,8 @@ type StoredMembership = openraft::StoredMembership<
 
 /// Entries applied in one go, before queries get their turn.
 const BATCH_ENTRIES: usize = 256;
+/// Lines of a batch that a module may have shown to whoever watches over the node.
+const LOUD_LINES_MAX: usize = 16;
 
 /// The replicated state and how far it has come.
 pub struct Core {
@@ -525,7 +528,9 @@ impl Core {
     }
 
     /// Applies one entry; the answer to deliver when it is a proposal.
-    fn apply(&mut self, shared: &Shared, entry: Entry) -> Result<(), Fault> {
+    ///
+    /// `loud`: how many more lines of the module may be shown.
+    fn apply(&mut self, shared: &Shared, entry: Entry, loud: &mut usize) -> Result<(), Fault> {
         if let Some(fault) = &self.fault {
             return Err(fault.clone());
         }
@@ -548,8 +553,17 @@ impl Core {
                         inbox.wake();
                     }
                 })?;
+                // Every replica has the same lines. One shows them: the one that proposed the entry, and only as it lives now.
+                let is_own = proposal.origin.node == shared.node && proposal.origin.incarnation == shared.incarnation;
                 for (level, text) in self.effects.logs.drain(..) {
-                    tracing::debug!(group = shared.group, index, ?level, "{text}");
+                    let group = shared.group;
+                    let is_loud = is_own && *loud > 0 && matches!(level, LogLevel::Error | LogLevel::Warn);
+                    *loud -= usize::from(is_loud);
+                    match level {
+                        LogLevel::Error if is_loud => tracing::error!(group, index, "module: {text}"),
+                        LogLevel::Warn if is_loud => tracing::warn!(group, index, "module: {text}"),
+                        _ => tracing::debug!(group, index, ?level, "module: {text}"),
+                    }
                 }
                 match &proposal.kind {
                     // Whoever does not hold the session does not keep it alive.
@@ -580,7 +594,7 @@ impl Core {
                     _ => None,
                 };
                 shared.events.push(index, applied.events);
-                if proposal.origin.node == shared.node && proposal.origin.incarnation == shared.incarnation {
+                if is_own {
                     shared.waiters.applied(proposal.origin.number, applied.index, applied.answer);
                 }
                 // After the answer to whoever asked for the end.
@@ -658,13 +672,13 @@ impl<P: Platform> RaftStateMachine<Types<P::Runtime>> for StateMachine<P> {
             let batch = batch.into_iter().collect::<Result<Vec<_>, _>>()?;
             let shared = self.shared.clone();
             let applied = self.platform.run_guest(move || -> Result<(), Fault> {
-                let (mut last, mut bytes) = (0, 0);
+                let (mut last, mut bytes, mut loud) = (0, 0, LOUD_LINES_MAX);
                 {
                     let mut core = shared.core();
                     for (entry, responder) in batch {
                         last = entry.log_id.index;
                         bytes += payload_bytes(&entry.payload);
-                        core.apply(&shared, entry)?;
+                        core.apply(&shared, entry, &mut loud)?;
                         if let Some(responder) = responder {
                             responder.send(());
                         }

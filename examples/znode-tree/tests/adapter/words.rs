@@ -272,42 +272,42 @@ fn an_operation_that_was_switched_off_ends_the_connection_as_in_clickhouse() {
 
 #[test]
 fn clickhouse_mode_answers_in_its_own_words() {
-/// They were done all the same inside a multi and a multiRead.
-#[test]
-fn what_was_switched_off_is_so_inside_a_multi_and_a_multi_read_too() {
-    let params = r#"{"compatibility":"clickhouse","feature_flags":{"filtered_list":false,"try_remove":false}}"#;
-    let mut world = World::with(1, params, &format!(r#"{{"params":{params}}}"#));
-    let many = |requests: &[(i32, Vec<u8>)]| {
-        body(|out| {
-            for (operation, request) in requests {
-                MultiHeader { op: *operation, done: false, err: -1 }.write(out);
-                out.raw(request);
-            }
-            MultiHeader::END.write(out);
-        })
-    };
-    let list = |operation, options: &[u8]| (operation, [path_watch("/", false), options.to_vec()].concat());
-    let reads = [
-        list(op::GET_CHILDREN, b""),
-        (op::LIST_RECURSIVE, body(|out| _ = out.text("/").u32(9))),
-        list(op::FILTERED_LIST_WITH_STATS_AND_DATA, &[0, 1, 1]),
-        list(op::EXISTS, b""),
-    ];
-    let mut peer = world.connect(0);
-    assert_eq!(world.error(&mut peer, op::MULTI_READ, &many(&reads)), 0);
-    assert_eq!(world.error(&mut peer, op::MULTI, &many(&[(op::CREATE, create("/a", "", 0))])), 0);
-    assert_eq!(world.error(&mut peer, op::MULTI, b"junk"), -5, "what cannot be read is refused as ever");
-    let off = [reads.to_vec(), vec![list(op::FILTERED_LIST, &[0])]].concat();
-    assert_eq!(world.error(&mut peer, op::MULTI_READ, &many(&off)), -6);
-    assert!(world.is_closed(&peer));
-    let mut peer = world.connect(0);
-    let off = [(op::CREATE, create("/b", "", 0)), (op::TRY_REMOVE, delete("/a"))];
-    assert_eq!(world.error(&mut peer, op::MULTI, &many(&off)), -6);
-    assert!(world.is_closed(&peer));
-    let mut peer = world.connect(0);
-    assert_eq!(world.error(&mut peer, op::EXISTS, &path_watch("/a", false)), 0);
-    assert_eq!(world.error(&mut peer, op::EXISTS, &path_watch("/b", false)), -101);
-}
+    /// They were done all the same inside a multi and a multiRead.
+    #[test]
+    fn what_was_switched_off_is_so_inside_a_multi_and_a_multi_read_too() {
+        let params = r#"{"compatibility":"clickhouse","feature_flags":{"filtered_list":false,"try_remove":false}}"#;
+        let mut world = World::with(1, params, &format!(r#"{{"params":{params}}}"#));
+        let many = |requests: &[(i32, Vec<u8>)]| {
+            body(|out| {
+                for (operation, request) in requests {
+                    MultiHeader { op: *operation, done: false, err: -1 }.write(out);
+                    out.raw(request);
+                }
+                MultiHeader::END.write(out);
+            })
+        };
+        let list = |operation, options: &[u8]| (operation, [path_watch("/", false), options.to_vec()].concat());
+        let reads = [
+            list(op::GET_CHILDREN, b""),
+            (op::LIST_RECURSIVE, body(|out| _ = out.text("/").u32(9))),
+            list(op::FILTERED_LIST_WITH_STATS_AND_DATA, &[0, 1, 1]),
+            list(op::EXISTS, b""),
+        ];
+        let mut peer = world.connect(0);
+        assert_eq!(world.error(&mut peer, op::MULTI_READ, &many(&reads)), 0);
+        assert_eq!(world.error(&mut peer, op::MULTI, &many(&[(op::CREATE, create("/a", "", 0))])), 0);
+        assert_eq!(world.error(&mut peer, op::MULTI, b"junk"), -5, "what cannot be read is refused as ever");
+        let off = [reads.to_vec(), vec![list(op::FILTERED_LIST, &[0])]].concat();
+        assert_eq!(world.error(&mut peer, op::MULTI_READ, &many(&off)), -6);
+        assert!(world.is_closed(&peer));
+        let mut peer = world.connect(0);
+        let off = [(op::CREATE, create("/b", "", 0)), (op::TRY_REMOVE, delete("/a"))];
+        assert_eq!(world.error(&mut peer, op::MULTI, &many(&off)), -6);
+        assert!(world.is_closed(&peer));
+        let mut peer = world.connect(0);
+        assert_eq!(world.error(&mut peer, op::EXISTS, &path_watch("/a", false)), 0);
+        assert_eq!(world.error(&mut peer, op::EXISTS, &path_watch("/b", false)), -101);
+    }
 
     let mut world = clickhouse();
     let _peer = world.connect(0);

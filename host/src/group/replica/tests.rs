@@ -3,6 +3,7 @@ use std::io::Read;
 use std::io::Write;
 use std::time::Duration;
 
+use openraft::EntryPayload;
 use openraft::async_runtime::AsyncRuntime;
 use openraft::vote::leader_id_std::CommittedLeaderId;
 
@@ -19,6 +20,8 @@ use crate::sim::SimPlatform;
 use crate::sim::SimRandom;
 use crate::snapshot::Receiver;
 use crate::snapshot::part_checksum;
+use crate::types::Origin;
+use crate::types::Proposal;
 
 /// A state that takes its time to be written.
 struct Slow;
@@ -36,7 +39,11 @@ impl ModelFactory for Slow {
 }
 
 impl Model for Slow {
-    fn apply(&mut self, _: &Context, _: &[u8], _: &mut Effects) -> Result<Outcome, Fault> {
+    /// Logs its command a hundred times.
+    fn apply(&mut self, _: &Context, command: &[u8], effects: &mut Effects) -> Result<Outcome, Fault> {
+        let text = String::from_utf8_lossy(command);
+        effects.logs.extend((0..100).map(|at| (LogLevel::Warn, format!("{text} {at}"))));
+        effects.logs.push((LogLevel::Info, format!("{text} quiet")));
         Ok(Outcome::Reply(Vec::new()))
     }
     fn timer(&mut self, _: &Context, _: u64, _: &mut Effects) -> Result<Outcome, Fault> {
@@ -135,4 +142,50 @@ fn a_sync_that_fails_for_consensus_ends_the_process_too() {
         machine.install_snapshot(&meta, received.file.clone()).await.unwrap_err();
         assert!(life.last_words().unwrap().contains("could not be synced"), "{:?}", life.last_words());
     });
+}
+
+/// What was logged.
+#[derive(Clone, Default)]
+struct Shown(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Shown {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        lock(&self.0).write(bytes)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Whatever a module had to say was for debugging: nobody was warned of a quota that is exceeded.
+#[test]
+fn a_modules_warnings_are_shown_where_the_command_came_from_and_not_without_end() {
+    let shared = Shared::open(3, 1, 5, 0, 1, &Slow, None).unwrap();
+    let shown = |nodes: &[(NodeId, u64)]| {
+        let all = Shown::default();
+        let writer = all.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::INFO)
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .finish();
+        tracing::subscriber::with_default(subscriber, || {
+            let mut loud = LOUD_LINES_MAX;
+            for (node, incarnation) in nodes {
+                let kind = EntryKind::Command { session: None, payload: Bytes::from(format!("of {node}")) };
+                let origin = Origin { node: *node, incarnation: *incarnation, number: 1 };
+                let log_id = LogId::new(CommittedLeaderId::new(2), 77);
+                let payload = EntryPayload::Normal(Proposal { time_ms: 0, origin, kind });
+                shared.core().apply(&shared, Entry { log_id, payload }, &mut loud).unwrap();
+            }
+        });
+        let text = String::from_utf8(lock(&all.0).clone()).unwrap();
+        text.lines().filter(|line| line.contains("WARN")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(shown(&[(2, 5)]), [""; 0], "the others say it");
+    assert_eq!(shown(&[(1, 4)]), [""; 0], "it was said when it happened");
+    let lines = shown(&[(2, 5), (1, 5), (1, 5)]);
+    assert_eq!(lines.len(), LOUD_LINES_MAX, "a module cannot fill the log");
+    assert!(lines.iter().zip(0..).all(|(line, at)| line.contains(&format!("module: of 1 {at} "))), "{lines:?}");
+    assert_eq!(shown(&[(1, 5)]).len(), LOUD_LINES_MAX, "the next batch has its own");
 }

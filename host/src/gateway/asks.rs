@@ -70,6 +70,8 @@ impl<P: Platform, T: Transport> Shared<P, T> {
             let request_timeout_ms = u64::try_from(clients.request_timeout.as_millis()).unwrap_or(u64::MAX);
             settings.insert("request_timeout_ms".to_owned(), request_timeout_ms.into());
             settings.insert("connections_max".to_owned(), clients.connections_max.into());
+            let of_one_address = clients.connections_per_address_max.into();
+            settings.insert("connections_per_address_max".to_owned(), of_one_address);
             settings.insert("log_segment_bytes".to_owned(), log.segment_bytes.into());
             settings.insert("log_cache_bytes".to_owned(), log.cache_bytes.into());
         }
@@ -79,6 +81,7 @@ impl<P: Platform, T: Transport> Shared<P, T> {
     async fn status(&self) -> serde_json::Value {
         let group = &self.options.group;
         let standing = group.standing();
+        let terms = group.log_terms();
         let (sessions, timers) = group.tables().await;
         let voters = standing.members.iter().filter(|member| member.role == "voter").count();
         let role = if group.leads() && voters == 1 { "standalone" } else { standing.state.as_str() };
@@ -92,6 +95,8 @@ impl<P: Platform, T: Transport> Shared<P, T> {
             "group": group.name(),
             "role": role,
             "term": standing.term,
+            "first_term": terms.map(|(first, _)| first),
+            "last_term": terms.map(|(_, last)| last),
             "leader": standing.leader,
             "applied": standing.applied,
             "commit": standing.commit,

@@ -491,6 +491,11 @@ impl<P: Platform, T: Transport> Group<P, T> {
         }
     }
 
+    /// The terms of the oldest and of the newest entry in the log.
+    pub fn log_terms(&self) -> Option<(u64, u64)> {
+        self.log.terms()
+    }
+
     /// Open sessions and armed timers, as applied here.
     pub async fn tables(&self) -> (u64, u64) {
         let shared = self.shared.clone();

@@ -142,6 +142,11 @@ impl<RT: AsyncRuntime> GroupLog<RT> {
         self.log.shared.lock().groups.get(&self.group)?.too_much(upto, kept)
     }
 
+    /// The terms of the oldest and of the newest entry, without waiting; of what was purged last when there are none.
+    pub fn terms(&self) -> Option<(u64, u64)> {
+        self.log.shared.lock().groups.get(&self.group)?.terms()
+    }
+
     /// The vote, without waiting.
     pub fn vote(&self) -> Result<Option<Vote>, LogError> {
         let state = self.log.shared.lock();

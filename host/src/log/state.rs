@@ -145,6 +145,12 @@ impl GroupState {
         }
     }
 
+    /// See [`GroupLog::terms`](super::GroupLog::terms).
+    pub(super) fn terms(&self) -> Option<(u64, u64)> {
+        let last = self.last()?.leader_id.term;
+        Some((self.slots.front().map_or(last, |slot| slot.term), last))
+    }
+
     /// See [`GroupLog::too_much`](super::GroupLog::too_much).
     pub(super) fn too_much(&self, upto: u64, kept: u64) -> Option<u64> {
         let until = usize::try_from(upto.checked_sub(self.first)?.saturating_add(1)).ok()?;

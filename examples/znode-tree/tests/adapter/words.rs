@@ -7,11 +7,11 @@ use crate::world::create;
 use crate::world::delete;
 use crate::world::path_watch;
 
-const STATUS: &str = r#"{"node":1,"role":"leader","term":3,"leader":1,"applied":9,"commit":9,"last":9,"snapshot":null,
+const STATUS: &str = r#"{"node":1,"role":"leader","term":3,"first_term":2,"last_term":3,"leader":1,"applied":9,"commit":9,"last":9,"snapshot":null,
     "data_dir":"/data","settings":{"heartbeat_ms":200,"election_timeout_ms":1000,"snapshot_entries":100000,"snapshots_kept":2,
     "log_entries_kept":10000,"log_segment_bytes":67108864,"log_cache_bytes":16777216,"append_entries_max":1024,
     "commands_batch_max":512,"commands_waiting_max":16384,"session_check_ms":500,"request_timeout_ms":5000,
-    "transfer_part_bytes":1048576},
+    "transfer_part_bytes":1048576,"connections_per_address_max":60},
     "sessions":2,"uptime_s":60,"version":"0.1.0","members":[
     {"id":1,"address":"10.0.0.1:7001","role":"voter","matched":9},
     {"id":2,"address":"10.0.0.2:7001","role":"voter","matched":9},
@@ -249,6 +249,7 @@ fn conf_has_each_key_once() {
     for key in ["clientPort=2181", "tickTime=2000", "minSessionTimeout=4000", "maxSessionTimeout=40000", "serverId=1"] {
         assert_eq!(conf.matches(key).count(), 1, "{conf}");
     }
+    assert!(conf.contains("\nmaxClientCnxns=60\n"), "the host's limit, which was printed as 0: {conf}");
     assert!(conf.contains("server.3=10.0.0.3:7001:7001:observer\n"), "{conf}");
 }
 
@@ -270,45 +271,45 @@ fn an_operation_that_was_switched_off_ends_the_connection_as_in_clickhouse() {
     assert!(world.connect(0).session() > 0);
 }
 
+/// They were done all the same inside a multi and a multiRead.
+#[test]
+fn what_was_switched_off_is_so_inside_a_multi_and_a_multi_read_too() {
+    let params = r#"{"compatibility":"clickhouse","feature_flags":{"filtered_list":false,"try_remove":false}}"#;
+    let mut world = World::with(1, params, &format!(r#"{{"params":{params}}}"#));
+    let many = |requests: &[(i32, Vec<u8>)]| {
+        body(|out| {
+            for (operation, request) in requests {
+                MultiHeader { op: *operation, done: false, err: -1 }.write(out);
+                out.raw(request);
+            }
+            MultiHeader::END.write(out);
+        })
+    };
+    let list = |operation, options: &[u8]| (operation, [path_watch("/", false), options.to_vec()].concat());
+    let reads = [
+        list(op::GET_CHILDREN, b""),
+        (op::LIST_RECURSIVE, body(|out| _ = out.text("/").u32(9))),
+        list(op::FILTERED_LIST_WITH_STATS_AND_DATA, &[0, 1, 1]),
+        list(op::EXISTS, b""),
+    ];
+    let mut peer = world.connect(0);
+    assert_eq!(world.error(&mut peer, op::MULTI_READ, &many(&reads)), 0);
+    assert_eq!(world.error(&mut peer, op::MULTI, &many(&[(op::CREATE, create("/a", "", 0))])), 0);
+    assert_eq!(world.error(&mut peer, op::MULTI, b"junk"), -5, "what cannot be read is refused as ever");
+    let off = [reads.to_vec(), vec![list(op::FILTERED_LIST, &[0])]].concat();
+    assert_eq!(world.error(&mut peer, op::MULTI_READ, &many(&off)), -6);
+    assert!(world.is_closed(&peer));
+    let mut peer = world.connect(0);
+    let off = [(op::CREATE, create("/b", "", 0)), (op::TRY_REMOVE, delete("/a"))];
+    assert_eq!(world.error(&mut peer, op::MULTI, &many(&off)), -6);
+    assert!(world.is_closed(&peer));
+    let mut peer = world.connect(0);
+    assert_eq!(world.error(&mut peer, op::EXISTS, &path_watch("/a", false)), 0);
+    assert_eq!(world.error(&mut peer, op::EXISTS, &path_watch("/b", false)), -101);
+}
+
 #[test]
 fn clickhouse_mode_answers_in_its_own_words() {
-    /// They were done all the same inside a multi and a multiRead.
-    #[test]
-    fn what_was_switched_off_is_so_inside_a_multi_and_a_multi_read_too() {
-        let params = r#"{"compatibility":"clickhouse","feature_flags":{"filtered_list":false,"try_remove":false}}"#;
-        let mut world = World::with(1, params, &format!(r#"{{"params":{params}}}"#));
-        let many = |requests: &[(i32, Vec<u8>)]| {
-            body(|out| {
-                for (operation, request) in requests {
-                    MultiHeader { op: *operation, done: false, err: -1 }.write(out);
-                    out.raw(request);
-                }
-                MultiHeader::END.write(out);
-            })
-        };
-        let list = |operation, options: &[u8]| (operation, [path_watch("/", false), options.to_vec()].concat());
-        let reads = [
-            list(op::GET_CHILDREN, b""),
-            (op::LIST_RECURSIVE, body(|out| _ = out.text("/").u32(9))),
-            list(op::FILTERED_LIST_WITH_STATS_AND_DATA, &[0, 1, 1]),
-            list(op::EXISTS, b""),
-        ];
-        let mut peer = world.connect(0);
-        assert_eq!(world.error(&mut peer, op::MULTI_READ, &many(&reads)), 0);
-        assert_eq!(world.error(&mut peer, op::MULTI, &many(&[(op::CREATE, create("/a", "", 0))])), 0);
-        assert_eq!(world.error(&mut peer, op::MULTI, b"junk"), -5, "what cannot be read is refused as ever");
-        let off = [reads.to_vec(), vec![list(op::FILTERED_LIST, &[0])]].concat();
-        assert_eq!(world.error(&mut peer, op::MULTI_READ, &many(&off)), -6);
-        assert!(world.is_closed(&peer));
-        let mut peer = world.connect(0);
-        let off = [(op::CREATE, create("/b", "", 0)), (op::TRY_REMOVE, delete("/a"))];
-        assert_eq!(world.error(&mut peer, op::MULTI, &many(&off)), -6);
-        assert!(world.is_closed(&peer));
-        let mut peer = world.connect(0);
-        assert_eq!(world.error(&mut peer, op::EXISTS, &path_watch("/a", false)), 0);
-        assert_eq!(world.error(&mut peer, op::EXISTS, &path_watch("/b", false)), -101);
-    }
-
     let mut world = clickhouse();
     let _peer = world.connect(0);
     assert_eq!(world.word(0, "wchc"), "", "not allowed by default: closed without a word");
@@ -359,6 +360,9 @@ fn clickhouse_mode_answers_in_its_own_words() {
             "commit_logs_cache_size"
         ]
     );
+    // Each of its own term: all were said to be of the leader's now.
+    let terms = |text: &str| text.lines().filter(|line| line.contains("_term")).collect::<Vec<_>>().join(" ");
+    assert_eq!(terms(&world.word(0, "lgif")), "first_log_term\t2 last_log_term\t3");
     assert!(world.word(0, "ftfl").starts_with("filtered_list\t1\nmulti_read\t1\ncheck_not_exists\t1\n"));
     assert_eq!(world.word(0, "apiv"), "2", "as /keeper/api_version");
     assert_eq!(world.word(0, "isro"), "rw");

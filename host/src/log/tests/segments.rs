@@ -329,6 +329,19 @@ fn replication_is_not_given_what_comes_after_a_purge_as_if_it_followed() {
     assert!(now(group.limited_get_log_entries(first - 1, first + 2)).unwrap().is_empty());
 }
 
+#[test]
+fn the_oldest_and_the_newest_entry_have_their_own_terms() {
+    let mut harness = Harness::new(SimDisk::new());
+    assert_eq!(harness.group(1).terms(), None);
+    let append = |term| Step::Append { group: 1, entries: 3, bytes: 10, term };
+    harness.run(&[append(1), append(2), append(4)]);
+    assert_eq!(harness.group(1).terms(), Some((1, 4)));
+    harness.run(&[Step::Purge { group: 1, entries: 4 }]);
+    assert_eq!(harness.group(1).terms(), Some((2, 4)));
+    harness.run(&[Step::Purge { group: 1, entries: 5 }]);
+    assert_eq!(harness.group(1).terms(), Some((4, 4)), "of what was purged last");
+}
+
 /// What is kept of a group behind its snapshot is bounded in bytes too: a few large entries are as much as many small ones.
 #[test]
 fn what_is_too_much_is_told_by_the_bytes_of_the_newest() {

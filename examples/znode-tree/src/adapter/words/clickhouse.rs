@@ -154,9 +154,9 @@ fn lgif(view: &View<'_>) -> String {
         let _ = writeln!(text, "{key}\t{value}");
     };
     say("first_log_idx", facts.purged.map_or(1, |purged| purged + 1));
-    say("first_log_term", facts.term);
+    say("first_log_term", facts.first_term.unwrap_or(facts.term));
     say("last_log_idx", facts.last);
-    say("last_log_term", facts.term);
+    say("last_log_term", facts.last_term.unwrap_or(facts.term));
     say("last_committed_log_idx", facts.applied);
     say("leader_committed_log_idx", facts.commit);
     say("target_committed_log_idx", facts.commit);

@@ -13,6 +13,9 @@ pub struct Facts {
     /// `leader`, `follower`, `learner`, `candidate`, `standalone`.
     pub role: String,
     pub term: u64,
+    /// Of the oldest entry in the log, and of the newest.
+    pub first_term: Option<u64>,
+    pub last_term: Option<u64>,
     pub leader: Option<u64>,
     pub applied: u64,
     pub commit: u64,
@@ -49,6 +52,7 @@ pub struct HostSettings {
     pub commands_waiting_max: Option<u64>,
     pub session_check_ms: Option<u64>,
     pub request_timeout_ms: Option<u64>,
+    pub connections_per_address_max: Option<u64>,
     pub transfer_part_bytes: Option<u64>,
 }
 

@@ -237,7 +237,8 @@ fn conf(view: &View<'_>) -> String {
     let (data, log) = (facts.snapshot_bytes.unwrap_or(0), facts.log_bytes.unwrap_or(0));
     let mut text = format!("clientPort={}\nsecureClientPort=-1\n", settings.client_port);
     let _ = writeln!(text, "dataDir={data_dir}\ndataDirSize={data}\ndataLogDir={data_dir}\ndataLogSize={log}");
-    let _ = writeln!(text, "tickTime={}\nmaxClientCnxns=0", settings.tick_time_ms);
+    let most = facts.settings.connections_per_address_max.unwrap_or(0);
+    let _ = writeln!(text, "tickTime={}\nmaxClientCnxns={most}", settings.tick_time_ms);
     let _ = writeln!(text, "minSessionTimeout={}", settings.min_session_timeout_ms);
     let _ = writeln!(text, "maxSessionTimeout={}", settings.max_session_timeout_ms);
     let _ = writeln!(text, "clientPortListenBacklog=-1\nserverId={}", settings.node);

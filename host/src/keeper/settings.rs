@@ -1,6 +1,7 @@
 //! What a ZooKeeper replacement is told: [`KeeperConfig`], every field a flag of `statehouse keeper` beside those of
 //! `serve`; and what becomes of it: the node's configuration, the group's params, the listener's settings.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -21,6 +22,9 @@ pub const MODULE: &str = "znode-tree";
 
 /// A call carries a request's bytes, who sent it, and little more.
 const CALL_OVERHEAD_BYTES: u64 = 64 << 10;
+
+/// Five bytes: what ZooKeeper keeps of a time to live.
+const TTL_MS_MAX: u64 = 0xFF_FFFF_FFFF;
 
 /// Whose behaviour is wanted where the two differ.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -95,6 +99,10 @@ pub struct KeeperConfig {
           action = clap::ArgAction::Set, hide_possible_values = true, hide_default_value = true)]
     pub audit: bool,
 
+    /// Requests of one connection that may be under way before no more are read from it
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub outstanding_limit: u64,
+
     /// Every read sees all that was acknowledged anywhere before, for a round of the network
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
           default_missing_value = "true", value_parser = BoolishValueParser::new(),
@@ -132,6 +140,22 @@ pub struct KeeperConfig {
     /// * A container that never had a child goes after this time, milliseconds; 0: never
     #[arg(long, value_name = "MS", default_value_t = 0)]
     pub container_max_never_used_ms: u64,
+
+    /// * The longest time to live of a node, milliseconds
+    #[arg(long, value_name = "MS", default_value_t = TTL_MS_MAX, value_parser = clap::value_parser!(u64).range(1..=TTL_MS_MAX))]
+    pub max_ttl_ms: u64,
+
+    /// * When nodes take so much memory, refuse what would add to it (ClickHouse's OutOfMemory); 0: never
+    #[arg(long, value_name = "BYTES", default_value = "0", value_parser = parse_bytes)]
+    pub memory_soft_limit_bytes: u64,
+
+    /// * ClickHouse's feature flags, where they are not as usual: `try_remove=false` (repeatable, or a list with commas)
+    #[arg(long, value_name = "NAME=BOOL", action = clap::ArgAction::Append, value_delimiter = ',', value_parser = parse_flag)]
+    pub feature_flags: Vec<(String, bool)>,
+
+    /// * What ClickHouse reads at `/keeper/availability_zone`
+    #[arg(long, value_name = "ZONE")]
+    pub availability_zone: Option<String>,
 }
 
 fn parse_client(text: &str) -> Result<String, String> {
@@ -139,6 +163,13 @@ fn parse_client(text: &str) -> Result<String, String> {
     match port {
         Some(Ok(_)) => Ok(text.to_owned()),
         _ => Err("it is not HOST:PORT".to_owned()),
+    }
+}
+
+fn parse_flag(text: &str) -> Result<(String, bool), String> {
+    match text.split_once('=').map(|(name, on)| (name.trim(), on.trim())) {
+        Some((name, on @ ("true" | "false"))) if !name.is_empty() => Ok((name.to_owned(), on == "true")),
+        _ => Err("it is not NAME=true or NAME=false".to_owned()),
     }
 }
 
@@ -165,6 +196,10 @@ impl KeeperConfig {
             "reconfig_enabled": self.reconfig_enabled,
             "container_check_interval_ms": self.container_check_interval_ms,
             "container_max_never_used_ms": self.container_max_never_used_ms,
+            "max_ttl_ms": self.max_ttl_ms,
+            "memory_soft_limit_bytes": self.memory_soft_limit_bytes,
+            "feature_flags": self.feature_flags.iter().cloned().collect::<BTreeMap<_, _>>(),
+            "availability_zone": self.availability_zone,
         })
     }
 
@@ -189,6 +224,7 @@ impl KeeperConfig {
             ("digest_auth", Some(self.digest_auth.into())),
             ("read_only_mode", Some(self.read_only_mode.into())),
             ("audit", Some(self.audit.into())),
+            ("outstanding_limit", Some(self.outstanding_limit.into())),
             ("quorum_reads", Some(self.quorum_reads.into())),
             ("client_port", port.map(Value::from)),
         ];
@@ -273,6 +309,30 @@ mod tests {
         // What the adapter may grant, the gateway must not shorten.
         assert!(told.session_timeout_min_ms <= 1_000 && told.session_timeout_max_ms >= 40_000);
         assert!(told.command_bytes_max > 1_048_575 && told.log_segment_bytes >= 4 * told.command_bytes_max);
+    }
+
+    /// The documents called them flags, and they were none.
+    #[test]
+    fn what_the_tree_and_the_listener_can_be_told_has_a_flag() {
+        let keeper = parse(&[
+            "--max-ttl-ms=1000",
+            "--memory-soft-limit-bytes=512MiB",
+            "--feature-flags=try_remove=false,create_ttl=true",
+            "--feature-flags=multi_read=false",
+            "--availability-zone=eu-1a",
+            "--outstanding-limit=50",
+        ]);
+        let params = keeper.params();
+        assert_eq!((&params["max_ttl_ms"], &params["memory_soft_limit_bytes"]), (&json!(1000), &json!(512 << 20)));
+        assert_eq!(params["feature_flags"], json!({"create_ttl": true, "multi_read": false, "try_remove": false}));
+        assert_eq!(params["availability_zone"], json!("eu-1a"));
+        assert_eq!(keeper.node(node()).unwrap().listen_params["keeper"]["outstanding_limit"], json!(50));
+        let params = parse(&[]).params();
+        assert_eq!((&params["feature_flags"], &params["availability_zone"]), (&json!({}), &Value::Null));
+        assert_eq!(params["max_ttl_ms"], json!(0xFF_FFFF_FFFF_u64));
+        for wrong in ["try_remove", "=true", "try_remove=no"] {
+            assert!(parse_flag(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -388,14 +388,17 @@ impl Reading {
         self.set("node-id", from, id);
         if own.is_observer || self.last("peerType").is_some_and(|line| line.value().eq_ignore_ascii_case("observer")) {
             return Err(own.line.refuse(
-                format!("server.{id} is this member, and an observer, which this version cannot be"),
-                "start members that vote; they serve clients as observers do",
+                format!("server.{id} is this member, and an observer: such a one joins those that vote, and no file can say how"),
+                "start it by flags with --join when those that vote are up; `statehouse node add N --learner` makes it serve",
             ));
         }
         let mut cluster = String::new();
         for (id, server) in servers {
             if server.is_observer {
-                self.ignore(&server.line, "an observer is no member here; clients are served by those that vote");
+                self.ignore(
+                    &server.line,
+                    "an observer is no member from the start: it joins those that vote, with --join, as a learner",
+                );
                 continue;
             }
             let comma = if cluster.is_empty() { "" } else { "," };
@@ -644,11 +647,11 @@ fn not_honoured(key: &str) -> Option<(&'static str, bool)> {
         | "client.certReload" => (NO_TLS, true),
         "localSessionsEnabled" | "localSessionsUpgradingEnabled" => ("every session is the cluster's", true),
         "leaderServes" => ("every member serves clients", false),
-        "syncEnabled" => ("there are no observers; every member writes its log", false),
+        "syncEnabled" => ("observers write their log as every member does", false),
         "forceSync" => ("nothing is acknowledged before it is synced, whatever a file says", false),
-        "observerMasterPort" => ("there are no observers", false),
+        "observerMasterPort" => ("observers follow the leader itself", false),
         "clientPortListenBacklog" => ("the system's own limit holds", false),
-        "globalOutstandingLimit" => ("requests are bounded a connection", false),
+        "globalOutstandingLimit" => ("requests are bounded a connection, by --outstanding-limit", false),
         "admin.enableServer" => ("the HTTP API on --http is how the node is driven", false),
         "admin.idleTimeout" | "admin.commandURL" | "admin.portUnification" | "admin.needClientAuth" => {
             ("the HTTP API is another one: /openapi.json", true)

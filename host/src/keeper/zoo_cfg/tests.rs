@@ -235,7 +235,7 @@ fn what_contradicts_itself_is_refused_with_file_and_line() {
         (
             Some("2"),
             "dataDir={dir}\nserver.1=a:1:2\nserver.2=b:1:2:observer\n",
-            "zoo.cfg:3: server.2 is this member, and an observer",
+            "zoo.cfg:3: server.2 is this member, and an observer: such a one joins",
         ),
         (
             Some("1"),

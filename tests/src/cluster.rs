@@ -288,6 +288,27 @@ impl Cluster {
         Self { nodes, folder, ip, flags: joining }
     }
 
+    /// A second machine with a copy of what a node has on its disk now; not started yet.
+    pub fn copy(&self, id: u64) -> Node {
+        let original = self.node(id);
+        let ip = own_address();
+        let mut flags = original.flags.clone();
+        // As the others know it.
+        flags.extend(["--advertise-peer".to_owned(), original.peer.to_string()]);
+        let copy = Node {
+            id,
+            data_dir: self.folder().join(format!("copy-of-{id}")),
+            http: at(ip, 7070, id),
+            peer: at(ip, 7170, id),
+            log: self.folder().join(format!("copy-of-{id}.log")),
+            flags,
+            child: None,
+        };
+        let copied = Command::new("cp").arg("-r").arg(&original.data_dir).arg(&copy.data_dir).status().unwrap();
+        assert!(copied.success(), "{copied}");
+        copy
+    }
+
     /// `count` more nodes, which join through the nodes that are there; not started yet.
     pub fn prepare_joining(&mut self, count: u64) {
         let peers: Vec<SocketAddr> = self.nodes.iter().map(|node| node.peer).collect();

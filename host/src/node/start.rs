@@ -332,6 +332,12 @@ fn settle_identity(config: &ServeConfig, disk: &dyn Disk, found: Option<Identity
     Ok(cluster)
 }
 
+/// The number that names this process to other nodes.
+fn life() -> u64 {
+    static LIFE: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
+    *LIFE.get_or_init(|| crate::platform::random_u64(&RealPlatform))
+}
+
 /// Sets a damaged log aside, if the other nodes can do without this one: see [`repair`].
 async fn give_up_log(
     config: &ServeConfig,
@@ -347,7 +353,7 @@ async fn give_up_log(
         Ok(peers) => peers,
         Err(why) => return Err(StartError::NotRepaired { damage, why }),
     };
-    let transport = TcpTransport::new(config.node_id, cluster, peers.clone());
+    let transport = TcpTransport::new(config.node_id, cluster, life(), peers.clone());
     let others = match repair::is_safe::<Runtime, _>(&transport, config.node_id, peers).await {
         Ok(others) => others,
         Err(why) => return Err(StartError::NotRepaired { damage, why }),
@@ -438,7 +444,7 @@ pub async fn start(config: &ServeConfig) -> Result<Running, StartError> {
     let cache = config.code_cache.clone().unwrap_or_else(|| data_dir.join("cache"));
     let cache = DirCache::open(&cache).map_err(|source| StartError::CodeCache { path: cache, source })?;
     let modules = ModuleHost::new(Some(Box::new(cache))).map_err(|error| StartError::Modules(error.to_string()))?;
-    let transport = TcpTransport::new(config.node_id, cluster, known.clone());
+    let transport = TcpTransport::new(config.node_id, cluster, life(), known.clone());
     let node = Node::open(Setup {
         id: config.node_id,
         cluster,

@@ -11,7 +11,7 @@ use crate::types::NodeId;
 
 const MAGIC: &[u8; 8] = b"STHSPEER";
 /// The protocol's version: peers of another are refused.
-pub const PROTOCOL: u16 = 1;
+pub const PROTOCOL: u16 = 2;
 /// length, checksum, id, kind.
 const HEAD_BYTES: usize = 4 + 4 + 8 + 1;
 /// No frame is longer.
@@ -28,11 +28,13 @@ pub struct Hello {
     pub to: NodeId,
     /// What the connection is for.
     pub lane: Lane,
+    /// Its process, by a number drawn at its start: two that run on copies of one data directory are told apart by it.
+    pub life: u64,
 }
 
 impl Hello {
-    /// magic, version, cluster, from, to, lane, checksum of all before.
-    pub const BYTES: usize = 8 + 2 + 16 + 8 + 8 + 1 + 4;
+    /// magic, version, cluster, from, to, lane, life, checksum of all before.
+    pub const BYTES: usize = 8 + 2 + 16 + 8 + 8 + 1 + 8 + 4;
 
     /// Its bytes.
     pub fn encode(&self) -> Vec<u8> {
@@ -48,6 +50,7 @@ impl Hello {
             Lane::Join => 2,
             Lane::Control => 3,
         });
+        out.extend_from_slice(&self.life.to_le_bytes());
         let checksum = crc32c::crc32c(&out);
         out.extend_from_slice(&checksum.to_le_bytes());
         out
@@ -77,7 +80,7 @@ impl Hello {
             3 => Lane::Control,
             other => return Err(format!("no lane {other}")),
         };
-        Ok(Self { cluster, from, to, lane })
+        Ok(Self { cluster, from, to, lane, life: rest.get_u64_le() })
     }
 
     /// Whether node `node` of `cluster` may talk to the sender; `Err` is the refusal in words.
@@ -220,12 +223,12 @@ mod tests {
 
     #[test]
     fn a_stranger_is_refused_in_words() {
-        let hello = Hello { cluster: [1; 16], from: 2, to: 1, lane: Lane::Bulk };
+        let hello = Hello { cluster: [1; 16], from: 2, to: 1, lane: Lane::Bulk, life: 5 };
         let bytes: [u8; Hello::BYTES] = hello.encode().try_into().unwrap();
         assert_eq!(Hello::decode(&bytes).unwrap().check(1, &[1; 16]), Ok(hello));
         assert!(hello.check(1, &[9; 16]).unwrap_err().contains("--initial-cluster"));
         // Who joins knows neither the cluster nor whom it speaks to; nobody else may say so.
-        let joins = Hello { cluster: [0; 16], from: 2, to: 0, lane: Lane::Join };
+        let joins = Hello { cluster: [0; 16], from: 2, to: 0, lane: Lane::Join, life: 5 };
         assert_eq!(joins.check(1, &[9; 16]), Ok(joins));
         assert!(Hello { cluster: [1; 16], ..joins }.check(1, &[9; 16]).unwrap_err().contains("belongs to cluster"));
         assert!(Hello { lane: Lane::Bulk, ..joins }.check(1, &[9; 16]).is_err());

@@ -64,7 +64,8 @@ mod tests {
                 frame::encode(number, kind, &payload, &mut bytes);
             }
             if random.between(0, 7) == 0 {
-                bytes = BytesMut::from(&Hello { cluster: [3; 16], from: 1, to: 2, lane: Lane::Bulk }.encode()[..]);
+                bytes =
+                    BytesMut::from(&Hello { cluster: [3; 16], from: 1, to: 2, lane: Lane::Bulk, life: 4 }.encode()[..]);
             }
             let mut bytes = bytes.to_vec();
             for _ in 0..random.between(0, 2) {

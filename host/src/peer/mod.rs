@@ -12,6 +12,7 @@
 pub mod commit;
 pub mod frame;
 pub mod fuzz;
+mod guests;
 pub mod message;
 pub mod raft;
 pub mod tcp;

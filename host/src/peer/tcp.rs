@@ -44,6 +44,7 @@ use super::frame;
 use super::frame::Frame;
 use super::frame::Hello;
 use super::frame::Kind;
+use super::guests::Guests;
 use crate::types::NodeId;
 
 /// How long connecting and shaking hands may take.
@@ -119,6 +120,7 @@ struct Link {
 struct Inner {
     node: NodeId,
     cluster: [u8; 16],
+    life: u64,
     limits: Limits,
     addresses: Mutex<BTreeMap<NodeId, String>>,
     links: Mutex<BTreeMap<(NodeId, Lane), Link>>,
@@ -129,14 +131,20 @@ struct Inner {
 pub struct TcpTransport(Arc<Inner>);
 
 impl TcpTransport {
-    /// A transport of node `node` of `cluster` that knows `addresses`.
-    pub fn new(node: NodeId, cluster: [u8; 16], addresses: BTreeMap<NodeId, String>) -> Self {
-        Self::limited(node, cluster, addresses, LIMITS)
+    /// A transport of node `node` of `cluster` that knows `addresses`; `life` names this process.
+    pub fn new(node: NodeId, cluster: [u8; 16], life: u64, addresses: BTreeMap<NodeId, String>) -> Self {
+        Self::limited(node, cluster, life, addresses, LIMITS)
     }
 
-    fn limited(node: NodeId, cluster: [u8; 16], addresses: BTreeMap<NodeId, String>, limits: Limits) -> Self {
+    fn limited(
+        node: NodeId,
+        cluster: [u8; 16],
+        life: u64,
+        addresses: BTreeMap<NodeId, String>,
+        limits: Limits,
+    ) -> Self {
         let (addresses, links) = (Mutex::new(addresses), Mutex::default());
-        Self(Arc::new(Inner { node, cluster, limits, addresses, links }))
+        Self(Arc::new(Inner { node, cluster, life, limits, addresses, links }))
     }
 
     fn link(&self, to: NodeId, lane: Lane) -> Link {
@@ -241,7 +249,7 @@ fn refuse(outgoing: Outgoing, node: NodeId, reason: &str) {
 async fn connect(inner: &Inner, to: NodeId, lane: Lane) -> io::Result<TcpStream> {
     let address = inner.addresses.lock().unwrap_or_else(PoisonError::into_inner).get(&to).cloned();
     let address = address.ok_or_else(|| io::Error::other(format!("no address of node {to} is known")))?;
-    greet(&address, Hello { cluster: inner.cluster, from: inner.node, to, lane }).await
+    greet(&address, Hello { cluster: inner.cluster, from: inner.node, to, lane, life: inner.life }).await
 }
 
 /// Why a node that wants to join has no answer.
@@ -261,7 +269,8 @@ pub async fn greet_as_stranger(address: &str, node: NodeId, cluster: [u8; 16]) -
 }
 
 async fn greet_at(address: &str, node: NodeId, cluster: [u8; 16]) -> Result<TcpStream, StrangerError> {
-    let hello = Hello { cluster, from: node, to: 0, lane: Lane::Join };
+    // Who joins is a member of nothing yet.
+    let hello = Hello { cluster, from: node, to: 0, lane: Lane::Join, life: 0 };
     match tokio::time::timeout(CONNECT_TIMEOUT, greet(address, hello)).await {
         Ok(Ok(stream)) => Ok(stream),
         Ok(Err(error)) if error.kind() == io::ErrorKind::PermissionDenied => {
@@ -467,13 +476,14 @@ async fn serve_link(
 /// Accepts peers until the task is aborted.
 pub async fn serve(listener: TcpListener, node: NodeId, cluster: [u8; 16], handler: Arc<dyn Handler>) {
     let mut connections = tokio::task::JoinSet::new();
+    let guests = Guests::default();
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, address)) => {
-                    let handler = handler.clone();
+                    let (handler, guests) = (handler.clone(), guests.clone());
                     connections.spawn(async move {
-                        if let Err(error) = serve_peer(stream, node, cluster, handler).await {
+                        if let Err(error) = serve_peer(stream, node, cluster, guests, handler).await {
                             tracing::warn!(peer = %address, %error, "a peer's connection ended");
                         }
                     });
@@ -492,6 +502,7 @@ async fn serve_peer(
     mut stream: TcpStream,
     node: NodeId,
     cluster: [u8; 16],
+    guests: Guests,
     handler: Arc<dyn Handler>,
 ) -> io::Result<()> {
     // Before it is known what the connection is for.
@@ -499,8 +510,9 @@ async fn serve_peer(
     let mut bytes = [0; Hello::BYTES];
     let read = tokio::time::timeout(CONNECT_TIMEOUT, stream.read_exact(&mut bytes)).await;
     read.map_err(|_| io::Error::other("no handshake within a second"))??;
-    let hello = match Hello::decode(&bytes).and_then(|hello| hello.check(node, &cluster)) {
-        Ok(hello) => hello,
+    let hello = Hello::decode(&bytes).and_then(|hello| hello.check(node, &cluster));
+    let (hello, guest) = match hello.and_then(|hello| Ok((hello, guests.welcome(&hello)?))) {
+        Ok(welcome) => welcome,
         Err(reason) => {
             let text = reason.as_bytes();
             let length = u16::try_from(text.len()).unwrap_or(u16::MAX).to_le_bytes();
@@ -540,7 +552,7 @@ async fn serve_peer(
             read = reader.read_buf(&mut incoming) => match read {
                 Ok(0) => break Ok(()),
                 Err(error) => break Err(error),
-                Ok(_) => {}
+                Ok(_) => guest.spoke(),
             },
             // Requests whose answers go nowhere are not taken.
             error = &mut writing => break Err(error.unwrap_or_else(io::Error::other)),

@@ -66,7 +66,7 @@ fn the_bytes_on_disk_and_wire_are_the_documented_ones() {
         assert_eq!(codec::decode::<Proposal>(&bytes).unwrap(), proposal);
         text.push_str(&format!("{proposal}: {}\n", hex(&bytes)));
     }
-    let hello = Hello { cluster: *b"0123456789abcdef", from: 1, to: 2, lane: Lane::Bulk };
+    let hello = Hello { cluster: *b"0123456789abcdef", from: 1, to: 2, lane: Lane::Bulk, life: 3 };
     text.push_str(&format!("hello: {}\n", hex(&hello.encode())));
     for (kind, name) in [(Kind::Request, "request"), (Kind::Response, "response"), (Kind::Failure, "failure")] {
         let mut bytes = BytesMut::new();

@@ -342,6 +342,35 @@ fn the_command_line_adds_removes_and_moves() {
     assert_eq!(cluster.voters(2, "kv"), [2, 3]);
 }
 
+/// A virtual machine is copied with all it has, and both run. What the copy says counts for nothing: it knows nothing of what the other one
+/// has promised since.
+#[test]
+fn of_two_processes_that_run_as_one_node_the_second_is_not_listened_to() {
+    let mut cluster = Cluster::start(3, &[]);
+    cluster.deploy("kv", modules::bundled("kv"));
+    let copied = cluster.follower("kv");
+    let mut copy = cluster.copy(copied);
+    copy.start();
+    wait::until("the copy is told why", || {
+        let said = copy.said();
+        if said.contains(&format!("another process speaks for node {copied}")) { Ok(()) } else { Err(said) }
+    });
+    let load = Load::start(&cluster.addresses(), "kv", 4);
+    load.wait_for(200);
+    let told = load.stop();
+    assert_exactly_once(&cluster.addresses(), "kv", &told);
+    wait::until("the copy is not ready", || {
+        let ready = copy.client().get("/readyz");
+        if ready.status == 503 { Ok(()) } else { Err(ready.to_string()) }
+    });
+    copy.kill();
+    // One that is started again is not taken for a copy of itself.
+    cluster.node_mut(copied).kill();
+    cluster.node_mut(copied).start();
+    cluster.node_mut(copied).wait_ready();
+    cluster.assert_equal_state("kv");
+}
+
 /// Groups of one and of three replicas on four nodes: spread evenly, served at every node, and given a new node when theirs
 /// leaves.
 #[test]

@@ -8,7 +8,7 @@ const STALLED: Duration = Duration::from_millis(2000);
 
 fn transport(address: std::net::SocketAddr) -> TcpTransport {
     let addresses = BTreeMap::from([(PEER, address.to_string())]);
-    TcpTransport::limited(1, CLUSTER, addresses, Limits { held_bytes: LIMIT, stalled: STALLED })
+    TcpTransport::limited(1, CLUSTER, 5, addresses, Limits { held_bytes: LIMIT, stalled: STALLED })
 }
 
 fn held(transport: &TcpTransport) -> usize {

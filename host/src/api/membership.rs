@@ -18,6 +18,7 @@ use super::request::Id;
 use super::request::Name;
 use super::request::Params;
 use super::request::read_json;
+use super::schema::Balanced;
 use super::schema::Change;
 use super::schema::ChangeList;
 use super::schema::ClusterNode;
@@ -262,6 +263,22 @@ pub(super) async fn transfer(
 ) -> Result<Response, Box<Problem>> {
     let Transfer { to } = read_json(&headers, body).await?;
     Ok(json(StatusCode::OK, &Leader { leader: context.service.leader_transfer(group, to).await? }))
+}
+
+/// Spreads the leaders over the nodes
+///
+/// Every node leads about as many groups as any other then, of those that are to lead. Answers when the leaders have moved; what has moved
+/// before one of them fails stays.
+#[utoipa::path(post, path = "/v1/leaders/balance", tag = "membership", responses(
+    (status = 200, body = Balanced),
+    (status = "default", body = Problem, content_type = "application/problem+json"),
+))]
+pub(super) async fn balance(State(context): State<Shared>) -> Result<Response, Box<Problem>> {
+    let moved = crate::status::moves(&context.service.status().await);
+    for one in &moved {
+        context.service.leader_transfer(one.group.clone(), Some(one.to)).await?;
+    }
+    Ok(json(StatusCode::OK, &Balanced { moved }))
 }
 
 /// The changes that run, and the last that ended

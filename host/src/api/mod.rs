@@ -127,6 +127,7 @@ fn routes() -> Vec<(&'static str, MethodRouter<Shared>)> {
         ("/v1/groups/{name}/sessions", post(sessions::open)),
         ("/v1/groups/{name}/sessions/{id}", delete(sessions::close)),
         ("/v1/groups/{name}/sessions/{id}/touch", post(sessions::touch)),
+        ("/v1/leaders/balance", post(membership::balance)),
         ("/v1/nodes", get(membership::nodes).post(membership::add_node)),
         ("/v1/nodes/{id}", delete(membership::remove_node)),
         ("/v1/nodes/{id}/priority", post(membership::set_priority)),

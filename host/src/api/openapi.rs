@@ -43,6 +43,7 @@ use utoipa::OpenApi;
         super::membership::set_members,
         super::membership::move_group,
         super::membership::transfer,
+        super::membership::balance,
         super::membership::changes,
         super::membership::change,
         super::membership::cancel,

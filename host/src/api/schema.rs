@@ -398,6 +398,13 @@ pub struct Leader {
     pub leader: u64,
 }
 
+/// What it took to spread the leaders.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Balanced {
+    /// Each group whose leadership has moved.
+    pub moved: Vec<crate::status::Moved>,
+}
+
 /// A change of membership and what became of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Change {

@@ -1,6 +1,5 @@
 //! `statehouse node`, `member`, `leader`, `change`: who belongs to what, and how that changes.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use clap::Args;
@@ -16,6 +15,7 @@ use super::Repeat;
 use super::client::encode;
 use super::output;
 use super::output::or_dash;
+use crate::api::schema::Balanced;
 use crate::api::schema::Change;
 use crate::api::schema::ChangeList;
 use crate::api::schema::ClusterNode;
@@ -28,12 +28,12 @@ use crate::api::schema::NodeList;
 use crate::api::schema::Priority;
 use crate::api::schema::Transfer;
 use crate::api::schema::Voters;
-use crate::status::ClusterStatus;
-use crate::status::GroupStatus;
-use crate::types::CATALOG;
+use crate::status::Moved;
 
 /// One request waits for a change so long; then it is asked for again.
 const WAIT_MS: u64 = 1_000;
+/// For the leaders of all groups to be spread.
+const BALANCE_TIME_MAX: Duration = Duration::from_secs(600);
 
 /// Look at, add and remove the cluster's nodes
 ///
@@ -334,57 +334,19 @@ async fn transfer(client: &Client, group: &str, to: Option<u64>) -> Result<Leade
     client.send(call).await?.json()
 }
 
-/// A group whose leadership moved.
-#[derive(Debug, PartialEq, Eq, Serialize)]
-struct Moved {
-    group: String,
-    from: u64,
-    to: u64,
-}
-
-/// Each group's leadership goes to the voter that leads fewest, wherever that evens things out. Of the voters only those of the
-/// highest priority count: the others would hand over to them at once.
 async fn balance(client: &Client, form: Output) -> Result<(), Failure> {
-    let status: ClusterStatus = client.send(Call::get("/v1/status")).await?.json()?;
-    let priorities: BTreeMap<u64, u8> =
-        status.nodes.iter().filter_map(|node| Some((node.id, node.priority?))).collect();
-    let mut moved = Vec::new();
-    for Moved { group, from, to } in moves(&status.groups, &priorities) {
-        transfer(client, &group, Some(to)).await?;
-        moved.push(Moved { group, from, to });
-    }
+    // As long as all the groups' hand-overs take.
+    let call = Call::post("/v1/leaders/balance", "", Repeat::Never).within(BALANCE_TIME_MAX);
+    let balanced: Balanced = client.send(call).await?.json()?;
     if form == Output::Json {
-        return output::json(&moved);
+        return output::json(&balanced.moved);
     }
-    if moved.is_empty() {
+    if balanced.moved.is_empty() {
         output::note("the leaders are spread evenly already");
         return Ok(());
     }
     let row = |one: &Moved| vec![one.group.clone(), one.from.to_string(), one.to.to_string()];
-    output::table(&["group", "from", "to"], moved.iter().map(row).collect())
-}
-
-/// What is to move for the leaders to be spread evenly.
-fn moves(groups: &[GroupStatus], priorities: &BTreeMap<u64, u8>) -> Vec<Moved> {
-    let groups: Vec<_> = groups.iter().filter(|group| group.id != CATALOG).collect();
-    let mut leads = BTreeMap::<u64, u64>::new();
-    for leader in groups.iter().filter_map(|group| group.leader) {
-        *leads.entry(leader).or_default() += 1;
-    }
-    let mut moves = Vec::new();
-    for (group, from) in groups.into_iter().filter_map(|group| Some((group, group.leader?))) {
-        // One that does not answer has no priority, and gets nothing.
-        let priority = |node: &u64| priorities.get(node).copied();
-        let highest = group.voters.iter().filter_map(priority).max();
-        let suited = group.voters.iter().copied().filter(|node| priority(node) == highest);
-        let count = |node: u64| leads.get(&node).copied().unwrap_or(0);
-        let next = suited.min_by_key(|node| (count(*node), *node)).filter(|to| count(*to) + 1 < count(from));
-        let Some(to) = next else { continue };
-        *leads.entry(from).or_default() -= 1;
-        *leads.entry(to).or_default() += 1;
-        moves.push(Moved { group: group.name.clone(), from, to });
-    }
-    moves
+    output::table(&["group", "from", "to"], balanced.moved.iter().map(row).collect())
 }
 
 pub(super) async fn run_change(verbs: ChangeVerbs) -> Result<(), Failure> {
@@ -485,32 +447,4 @@ async fn end_of(client: &Client, form: Output, mut change: Change) -> Result<(),
         return Err(Failure::Refused { what: format!("{change}: {detail}"), code, remedy });
     }
     show(form, &change)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn group(id: u64, leader: u64) -> GroupStatus {
-        GroupStatus {
-            id,
-            name: format!("g{id}"),
-            leader: Some(leader),
-            voters: [1, 2, 3].into(),
-            ..GroupStatus::default()
-        }
-    }
-
-    #[test]
-    fn leaders_are_spread_over_the_nodes_that_are_to_lead() {
-        let groups: Vec<GroupStatus> = (0..=6).map(|id| group(id, 1)).collect();
-        let moved = |priorities: &[(u64, u8)]| {
-            let moves = moves(&groups, &priorities.iter().copied().collect());
-            moves.into_iter().map(|one| one.to).collect::<Vec<u64>>()
-        };
-        assert_eq!(moved(&[(1, 100), (2, 100), (3, 100)]), [2, 3, 2, 3], "the catalog stays where it is");
-        assert_eq!(moved(&[(1, 100), (2, 100), (3, 0)]), [2, 2, 2]);
-        assert_eq!(moved(&[(1, 100), (2, 200), (3, 100)]), [2, 2, 2], "the others go there by themselves");
-        assert_eq!(moved(&[(1, 100), (3, 100)]), [3, 3, 3], "node 2 does not answer");
-    }
 }

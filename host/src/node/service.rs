@@ -370,7 +370,10 @@ impl<P: Platform, T: Transport> Node<P, T> {
     /// The part of a group's view that its leader knows, for a node without a replica.
     async fn view_from_afar(&self, entry: &GroupEntry, view: GroupView) -> GroupView {
         match self.leaders_roster(entry.id).await {
-            Ok(roster) => GroupView { leader: roster.leader, members: roster.views(), ..view },
+            Ok(roster) => {
+                let members = roster.views();
+                GroupView { term: roster.term, leader: roster.leader, last: roster.last, members, ..view }
+            }
             Err(_) => view,
         }
     }

@@ -6,6 +6,7 @@
 //! Invariant: a node or a replica that should be there is in the document, whether it answers or not.
 
 mod assemble;
+mod balance;
 mod doctor;
 
 use std::collections::BTreeSet;
@@ -20,6 +21,8 @@ use crate::types::NodeId;
 
 pub use assemble::Known;
 pub use assemble::KnownNode;
+pub use balance::Moved;
+pub use balance::moves;
 pub use doctor::Diagnosis;
 pub use doctor::Finding;
 pub use doctor::diagnose;

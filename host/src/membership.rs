@@ -123,8 +123,11 @@ pub enum MemberChange {
     VotersAmong(BTreeSet<NodeId>),
     /// A learner is no member any more.
     RemoveLearner(NodeId),
-    /// Ends a change that its leader left half done.
-    Finish,
+    /// Ends a change that its leader left half done. `keeps`: who voted before and does not after it stays as a learner.
+    Finish {
+        /// As after [`Self::VotersAmong`].
+        keeps: bool,
+    },
 }
 
 /// What a node holds.

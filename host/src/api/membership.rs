@@ -267,18 +267,24 @@ pub(super) async fn transfer(
 
 /// Spreads the leaders over the nodes
 ///
-/// Every node leads about as many groups as any other then, of those that are to lead. Answers when the leaders have moved; what has moved
-/// before one of them fails stays.
+/// Every node leads about as many groups as any other then, of those that are to lead. Answers when the leaders have moved; when one does not,
+/// the others move all the same, and the error says why that one did not.
 #[utoipa::path(post, path = "/v1/leaders/balance", tag = "membership", responses(
     (status = 200, body = Balanced),
     (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(super) async fn balance(State(context): State<Shared>) -> Result<Response, Box<Problem>> {
-    let moved = crate::status::moves(&context.service.status().await);
-    for one in &moved {
-        context.service.leader_transfer(one.group.clone(), Some(one.to)).await?;
+    let (mut moved, mut failed) = (Vec::new(), None);
+    for one in crate::status::moves(&context.service.status().await) {
+        match context.service.leader_transfer(one.group.clone(), Some(one.to)).await {
+            Ok(_) => moved.push(one),
+            Err(error) => failed = Some(error),
+        }
     }
-    Ok(json(StatusCode::OK, &Balanced { moved }))
+    match failed {
+        None => Ok(json(StatusCode::OK, &Balanced { moved })),
+        Some(error) => Err(error)?,
+    }
 }
 
 /// The changes that run, and the last that ended

@@ -14,6 +14,8 @@ use super::*;
 
 /// The longest the duties sleep; the snapshot policy is looked at this often.
 pub(super) const IDLE: Duration = Duration::from_millis(500);
+/// While a leader's entries are refused.
+const REFUSED_PAUSE: Duration = Duration::from_millis(50);
 /// The shortest, so that a crowd of deadlines costs one round.
 const BUSY: Duration = Duration::from_millis(20);
 /// After a snapshot that could not be written, or was refused although it is whole.
@@ -244,6 +246,9 @@ impl<P: Platform> Duties<P> {
             (sessions, timers, core.host.time_ms)
         });
         let Some((sessions, timers, time_ms)) = tables.await else { return IDLE };
+        if !group.takes_entries() {
+            return REFUSED_PAUSE;
+        }
         let mut next = IDLE;
         let mut kinds = Vec::new();
         self.silent_sessions(now, &sessions, &mut next, &mut kinds);

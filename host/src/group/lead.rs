@@ -40,6 +40,17 @@ impl<P: Platform, T: Transport> Group<P, T> {
         self.leader() == Some(self.node)
     }
 
+    /// Whether this leader's openraft takes entries: it refuses them while no majority has answered for an election timeout, and before one
+    /// has answered at all.
+    pub(super) fn takes_entries(&self) -> bool {
+        let receiver = self.raft.metrics();
+        let metrics = receiver.borrow_watched();
+        let lease = Duration::from_millis(self.timing.election_range_ms().1);
+        let acked = metrics.last_quorum_acked.as_deref().copied();
+        metrics.membership_config.membership().voter_ids().all(|voter| voter == self.node)
+            || acked.is_some_and(|acked| InstantOf::<P>::now() - acked < lease)
+    }
+
     pub(super) fn leader_and_term(&self) -> (Option<NodeId>, u64) {
         let receiver = self.raft.metrics();
         let metrics = receiver.borrow_watched();

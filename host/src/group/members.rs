@@ -107,14 +107,14 @@ impl<P: Platform, T: Transport> Group<P, T> {
     /// Takes one step of a change, if this node leads and the membership is still the one that was `seen`; returns when it is
     /// committed.
     pub async fn change_members(&self, seen: Option<LogId>, change: MemberChange) -> Result<(), String> {
-        let keeps = matches!(&change, MemberChange::VotersAmong(_));
+        let keeps = matches!(&change, MemberChange::VotersAmong(_) | MemberChange::Finish { keeps: true });
         let changes = match change.clone() {
             MemberChange::AddLearner { node, address } => {
                 ChangeMembers::AddNodes(BTreeMap::from([(node, openraft::BasicNode { addr: address })]))
             }
             MemberChange::Voters(voters) | MemberChange::VotersAmong(voters) => ChangeMembers::ReplaceAllVoters(voters),
             MemberChange::RemoveLearner(node) => ChangeMembers::RemoveNodes(BTreeSet::from([node])),
-            MemberChange::Finish => ChangeMembers::AddVoterIds(BTreeSet::new()),
+            MemberChange::Finish { .. } => ChangeMembers::AddVoterIds(BTreeSet::new()),
         };
         let unchanged = Precondition::LastMembershipLogId { last_membership_log_id: seen };
         let limit = Duration::from_millis(self.timing.election_timeout_ms.saturating_mul(STEP_ELECTIONS));

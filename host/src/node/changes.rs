@@ -21,6 +21,8 @@ use crate::catalog::Catalog;
 use crate::catalog::CatalogCommand;
 use crate::catalog::GroupEntry;
 use crate::catalog::no_group;
+use crate::group::priority::PRIORITY_DEFAULT;
+use crate::group::priority::PRIORITY_NEVER;
 use crate::membership::Change;
 use crate::membership::ChangeKind;
 use crate::membership::ChangeState;
@@ -82,6 +84,9 @@ struct Target<'a> {
     name: &'a str,
     /// Who the catalog says holds a replica; `None` for the catalog itself.
     hosts: Option<&'a BTreeSet<NodeId>>,
+    /// What becomes of those whose vote a step took that was left half done: they stay as learners, and go by a step of their own where
+    /// they are to go. Where that step could not tell them from other learners they go at once.
+    keeps: bool,
 }
 
 type Stepped = Result<Step, String>;
@@ -173,9 +178,12 @@ impl<P: Platform, T: Transport> Node<P, T> {
 
     async fn step(&self, catalog: &Catalog, change: &Change) -> Stepped {
         let target = match change.kind.group() {
-            None => Target { change: change.id, id: CATALOG, name: CATALOG_NAME, hosts: None },
+            None => Target { change: change.id, id: CATALOG, name: CATALOG_NAME, hosts: None, keeps: true },
             Some(name) => match catalog.groups.get(name) {
-                Some(entry) => Target { change: change.id, id: entry.id, name, hosts: Some(&entry.hosts) },
+                Some(entry) => {
+                    let keeps = !matches!(&change.kind, ChangeKind::MemberSet { .. });
+                    Target { change: change.id, id: entry.id, name, hosts: Some(&entry.hosts), keeps }
+                }
                 None => return Ok(Step::Fails(no_group(name))),
             },
         };
@@ -207,7 +215,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
             return Err(format!("the last change of group {} is not committed yet", target.name));
         }
         if roster.joint {
-            self.change_group(target, &roster, MemberChange::Finish).await?;
+            self.change_group(target, &roster, MemberChange::Finish { keeps: target.keeps }).await?;
             return Err(format!("the voters of group {} are changing", target.name));
         }
         Ok(roster)
@@ -273,13 +281,29 @@ impl<P: Platform, T: Transport> Node<P, T> {
         }
         // The leader goes last, when another one leads: else the group would be without one for an election.
         if voters.contains(&roster.node) && !wanted.contains(&roster.node) && voters.len() > 1 {
-            let staying = voters.intersection(wanted).copied().collect();
-            return match self.answering(target.id, &staying).await.first() {
-                Some(next) => self.hand_over_group(target, &roster, Some(*next)).await,
-                None => self.set_voters(target, &roster, voters.union(wanted).copied().collect()).await,
-            };
+            if let Some(next) = self.fit_to_lead(target, &roster, wanted).await {
+                return self.hand_over_group(target, &roster, Some(next)).await;
+            }
+            let both: BTreeSet<NodeId> = voters.union(wanted).copied().collect();
+            if both != voters {
+                return self.set_voters(target, &roster, both).await;
+            }
         }
         self.set_voters(target, &roster, wanted.clone()).await
+    }
+
+    /// The voter of these that is best to take over: one that answers, votes, lacks little and is to lead.
+    async fn fit_to_lead(&self, target: &Target<'_>, roster: &Roster, among: &BTreeSet<NodeId>) -> Option<NodeId> {
+        let priority = |node: NodeId| self.0.common.priorities.of(node).unwrap_or(PRIORITY_DEFAULT);
+        let voters = roster.voters();
+        let near = voters.intersection(among).copied().filter(|node| roster.has_caught_up(*node));
+        let asked = near
+            .filter(|node| priority(*node) != PRIORITY_NEVER)
+            .map(async |node| self.roster_at(node, target.id).await.is_ok_and(|roster| roster.votes).then_some(node));
+        let fit = futures_util::future::join_all(asked).await;
+        fit.into_iter()
+            .flatten()
+            .max_by_key(|node| (priority(*node), roster.members.get(node).and_then(|member| member.matched)))
     }
 
     /// Makes these the voters, if enough of them are there to go on; others are no members any more.
@@ -392,7 +416,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
             }
         }
         for (name, entry) in catalog.groups.iter().filter(|(_, entry)| entry.replicas.is_none()) {
-            let target = Target { change: nodes.change, id: entry.id, name, hosts: Some(&entry.hosts) };
+            let target = Target { change: nodes.change, id: entry.id, name, hosts: Some(&entry.hosts), keeps: true };
             match self.member_in(&target, node, learner).await? {
                 Step::Done => {}
                 step => return Ok(step),
@@ -405,7 +429,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
     async fn node_out(&self, catalog: &Catalog, nodes: &Target<'_>, node: NodeId) -> Stepped {
         let full = self.whole_roster(nodes).await?.voters();
         for (name, entry) in catalog.groups.iter().filter(|(_, entry)| entry.hosts.contains(&node)) {
-            let target = Target { change: nodes.change, id: entry.id, name, hosts: Some(&entry.hosts) };
+            let target = Target { change: nodes.change, id: entry.id, name, hosts: Some(&entry.hosts), keeps: true };
             let voters = self.whole_roster(&target).await?.voters();
             let step = match substitute(catalog, &full, entry, &voters, node) {
                 Some(to) => self.member_moves(&target, node, to).await?,

@@ -49,6 +49,8 @@ const MARK: &str = "unsettled";
 const SETTLED: &str = "settled.json";
 const PAUSE: Duration = Duration::from_millis(100);
 const ANSWER_TIME_MAX: Duration = Duration::from_millis(500);
+/// One look at whether a group has caught up.
+const CATCH_UP_LOOK: Duration = Duration::from_secs(1);
 
 /// In which groups a node votes that does not vote in all.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -191,8 +193,13 @@ impl<P: Platform, T: Transport> Node<P, T> {
         if lock(&self.0.settled).votes(id) {
             return true;
         }
-        // It does not wait for what the replica may not take yet.
-        if group.follows_nobody() || group.wait_read_index(false).await.is_err() {
+        // It does not wait for what the replica may not take yet, nor long for what it has yet to be sent: others may have caught up
+        // meanwhile, and the group may be gone by then.
+        if group.follows_nobody() {
+            return false;
+        }
+        let caught_up = P::Runtime::timeout(CATCH_UP_LOOK, group.wait_read_index(false)).await;
+        if !matches!(caught_up, Ok(Ok(()))) {
             return false;
         }
         {

@@ -27,6 +27,8 @@ const ALIVE: Duration = Duration::from_secs(10);
 struct Seen {
     life: u64,
     spoke: Instant,
+    /// Whether another process was welcomed since, because this one had been silent for so long.
+    replaced: bool,
 }
 
 #[derive(Debug, Default)]
@@ -50,10 +52,10 @@ impl Guests {
     pub fn welcome(&self, hello: &Hello) -> Result<Guest, String> {
         let (node, now) = (hello.from, Instant::now());
         let mut inner = lock(&self.0);
-        let mut others = inner.here.range((node, 0)..=(node, u64::MAX));
-        let other = |seen: &Seen| seen.life != hello.life && now - seen.spoke < ALIVE;
+        let others = |seen: &Seen| seen.life != hello.life && !seen.replaced;
+        let mut here = inner.here.range((node, 0)..=(node, u64::MAX)).filter(|(_, seen)| others(seen));
         // Who asks to join belongs to nothing yet, and is asked for more than this.
-        if hello.lane != Lane::Join && others.any(|(_, seen)| other(seen)) {
+        if hello.lane != Lane::Join && here.any(|(_, seen)| now - seen.spoke < ALIVE) {
             tracing::error!(node, "two processes speak for one node; the second one is not listened to");
             return Err(format!(
                 "another process speaks for node {node}, on a copy of its data directory perhaps: stop one of the two for good (one that \
@@ -64,7 +66,12 @@ impl Guests {
         inner.last += 1;
         let number = inner.last;
         if hello.lane != Lane::Join {
-            inner.here.insert((node, number), Seen { life: hello.life, spoke: now });
+            inner.here.range_mut((node, 0)..=(node, u64::MAX)).filter(|(_, seen)| others(seen)).for_each(
+                |(_, seen)| {
+                    seen.replaced = true;
+                },
+            );
+            inner.here.insert((node, number), Seen { life: hello.life, spoke: now, replaced: false });
         }
         Ok(Guest { guests: self.clone(), place: (node, number) })
     }
@@ -78,10 +85,14 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Something came over it.
-    pub fn spoke(&self) {
-        if let Some(seen) = lock(&self.guests.0).here.get_mut(&self.place) {
-            seen.spoke = Instant::now();
+    /// Something came over it. Whether that may be listened to: not when another process took this one's place.
+    pub fn spoke(&self) -> bool {
+        match lock(&self.guests.0).here.get_mut(&self.place) {
+            Some(seen) => {
+                seen.spoke = Instant::now();
+                !seen.replaced
+            }
+            None => true,
         }
     }
 }
@@ -113,15 +124,16 @@ mod tests {
         drop(guests.welcome(&hello(2, Lane::Join, 0)).unwrap());
         // Long silent is only the one connection.
         tokio::time::advance(ALIVE - Duration::from_secs(1)).await;
-        control.spoke();
+        assert!(control.spoke());
         tokio::time::advance(Duration::from_secs(2)).await;
         refused();
         drop(control);
         let second = guests.welcome(&hello(2, Lane::Consensus, 11)).unwrap();
-        first.spoke();
-        assert!(guests.welcome(&hello(2, Lane::Control, 11)).is_err(), "the first one is there again");
-        drop(first);
+        // Its machine had been paused, and went on where it was.
+        assert!(!first.spoke(), "another process is listened to by now");
+        assert!(guests.welcome(&hello(2, Lane::Control, 10)).is_err());
         drop(guests.welcome(&hello(2, Lane::Control, 11)).unwrap());
+        drop(first);
         drop(second);
         drop(guests.welcome(&hello(2, Lane::Control, 12)).unwrap());
     }

@@ -552,7 +552,11 @@ async fn serve_peer(
             read = reader.read_buf(&mut incoming) => match read {
                 Ok(0) => break Ok(()),
                 Err(error) => break Err(error),
-                Ok(_) => guest.spoke(),
+                Ok(_) if guest.spoke() => {}
+                Ok(_) => {
+                    let why = "it was silent for long, and another process speaks for the same node by now";
+                    break Err(io::Error::other(why));
+                }
             },
             // Requests whose answers go nowhere are not taken.
             error = &mut writing => break Err(error.unwrap_or_else(io::Error::other)),

@@ -317,8 +317,10 @@ impl Client {
                     let unknown = problem.code == ErrorCode::OutcomeUnknown.as_str() && call.repeat == Repeat::Harmless;
                     let next = unknown || problem.code == ErrorCode::Unavailable.as_str();
                     let last = misses.len() + 1 == self.servers.len();
-                    // That this server did nothing says nothing of the one before.
-                    let settled = !touched || problem.status < 500;
+                    // That this server did nothing says nothing of the one before; nor does that the session is not there any more.
+                    let gone = [ErrorCode::SessionNotFound, ErrorCode::SessionMoved, ErrorCode::GroupNotFound];
+                    let is_gone = gone.iter().any(|code| problem.code == code.as_str());
+                    let settled = !touched || (problem.status < 500 && !is_gone);
                     if settled && (last || !next) {
                         return Err((*problem).into());
                     }
@@ -529,15 +531,25 @@ mod tests {
     /// "Nothing was done" from the second server is true of the second server only.
     #[tokio::test]
     async fn a_second_servers_refusal_does_not_settle_what_the_first_did() {
-        let body = serde_json::to_string(&Problem::new(ErrorCode::NoLeader, "no leader")).unwrap();
-        let reply = format!(
-            "HTTP/1.1 503 X\r\ncontent-type: {}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
-            problem::CONTENT_TYPE,
-            body.len()
-        );
-        let (result, _) = send_to_two(Call::post("/v1/modules", "x", Repeat::Harmless), Some(&reply)).await;
+        let reply = |status: u16, code, text: &str| {
+            let body = serde_json::to_string(&Problem::new(code, text)).unwrap();
+            format!(
+                "HTTP/1.1 {status} X\r\ncontent-type: {}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+                problem::CONTENT_TYPE,
+                body.len()
+            )
+        };
+        let no_leader = reply(503, ErrorCode::NoLeader, "no leader");
+        let (result, _) = send_to_two(Call::post("/v1/modules", "x", Repeat::Harmless), Some(&no_leader)).await;
         assert_eq!(result.unwrap_err().code(), 4);
-        let (result, _) = send_to_two(Call::get("/v1/groups"), Some(&reply)).await;
+        let (result, _) = send_to_two(Call::get("/v1/groups"), Some(&no_leader)).await;
+        assert_eq!(result.unwrap_err().code(), 1);
+        // The session may have ended after the first one had applied the command.
+        let gone = reply(404, ErrorCode::SessionNotFound, "no session 7");
+        let (result, _) = send_to_two(Call::post("/v1/groups/c/apply", "x", Repeat::Harmless), Some(&gone)).await;
+        assert_eq!(result.unwrap_err().code(), 4);
+        let rejected = reply(422, ErrorCode::Rejected, "no such thing");
+        let (result, _) = send_to_two(Call::post("/v1/groups/c/apply", "x", Repeat::Harmless), Some(&rejected)).await;
         assert_eq!(result.unwrap_err().code(), 1);
     }
 }

@@ -46,6 +46,8 @@ const MEMORY_RESERVATION_BYTES: u64 = 4 << 30;
 /// Fuel of each call of the self-test, whatever the limits allow: an uploader should not wait minutes to
 /// hear that a module loops. Takes some seconds.
 const SELF_TEST_FUEL_MAX: u64 = 2_000_000_000;
+/// The snapshot of a new machine is no longer, in the self-test.
+const SELF_TEST_SNAPSHOT_BYTES_MAX: u64 = 64 << 20;
 
 /// Frames wasmtime walks to name the place of a trap.
 const TRAP_FRAMES_MAX: usize = 4;
@@ -143,6 +145,8 @@ impl Engine {
             fuel_init: limits.fuel_init.min(SELF_TEST_FUEL_MAX),
             fuel_snapshot: limits.fuel_snapshot.min(SELF_TEST_FUEL_MAX),
             fuel_restore: limits.fuel_restore.min(SELF_TEST_FUEL_MAX),
+            // Two of them are compared, in memory.
+            snapshot_bytes_max: limits.snapshot_bytes_max.min(SELF_TEST_SNAPSHOT_BYTES_MAX),
             ..limits.clone()
         };
         let tested = |module: Module| {

@@ -205,7 +205,7 @@ pub(super) fn define_imports(linker: &mut Linker<HostState>) -> wasmtime::Result
         |mut caller: Caller<'_, HostState>, pointer: i32, length: i32| -> wasmtime::Result<()> {
             charge(&mut caller, u64::from(length.cast_unsigned()))?;
             let (bytes, state) = bytes_at(&mut caller, "emit", pointer, length)?;
-            Ok(state.emit(bytes.to_vec())?)
+            Ok(state.emit(bytes)?)
         },
     )?;
     linker.func_wrap(
@@ -297,7 +297,7 @@ impl HostState {
         self.growth_refused = false;
     }
 
-    fn emit(&mut self, event: Vec<u8>) -> Result<(), Stop> {
+    fn emit(&mut self, event: &[u8]) -> Result<(), Stop> {
         let limits = &self.limits;
         if !self.call.has_effects() {
             return Err(forbidden("emit", self.call));
@@ -322,7 +322,7 @@ impl HostState {
                 format!("events of more than {} bytes in one call (events_bytes_max)", limits.events_bytes_max);
             return Err(trap(TrapCode::EventTooLarge, message));
         }
-        self.effects.events.push(event);
+        self.effects.events.push(event.to_vec());
         Ok(())
     }
 

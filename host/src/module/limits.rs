@@ -71,8 +71,9 @@ impl Default for Limits {
     }
 }
 
-/// The most a 32-bit memory can have.
-const MEMORY_CEILING_BYTES: u64 = 1 << 32;
+/// The most a memory can have: a page less than 32 bits can name. So an address that wraps round has passed a byte that is not there, and the
+/// short copies that the rewrite makes (`copy.rs`) trap before they could.
+const MEMORY_CEILING_BYTES: u64 = (1 << 32) - (1 << 16);
 
 impl Limits {
     /// The memory limit in whole 64 KiB pages, as the guest's `memory.grow` meets it, in bytes.

@@ -65,9 +65,10 @@ struct Frame {
 
 struct Planner {
     plan: Plan,
-    /// What the ways owed into the loops that the place lies in, the innermost last. Within a loop debts begin at 0, as each
-    /// round pays its own; a way out of it owes both.
-    before: Vec<u32>,
+    /// What the ways owed into the loops that the place lies in: each into its loop and those outside of it together, the innermost last.
+    /// Within a loop debts begin at 0, as each round pays its own; a way out of it owes both. Sums, because a function may have a
+    /// hundred thousand loops, one in the other, and as many ways out.
+    before: Vec<u64>,
     frames: Vec<Frame>,
     /// What the way here owes; `None` where no way leads.
     debt: Option<u32>,
@@ -123,7 +124,8 @@ impl Planner {
             Operator::Loop { .. } => {
                 self.settle(at);
                 self.begin(true, None);
-                self.before.push(self.debt.unwrap_or(0));
+                let outside = self.before.last().copied().unwrap_or(0);
+                self.before.push(outside.saturating_add(self.debt.unwrap_or(0).into()));
                 self.debt = self.debt.map(|_| 0);
             }
             Operator::End => {
@@ -187,8 +189,10 @@ impl Planner {
 
     /// What the way here owes once it is in no more than `depth` loops.
     fn debt_outside(&self, depth: usize) -> Option<u32> {
-        let before = self.before.get(depth..).unwrap_or(&[]);
-        self.debt.map(|debt| before.iter().fold(debt, |debt, before| debt.saturating_add(*before)))
+        let all = self.before.last().copied().unwrap_or(0);
+        let outside = depth.checked_sub(1).map_or(0, |place| self.before.get(place).copied().unwrap_or(all));
+        let between = u32::try_from(all.saturating_sub(outside)).unwrap_or(u32::MAX);
+        self.debt.map(|debt| debt.saturating_add(between))
     }
 
     /// Ways branch to the labels so many frames out.

@@ -125,13 +125,11 @@ impl CallGraph {
     fn new(analysis: &Analysis) -> CallGraph {
         let functions = analysis.functions.len();
         // Equal types count as one, whatever their index: indirect calls compare them by structure.
-        let mut distinct = Vec::new();
+        let mut distinct = BTreeMap::new();
         let mut node_of_type = Vec::new();
         for ty in &analysis.types {
-            let number = distinct.iter().position(|known| known == &ty).unwrap_or_else(|| {
-                distinct.push(ty);
-                distinct.len() - 1
-            });
+            let next = distinct.len();
+            let number = *distinct.entry(ty).or_insert(next);
             node_of_type.push(functions + number);
         }
         let mut edges = vec![Vec::new(); functions + distinct.len()];

@@ -161,6 +161,8 @@ struct Inner<P: Platform, T: Transport> {
     /// See [`removal`].
     removed: removal::Removed,
     copies: copies::Copies<P>,
+    /// Who may try a module: each takes a thread for seconds, of those that groups apply entries on.
+    gates: Arc<tokio::sync::Semaphore>,
 }
 
 /// A running node. Cheap to clone.
@@ -181,6 +183,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 fn votes(repair: Option<&repair::Repair>, settled: &settle::Settled, group: GroupId) -> bool {
     repair.is_some_and(|repair| !repair.has_given_up(group)) || settled.votes(group)
 }
+
+/// Modules that are tried at once.
+const GATES_MAX: usize = 2;
 
 /// After a group could not be opened, how long until the next try.
 const REOPEN_PAUSE: Duration = Duration::from_millis(500);
@@ -240,6 +245,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
             repair: Mutex::new(repair),
             removed: removal::Removed::default(),
             copies: copies::Copies::new(bases),
+            gates: Arc::new(tokio::sync::Semaphore::new(GATES_MAX)),
         }));
         let transport = node.0.setup.transport.clone();
         drop(P::Runtime::spawn(node.catalog().clone().watch_members(move |members| {

@@ -82,7 +82,13 @@ impl<P: Platform, T: Transport> Node<P, T> {
     /// Runs the gate where guest code may run.
     pub(super) async fn gate(&self, wasm: Bytes) -> ServiceResult<ModuleInfo> {
         let (modules, limits) = (self.0.setup.modules.clone(), self.0.setup.settings.limits.clone());
-        let checked = self.0.setup.platform.run_guest(move || modules.gate(&wasm, &limits)).await;
+        // It goes with the job, which goes on when nobody waits for it any more.
+        let turn = self.0.gates.clone().acquire_owned().await;
+        let job = move || {
+            let _turn = turn;
+            modules.gate(&wasm, &limits)
+        };
+        let checked = self.0.setup.platform.run_guest(job).await;
         checked.unwrap_or_else(|| Err(ServiceError::new(ErrorCode::Internal, "the upload gate failed")))
     }
 

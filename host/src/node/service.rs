@@ -198,7 +198,9 @@ impl<P: Platform, T: Transport> Node<P, T> {
         let modules = self.0.setup.modules.clone();
         let (limits, params) = (self.0.setup.settings.limits.clone(), params.to_vec());
         let context = Context { index: 0, time_ms: self.0.setup.platform.wall_ms(), seed: 0, session: 0 };
+        let turn = self.0.gates.clone().acquire_owned().await;
         let tried = self.0.setup.platform.run_guest(move || {
+            let _turn = turn;
             let module = modules.load(&wasm).map_err(|failed| failed.to_string())?;
             let factory = WasmFactory { module, limits, params, made: Vec::new(), context };
             factory.create().map(|_| ()).map_err(|failed| failed.to_string())

@@ -211,3 +211,41 @@ fn simd_is_let_in() {
     let simd = r#"(func (param v128) (result i32) (i32x4.extract_lane 1 (i32x4.add (local.get 0) (local.get 0))))"#;
     gate(&GOOD.replace("(table 1 funcref)", &format!("(table 1 funcref) {simd}"))).unwrap();
 }
+
+/// The snapshot of a new machine was kept in memory, twice, however long it was: a kilobyte of module took a node's memory.
+#[test]
+fn a_new_machine_that_writes_a_long_snapshot_is_refused() {
+    let long = r#"(func (export "snapshot") (result i64) (local $left i32)
+        (local.set $left (i32.const 1100))
+        (loop $more
+            (call $write (i32.const 0) (i32.const 65536))
+            (br_if $more (local.tee $left (i32.sub (local.get $left) (i32.const 1)))))
+        (i64.const 0))"#;
+    let import = r#"(import "statehouse" "read" (func (param i32 i32) (result i32)))"#;
+    let both = format!(r#"{import} (import "statehouse" "write" (func $write (param i32 i32)))"#);
+    let module = GOOD.replace(import, &both).replace(r#"(func (export "snapshot") (result i64) (i64.const 0))"#, long);
+    let error = gate(&module).expect_err("70 MiB");
+    assert_eq!(error.code, GateCode::SelfTestTrapped, "{error}");
+    assert!(error.what.contains("snapshot_bytes_max"), "{error}");
+    gate(&module.replace("1100", "900")).expect_err("which restore does not read");
+}
+
+/// Each type was compared with all before it: a file of 12 MB took hours.
+#[test]
+fn many_types_are_told_apart_in_no_more_time_than_they_take_to_read() {
+    let kinds = ["i32", "i64", "f32", "f64", "v128"];
+    let types: String = (0..60_000_usize)
+        .map(|number| {
+            let params: Vec<&str> = (0..7).map(|place| kinds[number / 5_usize.pow(place) % 5]).collect();
+            format!("(type (func (param {})))", params.join(" "))
+        })
+        .collect();
+    gate(&GOOD.replace("(table 1 funcref)", &format!("{types} (table 1 funcref)"))).unwrap();
+}
+
+/// An address that wraps round has passed the last page, which no memory has.
+#[test]
+fn no_memory_has_the_last_page_of_32_bits() {
+    let limits = Limits { memory_bytes_max: u64::MAX, ..Limits::default() };
+    assert_eq!(limits.memory_bytes(), (1 << 32) - (1 << 16));
+}

@@ -161,3 +161,30 @@ fn what_does_not_end_or_is_too_much_at_once_runs_out_of_fuel() {
         assert_eq!(used, limits().fuel_per_entry, "{body}: no more than it had");
     }
 }
+
+/// For each way out of loops all loops on it were gone through: a function of a mebibyte took minutes to plan.
+#[test]
+fn ways_out_of_many_loops_are_planned_in_no_more_time_than_they_take_to_read() {
+    const LOOPS: u32 = 60_000;
+    let mut body = vec![0];
+    for _ in 0..LOOPS {
+        body.extend([0x03, 0x40]);
+    }
+    let labels = |bytes: &mut Vec<u8>, mut number: u32| {
+        while number > 0x7f {
+            bytes.push((number & 0x7f) as u8 | 0x80);
+            number >>= 7;
+        }
+        bytes.push(number as u8);
+    };
+    // local.get would need a local: i32.const 0, br_table.
+    body.extend([0x41, 0, 0x0e]);
+    labels(&mut body, LOOPS - 1);
+    for label in (0..LOOPS).rev() {
+        labels(&mut body, label);
+    }
+    body.extend(vec![0x0b; LOOPS as usize + 1]);
+    let body = wasmparser::FunctionBody::new(wasmparser::BinaryReader::new(&body, 0));
+    let plan = crate::module::meter::plan(&body).unwrap();
+    assert!(!plan.insertions.is_empty());
+}

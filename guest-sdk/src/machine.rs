@@ -102,7 +102,7 @@ impl<T: Serialize + DeserializeOwned> Snapshot for T {
 /// Takes over the state of an older version of the module, whose snapshot this one's
 /// [`restore`](Snapshot::restore) would not understand. Exported by `export!(Machine, …, migrate)`.
 ///
-/// Reserved: in this version a group keeps its module for its life, and no host calls this.
+/// The host calls it when a group goes over to this module (`statehouse group upgrade`), in place of `restore`.
 ///
 /// ```
 /// # use serde::{Serialize, Deserialize};

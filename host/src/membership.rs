@@ -207,6 +207,15 @@ pub enum ChangeKind {
         /// The node that gets it.
         to: NodeId,
     },
+    /// A group runs another module from some entry of its log on.
+    GroupModule {
+        /// The group's name.
+        group: String,
+        /// The module's name.
+        module: String,
+        /// Its digest.
+        digest: [u8; 32],
+    },
 }
 
 impl ChangeKind {
@@ -219,12 +228,21 @@ impl ChangeKind {
             | Self::MemberRemove { group, .. }
             | Self::MemberDemote { group, .. }
             | Self::MemberSet { group, .. }
+            | Self::GroupModule { group, .. }
             | Self::GroupMove { group, .. } => Some(group),
         }
     }
 
-    /// Whether both could touch the members of one group.
+    /// Whether it is about a group's module, and not about its members.
+    pub fn is_of_module(&self) -> bool {
+        matches!(self, Self::GroupModule { .. })
+    }
+
+    /// Whether both could touch the members of one group, or the module of one.
     pub fn overlaps(&self, other: &Self) -> bool {
+        if self.is_of_module() != other.is_of_module() {
+            return false;
+        }
         match (self.group(), other.group()) {
             (Some(one), Some(other)) => one == other,
             _ => true,
@@ -248,6 +266,7 @@ impl fmt::Display for ChangeKind {
                 let voters: Vec<String> = voters.iter().map(NodeId::to_string).collect();
                 write!(f, "make {} the voters of group {group}", voters.join(", "))
             }
+            Self::GroupModule { group, module, .. } => write!(f, "change the module of group {group} to {module}"),
             Self::GroupMove { group, from, to } => write!(f, "move group {group} from node {from} to node {to}"),
         }
     }
@@ -386,5 +405,16 @@ mod tests {
         let node = ChangeKind::NodeRemove { node: 1 };
         assert!(on("a").overlaps(&on("a")) && !on("a").overlaps(&on("b")));
         assert!(node.overlaps(&on("a")) && on("a").overlaps(&node) && node.overlaps(&node));
+    }
+
+    /// A group that has lost its leader keeps a change of its module running: nothing that could bring a leader back waits for it.
+    #[test]
+    fn a_change_of_module_excludes_another_one_of_the_group_and_no_change_of_members() {
+        let module =
+            |group: &str| ChangeKind::GroupModule { group: group.to_owned(), module: "m".to_owned(), digest: [0; 32] };
+        assert!(module("a").overlaps(&module("a")) && !module("a").overlaps(&module("b")));
+        for other in [ChangeKind::NodeRemove { node: 1 }, ChangeKind::MemberRemove { group: "a".to_owned(), node: 1 }] {
+            assert!(!module("a").overlaps(&other) && !other.overlaps(&module("a")));
+        }
     }
 }

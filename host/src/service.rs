@@ -263,6 +263,30 @@ pub struct ModuleView {
     pub groups: Vec<String>,
 }
 
+/// A module that a group runs or ran.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModuleUseView {
+    /// Its name then.
+    pub name: String,
+    /// SHA-256 of the file, hexadecimal.
+    pub digest: String,
+    /// The entry of the group's log from which on; 0: from its beginning.
+    pub index: u64,
+    /// Since when, Unix milliseconds.
+    pub since_ms: u64,
+}
+
+/// What a replica says of a module that it tried on a copy of its state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TriedView {
+    /// The node.
+    pub node: NodeId,
+    /// The last entry in the state that it tried it on.
+    pub index: Option<u64>,
+    /// Why it could not try; none when the state goes over.
+    pub failure: Option<String>,
+}
+
 /// One replica of a group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberView {
@@ -345,10 +369,12 @@ pub struct GroupView {
     pub name: String,
     /// Its id.
     pub id: u64,
-    /// The module's name.
+    /// The name of the module that it runs.
     pub module: String,
-    /// The module's digest, hexadecimal.
+    /// That module's digest, hexadecimal.
     pub digest: String,
+    /// All modules that it ran, oldest first, as the catalog knows them.
+    pub modules: Vec<ModuleUseView>,
     /// The params it was created with.
     pub params: serde_json::Value,
     /// The addresses it was created with: where its adapter listens on every node that does not say otherwise.
@@ -519,6 +545,11 @@ pub trait Service: Send + Sync + 'static {
     fn group_get(&self, name: String) -> BoxFuture<'_, ServiceResult<GroupView>>;
     /// Removes a group and its state from all nodes.
     fn group_remove(&self, name: String) -> BoxFuture<'_, ServiceResult<()>>;
+    /// Begins a group's change of module and answers its record, once a majority of its voters has tried the module on a copy of
+    /// their state and nobody found that it does not fit.
+    fn module_change(&self, group: String, module: String) -> BoxFuture<'_, ServiceResult<Change>>;
+    /// Only tries it; what each replica says.
+    fn module_try(&self, group: String, module: String) -> BoxFuture<'_, ServiceResult<Vec<TriedView>>>;
     /// This node's state digest of the group.
     fn group_digest(&self, name: String) -> BoxFuture<'_, ServiceResult<DigestView>>;
     /// Takes a snapshot of the group on this node now; answers the index it covers.

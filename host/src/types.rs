@@ -97,6 +97,15 @@ pub enum EntryKind {
         /// Its secret.
         secret: [u8; 16],
     },
+    /// From this entry on the group runs another module, which takes its state over from the one before.
+    ChangeModule {
+        /// The catalog's change that asks for it. A number that is not higher than one before has no effect any more.
+        change: u64,
+        /// The module's digest.
+        module: [u8; 32],
+        /// What the catalog calls it.
+        name: String,
+    },
 }
 
 /// The application data of a log entry.
@@ -118,6 +127,7 @@ impl fmt::Display for Proposal {
             EntryKind::CloseSession { .. } => "close-session",
             EntryKind::Timers { .. } => "timers",
             EntryKind::AttachSession { .. } => "attach-session",
+            EntryKind::ChangeModule { .. } => "change-module",
         };
         write!(f, "{kind} from node {} #{}", self.origin.node, self.origin.number)
     }

@@ -55,8 +55,16 @@ pub fn burning_all_fuel() -> Vec<u8> {
 
 /// As good as any, and larger than `bytes`.
 pub fn larger_than(bytes: usize) -> Vec<u8> {
-    let mut wasm = module(&[], "");
-    // A custom section, which no engine looks at: id 0, length, name, content.
+    padded(module(&[], ""), bytes)
+}
+
+/// Another file than `wasm`, and so another module, which does the same.
+pub fn twin(wasm: &[u8]) -> Vec<u8> {
+    padded(wasm.to_vec(), 1)
+}
+
+/// The module with a custom section, which no engine looks at: id 0, length, name, content.
+fn padded(mut wasm: Vec<u8>, bytes: usize) -> Vec<u8> {
     let mut length = bytes + 2;
     wasm.push(0);
     loop {
@@ -70,6 +78,11 @@ pub fn larger_than(bytes: usize) -> Vec<u8> {
     wasm.extend([1, b'x']);
     wasm.resize(wasm.len() + bytes, 0);
     wasm
+}
+
+/// `tests/modules/counter-2`: the next version of `examples/counter`, which takes over the state of the first.
+pub fn counter_2() -> &'static [u8] {
+    include_bytes!(concat!(env!("OUT_DIR"), "/counter_2.wasm"))
 }
 
 /// `tests/modules/lines`: a module with an adapter, spoken to in lines.

@@ -37,6 +37,7 @@ use crate::service::Service;
 use crate::service::ServiceError;
 use crate::service::ServiceResult;
 use crate::service::SessionView;
+use crate::service::TriedView;
 use crate::status::ClusterStatus;
 use crate::status::Diagnosis;
 use crate::status::Finding;
@@ -183,6 +184,7 @@ impl Fake {
             }],
             listeners: Vec::new(),
             connections: 0,
+            modules: Vec::new(),
         }
     }
 
@@ -464,6 +466,14 @@ impl Service for Fake {
             leads: Some(0),
         };
         now(Ok(vec![node(1, "voter"), node(2, "learner")]))
+    }
+    fn module_change(&self, group: String, module: String) -> BoxFuture<'_, ServiceResult<Change>> {
+        let kind = self.with_group(&group.clone(), |_| Ok(ChangeKind::GroupModule { group, module, digest: [0; 32] }));
+        Box::pin(async move { self.change_begin(kind?).await })
+    }
+    fn module_try(&self, group: String, _: String) -> BoxFuture<'_, ServiceResult<Vec<TriedView>>> {
+        let tried = TriedView { node: self.node, index: Some(7), failure: None };
+        now(self.with_group(&group, |_| Ok(vec![tried])))
     }
     fn member_list(&self, group: String) -> BoxFuture<'_, ServiceResult<Vec<MemberView>>> {
         now(self.with_group(&group.clone(), |found| Ok(self.group_view(&group, found).members)))

@@ -9,15 +9,20 @@ use hyper::StatusCode;
 
 use super::Shared;
 use super::json;
+use super::membership::begun;
 use super::problem::Problem;
 use super::request::Name;
 use super::request::check_name;
 use super::request::read_json;
+use super::schema::Change;
 use super::schema::Digest;
 use super::schema::Group;
 use super::schema::GroupList;
 use super::schema::NewGroup;
 use super::schema::Snapshot;
+use super::schema::Tried;
+use super::schema::TriedList;
+use super::schema::WantedModule;
 use crate::service::GroupRequest;
 
 /// Creates a group
@@ -81,6 +86,52 @@ pub(super) async fn show(State(context): State<Shared>, Name(name): Name) -> Res
 pub(super) async fn remove(State(context): State<Shared>, Name(name): Name) -> Result<Response, Box<Problem>> {
     context.service.group_remove(name).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// Lets a group run another module
+///
+/// By an entry of its log: what the old module's `snapshot` says goes into the new one's `migrate`, or `restore`; sessions, timers and
+/// indexes stay. Before it begins every replica that answers tries that on a copy of its state; if one finds that it does not
+/// fit, nothing is done. Answers the change at once. A change of module cannot be cancelled; the way back is another one.
+#[utoipa::path(
+    put, path = "/v1/groups/{name}/module", tag = "groups", params(("name" = String, Path)), request_body = WantedModule,
+    responses(
+        (status = 202, description = "it has begun; `Location` names its record", body = Change),
+        (status = 404, description = "group_not_found, module_not_found", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "already_exists: it runs that module; change_in_progress", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "rejected or trapped: the state does not go over", body = Problem, content_type = "application/problem+json"),
+        (status = "default", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn change_module(
+    State(context): State<Shared>,
+    Name(name): Name,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Box<Problem>> {
+    let WantedModule { module } = read_json(&headers, body).await?;
+    Ok(begun(context.service.module_change(name, module).await?))
+}
+
+/// Tries another module on copies of the group's state, and changes nothing
+#[utoipa::path(
+    post, path = "/v1/groups/{name}/module/try", tag = "groups", params(("name" = String, Path)), request_body = WantedModule,
+    responses(
+        (status = 200, body = TriedList),
+        (status = 404, description = "group_not_found, module_not_found", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "rejected or trapped: the state does not go over", body = Problem, content_type = "application/problem+json"),
+        (status = "default", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn try_module(
+    State(context): State<Shared>,
+    Name(name): Name,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Box<Problem>> {
+    let WantedModule { module } = read_json(&headers, body).await?;
+    let tried = context.service.module_try(name, module).await?;
+    Ok(json(StatusCode::OK, &TriedList { tried: tried.into_iter().map(Tried::from).collect() }))
 }
 
 /// A digest of the answering node's state

@@ -37,9 +37,14 @@ use crate::membership::ChangeKind;
 const WAIT_MS_MAX: u64 = 60_000;
 
 async fn begin(context: &Shared, kind: ChangeKind) -> Result<Response, Box<Problem>> {
-    let change = Change::from(context.service.change_begin(kind).await?);
+    Ok(begun(context.service.change_begin(kind).await?))
+}
+
+/// The answer to who began a change.
+pub(super) fn begun(change: crate::membership::Change) -> Response {
+    let change = Change::from(change);
     let place = format!("/v1/changes/{}", change.id);
-    Ok(([(header::LOCATION, place)], json(StatusCode::ACCEPTED, &change)).into_response())
+    ([(header::LOCATION, place)], json(StatusCode::ACCEPTED, &change)).into_response()
 }
 
 /// The nodes of the cluster
@@ -333,10 +338,11 @@ pub(super) async fn change(
 
 /// Gives up a running change
 ///
-/// What it has done by then stays.
+/// What it has done by then stays. A change of a group's module cannot be given up: its log decides.
 #[utoipa::path(delete, path = "/v1/changes/{id}", tag = "membership", params(("id" = u64, Path)), responses(
     (status = 200, body = Change),
     (status = 404, description = "change_not_found: no such change runs", body = Problem, content_type = "application/problem+json"),
+    (status = 409, description = "change_in_progress: it is a change of a group's module", body = Problem, content_type = "application/problem+json"),
     (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(super) async fn cancel(State(context): State<Shared>, Id(id): Id) -> Result<Response, Box<Problem>> {

@@ -40,6 +40,7 @@ use axum::routing::MethodRouter;
 use axum::routing::delete;
 use axum::routing::get;
 use axum::routing::post;
+use axum::routing::put;
 use hyper::HeaderMap;
 use hyper::StatusCode;
 use hyper::header;
@@ -110,6 +111,8 @@ fn routes() -> Vec<(&'static str, MethodRouter<Shared>)> {
         ("/v1/groups", get(groups::list).post(groups::create)),
         ("/v1/groups/{name}", get(groups::show).delete(groups::remove)),
         ("/v1/groups/{name}/digest", get(groups::digest)),
+        ("/v1/groups/{name}/module", put(groups::change_module)),
+        ("/v1/groups/{name}/module/try", post(groups::try_module)),
         ("/v1/groups/{name}/snapshot", get(files::save).post(groups::snapshot)),
         ("/v1/groups/{name}/restore", post(files::restore)),
         (

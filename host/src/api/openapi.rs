@@ -27,6 +27,8 @@ use utoipa::OpenApi;
         super::groups::create,
         super::groups::show,
         super::groups::remove,
+        super::groups::change_module,
+        super::groups::try_module,
         super::groups::digest,
         super::groups::snapshot,
         super::files::save,

@@ -14,9 +14,11 @@ use crate::service::DigestView;
 use crate::service::GroupView;
 use crate::service::ListenerView;
 use crate::service::MemberView;
+use crate::service::ModuleUseView;
 use crate::service::ModuleView;
 use crate::service::NodeView;
 use crate::service::SessionView;
+use crate::service::TriedView;
 
 /// A module.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -84,10 +86,13 @@ pub struct Group {
     pub name: String,
     /// Its id.
     pub id: u64,
-    /// The module's name.
+    /// The name of the module that it runs.
     pub module: String,
-    /// The module's digest, hexadecimal.
+    /// That module's digest, hexadecimal.
     pub digest: String,
+    /// All modules that it ran, oldest first, as the catalog knows them.
+    #[serde(default)]
+    pub modules: Vec<ModuleUse>,
     /// The params it was created with.
     #[schema(value_type = Object)]
     pub params: serde_json::Value,
@@ -153,6 +158,7 @@ impl From<GroupView> for Group {
             id,
             module,
             digest,
+            modules,
             params,
             listen,
             listen_params,
@@ -172,6 +178,7 @@ impl From<GroupView> for Group {
             listeners,
             connections,
         } = view;
+        let modules = modules.into_iter().map(ModuleUse::from).collect();
         let listeners = listeners.into_iter().map(Listener::from).collect();
         let members = members.into_iter().map(Member::from).collect();
         Self {
@@ -179,6 +186,7 @@ impl From<GroupView> for Group {
             id,
             module,
             digest,
+            modules,
             params,
             listen,
             listen_params,
@@ -198,6 +206,59 @@ impl From<GroupView> for Group {
             listeners,
             connections,
         }
+    }
+}
+
+/// A module that a group runs or ran.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ModuleUse {
+    /// Its name then.
+    pub name: String,
+    /// SHA-256 of the file, hexadecimal.
+    pub digest: String,
+    /// The entry of the group's log from which on; 0: from its beginning.
+    pub index: u64,
+    /// Since when, Unix milliseconds.
+    pub since_ms: u64,
+}
+
+impl From<ModuleUseView> for ModuleUse {
+    fn from(view: ModuleUseView) -> Self {
+        let ModuleUseView { name, digest, index, since_ms } = view;
+        Self { name, digest, index, since_ms }
+    }
+}
+
+/// The module that a group is to run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WantedModule {
+    /// Its name.
+    pub module: String,
+}
+
+/// What the replicas say of a module that they tried on copies of their state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TriedList {
+    /// One each.
+    pub tried: Vec<Tried>,
+}
+
+/// What one replica says of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Tried {
+    /// The node.
+    pub node: u64,
+    /// The last entry in the state that it tried it on; null when it could not try.
+    pub index: Option<u64>,
+    /// Why it could not try; null when the state goes over.
+    pub failure: Option<String>,
+}
+
+impl From<TriedView> for Tried {
+    fn from(view: TriedView) -> Self {
+        let TriedView { node, index, failure } = view;
+        Self { node, index, failure }
     }
 }
 

@@ -25,6 +25,8 @@ use crate::group::model::FrozenModel;
 use crate::group::model::Model;
 use crate::group::model::ModelError;
 use crate::group::model::ModelFactory;
+use crate::group::model::ModuleRef;
+use crate::group::model::Refusal;
 use crate::membership::Change;
 use crate::membership::ChangeKind;
 use crate::membership::ChangeState;
@@ -64,15 +66,30 @@ impl ModuleEntry {
     }
 }
 
+/// A module that a group has run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModuleUse {
+    /// Its name then.
+    pub name: String,
+    /// Its digest.
+    pub digest: [u8; 32],
+    /// The entry of the group's log from which on; 0: from its beginning.
+    pub index: u64,
+    /// Since when, Unix milliseconds.
+    pub since_ms: u64,
+}
+
 /// A group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupEntry {
     /// Its id.
     pub id: GroupId,
-    /// The module's name.
+    /// The name of the module that it runs.
     pub module: String,
-    /// The module's digest.
+    /// That module's digest.
     pub digest: [u8; 32],
+    /// All that it ran, oldest first; that one is the last.
+    pub modules: Vec<ModuleUse>,
     /// The params of `init`, JSON.
     pub params: Vec<u8>,
     /// What its module may use.
@@ -173,6 +190,13 @@ pub enum CatalogCommand {
         /// The groups of which it has no replica.
         lost: BTreeSet<GroupId>,
     },
+    /// What became of a change of module, as the group's log says.
+    NoteModule {
+        /// The change's number.
+        id: u64,
+        /// The entry from which on the group runs the module, or why it does not.
+        came: ServiceResult<u64>,
+    },
     /// How much a node is to lead, whatever it was started with.
     SetPriority {
         /// The node.
@@ -201,6 +225,9 @@ pub struct Catalog {
 
 /// Changes that have ended and can still be asked for.
 const CHANGES_KEPT: usize = 100;
+/// Modules that a group may have run. All their files are kept as long as the group is there: a replica that begins with an old
+/// snapshot, or with none, goes through them.
+const MODULES_MAX: usize = 1000;
 
 impl Default for Catalog {
     fn default() -> Self {
@@ -239,20 +266,28 @@ impl View {
 pub struct CatalogFactory(pub Arc<View>);
 
 impl ModelFactory for CatalogFactory {
-    fn module(&self) -> [u8; 32] {
-        [0; 32]
+    fn first(&self) -> ModuleRef {
+        ModuleRef { digest: [0; 32], name: String::new() }
     }
 
     fn create(&self) -> Result<(Box<dyn Model>, Effects), ModelError> {
         Ok((Box::new(Live { catalog: Catalog::default(), view: self.0.clone() }), Effects::default()))
     }
 
-    fn restore(&self, payload: &mut (dyn Read + Send)) -> Result<Box<dyn Model>, ModelError> {
+    fn restore(&self, module: [u8; 32], payload: &mut (dyn Read + Send)) -> Result<Box<dyn Model>, ModelError> {
+        if module != self.first().digest {
+            return Err(ModelError(format!("it is of module {}, not of the catalog", hex::encode(module))));
+        }
         let mut bytes = Vec::new();
         payload.read_to_end(&mut bytes).map_err(|error| ModelError(error.to_string()))?;
         let catalog: Catalog = codec::decode(&bytes).map_err(|error| ModelError(error.to_string()))?;
         self.0.set(catalog.clone());
         Ok(Box::new(Live { catalog, view: self.0.clone() }))
+    }
+
+    fn succeed(&self, _: [u8; 32], _: &Context, old: Box<dyn FrozenModel>) -> Result<Box<dyn Model>, Refusal> {
+        old.export(&mut std::io::sink())?;
+        Err(Refusal::Fault(Fault { what: "the catalog has no module".to_string() }))
     }
 }
 
@@ -266,6 +301,10 @@ struct Frozen(Catalog);
 impl FrozenModel for Frozen {
     fn write(self: Box<Self>, out: &mut (dyn Write + Send)) -> std::io::Result<()> {
         out.write_all(&codec::encode(&self.0)?)
+    }
+
+    fn export(self: Box<Self>, _: &mut (dyn Write + Send)) -> Result<(), Refusal> {
+        Err(Refusal::Outcome(Outcome::Rejected("the catalog is no module's".to_string())))
     }
 }
 
@@ -308,9 +347,15 @@ impl Model for Live {
 }
 
 impl Catalog {
-    /// The groups that run a module.
+    /// The groups that run a module, or are about to.
     pub fn users(&self, module: &str) -> Vec<String> {
-        self.groups.iter().filter(|(_, group)| group.module == module).map(|(name, _)| name.clone()).collect()
+        let coming = |name: &str| {
+            self.changes.values().filter(|change| change.is_running()).any(|change| {
+                matches!(&change.kind, ChangeKind::GroupModule { group, module: to, .. } if group == name && to == module)
+            })
+        };
+        let users = self.groups.iter().filter(|(name, group)| group.module == module || coming(name));
+        users.map(|(name, _)| name.clone()).collect()
     }
 
     /// Whether no other node holds anything, and nothing is under way.
@@ -383,10 +428,12 @@ impl Catalog {
                 self.next_group += 1;
                 let (seed, created_ms) = (context.seed, context.time_ms);
                 let hosts = members.keys().copied().collect();
+                let first = ModuleUse { name: module.clone(), digest, index: 0, since_ms: created_ms };
                 let entry = GroupEntry {
                     id,
                     module,
                     digest,
+                    modules: vec![first],
                     params,
                     limits,
                     seed,
@@ -422,12 +469,33 @@ impl Catalog {
             CatalogCommand::NoteChange { id, state } => {
                 let running = self.changes.get_mut(&id).filter(|change| change.is_running());
                 let Some(change) = running else { return Err(no_change(id)) };
+                // The entry may be in the group's log already, or come there late: only that log can say that it did not.
+                if let (ChangeKind::GroupModule { group, .. }, ChangeState::Failed(_)) = (&change.kind, &state)
+                    && self.groups.contains_key(group)
+                {
+                    let detail =
+                        format!("change {id} cannot be taken back: it ends when the group's log says what came of it");
+                    return Err(ServiceError::new(ErrorCode::ChangeInProgress, detail));
+                }
                 change.state = state;
                 change.changed_ms = context.time_ms;
                 if let (ChangeKind::NodeRemove { node }, ChangeState::Done) = (&change.kind, &change.state) {
                     // Who comes back under its id begins as it is started.
                     self.priorities.remove(node);
                 }
+                Ok(id)
+            }
+            CatalogCommand::NoteModule { id, came } => {
+                let running = self.changes.get_mut(&id).filter(|change| change.is_running());
+                let Some(change) = running else { return Err(no_change(id)) };
+                let ChangeKind::GroupModule { group, module, digest } = &change.kind else { return Err(no_change(id)) };
+                change.changed_ms = context.time_ms;
+                if let (Ok(index), Some(entry)) = (&came, self.groups.get_mut(group)) {
+                    let (name, digest) = (module.clone(), *digest);
+                    (entry.module, entry.digest) = (name.clone(), digest);
+                    entry.modules.push(ModuleUse { name, digest, index: *index, since_ms: context.time_ms });
+                }
+                change.state = came.map_or_else(ChangeState::Failed, |_| ChangeState::Done);
                 Ok(id)
             }
             CatalogCommand::Recover { node, lost } => {
@@ -441,7 +509,11 @@ impl Catalog {
                     ErrorCode::Cancelled,
                     format!("the cluster lost its majority, and node {node} was made a new one"),
                 );
-                for change in self.changes.values_mut().filter(|change| change.is_running()) {
+                let groups = &self.groups;
+                // One of a module goes on in the new cluster: the group's log, which is there still, may have it.
+                let goes_on = |kind: &ChangeKind| matches!(kind, ChangeKind::GroupModule { group, .. } if groups.contains_key(group));
+                let ended = |change: &&mut Change| change.is_running() && !goes_on(&change.kind);
+                for change in self.changes.values_mut().filter(ended) {
                     change.state = ChangeState::Failed(given_up.clone());
                     change.changed_ms = context.time_ms;
                 }
@@ -463,6 +535,9 @@ impl Catalog {
             let detail = format!("change {} is running: {}", other.id, other.kind);
             return Err(ServiceError::new(ErrorCode::ChangeInProgress, detail));
         }
+        if let ChangeKind::GroupModule { group, module, digest } = &kind {
+            self.check_module_change(group, module, Some(*digest))?;
+        }
         let ended: Vec<u64> = self.changes.values().filter(|change| !change.is_running()).map(|one| one.id).collect();
         for id in ended.iter().take(ended.len().saturating_sub(CHANGES_KEPT - 1)) {
             self.changes.remove(id);
@@ -473,6 +548,45 @@ impl Catalog {
         let (began_ms, changed_ms) = (context.time_ms, context.time_ms);
         self.changes.insert(id, Change { id, kind, state, began_ms, changed_ms });
         Ok(id)
+    }
+
+    /// Whether a group may go over to a module, as far as the catalog knows; what is known of the module.
+    pub fn check_module_change(
+        &self,
+        group: &str,
+        module: &str,
+        digest: Option<[u8; 32]>,
+    ) -> ServiceResult<&ModuleEntry> {
+        let entry = self.groups.get(group).ok_or_else(|| no_group(group))?;
+        let known = self.modules.get(module).ok_or_else(|| no_module(module))?;
+        if digest.is_some_and(|digest| known.digest != digest) {
+            return Err(other_module(module, known));
+        }
+        known.check_listens(module, &entry.listen)?;
+        if entry.digest == known.digest {
+            let detail = format!("group {group} runs module {} already, which is the same file", entry.module);
+            return Err(ServiceError::new(ErrorCode::AlreadyExists, detail));
+        }
+        if entry.modules.len() >= MODULES_MAX {
+            let detail = format!(
+                "group {group} has run {MODULES_MAX} modules, and keeps them all: save it (`snapshot save`) and restore it as a new group"
+            );
+            return Err(ServiceError::new(ErrorCode::TooLarge, detail));
+        }
+        Ok(known)
+    }
+
+    /// The digests of all modules whose files a node must have: those that have a name, and those that a group ran, since a
+    /// replica that begins with an old snapshot, or with none, goes through them.
+    pub fn modules_needed(&self) -> BTreeSet<[u8; 32]> {
+        let named = self.modules.values().map(|module| module.digest);
+        let ran = self.groups.values().flat_map(|group| group.modules.iter().map(|module| module.digest));
+        let coming =
+            self.changes.values().filter(|change| change.is_running()).filter_map(|change| match &change.kind {
+                ChangeKind::GroupModule { digest, .. } => Some(*digest),
+                _ => None,
+            });
+        named.chain(ran).chain(coming).collect()
     }
 }
 
@@ -494,4 +608,93 @@ pub fn no_group(name: &str) -> ServiceError {
 fn other_module(name: &str, known: &ModuleEntry) -> ServiceError {
     let detail = format!("module {name} exists, with digest {}", hex::encode(known.digest));
     ServiceError::new(ErrorCode::AlreadyExists, detail)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+    use super::*;
+
+    const CONTEXT: Context = Context { index: 1, time_ms: 1000, seed: 0, session: 0 };
+
+    fn with_group() -> Catalog {
+        let mut catalog = Catalog::default();
+        for (name, digest) in [("one", 1), ("two", 2), ("three", 3)] {
+            let (digest, exports) = ([digest; 32], Vec::new());
+            let add = CatalogCommand::AddModule { name: name.to_owned(), digest, size: 1, exports };
+            catalog.apply(&CONTEXT, add).unwrap();
+        }
+        let create = CatalogCommand::CreateGroup {
+            name: "g".to_owned(),
+            module: "one".to_owned(),
+            digest: [1; 32],
+            params: Vec::new(),
+            limits: Limits::default(),
+            members: BTreeMap::new(),
+            replicas: None,
+            listen: Vec::new(),
+            listen_params: Vec::new(),
+            base: None,
+        };
+        catalog.apply(&CONTEXT, create).unwrap();
+        catalog
+    }
+
+    fn begin(catalog: &mut Catalog, module: &str, digest: u8) -> CatalogAnswer {
+        let kind = ChangeKind::GroupModule { group: "g".to_owned(), module: module.to_owned(), digest: [digest; 32] };
+        catalog.apply(&CONTEXT, CatalogCommand::BeginChange(kind))
+    }
+
+    fn remove(catalog: &mut Catalog, module: &str) -> CatalogAnswer {
+        catalog.apply(&CONTEXT, CatalogCommand::RemoveModule { name: module.to_owned() })
+    }
+
+    /// Its entry may be on its way to the group's log, or in it: who was told that nothing comes of it could remove the module.
+    #[test]
+    fn a_change_of_module_ends_only_by_what_the_groups_log_says() {
+        let mut catalog = with_group();
+        let id = begin(&mut catalog, "two", 2).unwrap();
+        let cancel = || CatalogCommand::NoteChange {
+            id,
+            state: ChangeState::Failed(ServiceError::new(ErrorCode::Cancelled, "it was cancelled")),
+        };
+        assert_eq!(catalog.apply(&CONTEXT, cancel()).unwrap_err().code, ErrorCode::ChangeInProgress);
+        assert_eq!(begin(&mut catalog, "three", 3).unwrap_err().code, ErrorCode::ChangeInProgress);
+        assert_eq!(remove(&mut catalog, "two").unwrap_err().code, ErrorCode::ModuleInUse);
+        assert_eq!(catalog.groups["g"].module, "one", "not yet");
+        catalog.apply(&CONTEXT, CatalogCommand::NoteModule { id, came: Ok(77) }).unwrap();
+        assert_eq!(catalog.changes[&id].state, ChangeState::Done);
+        assert_eq!((&*catalog.groups["g"].module, catalog.groups["g"].digest), ("two", [2; 32]));
+        assert_eq!(catalog.groups["g"].modules.iter().map(|used| used.index).collect::<Vec<_>>(), [0, 77]);
+        let again = catalog.apply(&CONTEXT, CatalogCommand::NoteModule { id, came: Ok(78) });
+        assert_eq!(again.unwrap_err().code, ErrorCode::ChangeNotFound, "two leaders of the catalog wrote it down");
+        // The first one's name can go, its file cannot.
+        remove(&mut catalog, "one").unwrap();
+        assert!(catalog.modules_needed().contains(&[1; 32]));
+
+        let id = begin(&mut catalog, "three", 3).unwrap();
+        let why = ServiceError::new(ErrorCode::Trapped, "no");
+        catalog.apply(&CONTEXT, CatalogCommand::NoteModule { id, came: Err(why.clone()) }).unwrap();
+        assert_eq!(
+            (catalog.changes[&id].state.clone(), &*catalog.groups["g"].module),
+            (ChangeState::Failed(why), "two")
+        );
+        remove(&mut catalog, "three").unwrap();
+
+        let id = begin(&mut catalog, "three", 3).unwrap_err();
+        assert_eq!(id.code, ErrorCode::ModuleNotFound);
+        assert_eq!(begin(&mut catalog, "two", 2).unwrap_err().code, ErrorCode::AlreadyExists);
+        let digest = [1; 32];
+        let add = CatalogCommand::AddModule { name: "one".to_owned(), digest, size: 1, exports: Vec::new() };
+        catalog.apply(&CONTEXT, add).unwrap();
+        let id = begin(&mut catalog, "one", 1).unwrap();
+        catalog.apply(&CONTEXT, CatalogCommand::Recover { node: 1, lost: BTreeSet::new() }).unwrap();
+        assert!(catalog.changes[&id].is_running(), "the log that may have it is there still");
+        // A group that is gone has no log that could say anything.
+        catalog.apply(&CONTEXT, CatalogCommand::RemoveGroup { name: "g".to_owned() }).unwrap();
+        let gone = ChangeState::Failed(no_group("g"));
+        catalog.apply(&CONTEXT, CatalogCommand::NoteChange { id, state: gone }).unwrap();
+        assert!(!catalog.changes[&id].is_running());
+        remove(&mut catalog, "one").unwrap();
+    }
 }

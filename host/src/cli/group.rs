@@ -1,6 +1,7 @@
 //! `statehouse group`: replicated state machines.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use clap::Subcommand;
@@ -14,6 +15,7 @@ use super::client::encode;
 use super::membership;
 use super::membership::Wait;
 use super::output;
+use super::output::or_dash;
 use super::state_file;
 use super::state_file::Restore;
 use crate::api::schema::Digest;
@@ -21,8 +23,12 @@ use crate::api::schema::Group;
 use crate::api::schema::GroupList;
 use crate::api::schema::Listener;
 use crate::api::schema::Member;
+use crate::api::schema::ModuleUse;
 use crate::api::schema::Move;
 use crate::api::schema::NewGroup;
+use crate::api::schema::Tried;
+use crate::api::schema::TriedList;
+use crate::api::schema::WantedModule;
 
 /// Create, look at and remove groups
 ///
@@ -34,6 +40,7 @@ Examples:
   statehouse group create c2 --module counter --param start=100
   statehouse group create kv --module kv --listen 127.0.0.1:6379
   statehouse group restore c3 c1.snap                            begins from a file of `snapshot save`
+  statehouse group upgrade c1 --module counter-2                 keeps the state, and runs another module
   statehouse group status c1 --server http://127.0.0.1:7071      as that node sees it")]
 pub(super) struct GroupVerbs {
     #[command(subcommand)]
@@ -90,6 +97,23 @@ enum GroupVerb {
         /// The group
         name: String,
     },
+    /// Let a group run another module, with the state that it has
+    ///
+    /// The way to a new version of a module, and back to the old one: both are uploaded under names of their own (`module push`). By an
+    /// entry of the group's log the old module's snapshot goes into the new one, by `migrate` if it has that, else by `restore`;
+    /// sessions, timers and indexes stay. Before, every replica tries that on a copy of its state: if it fails, nothing is done.
+    Upgrade {
+        /// The group
+        name: String,
+        /// The module that it is to run
+        #[arg(long, value_name = "NAME")]
+        module: String,
+        /// Only try it on copies of the state, and print what each replica says
+        #[arg(long, conflicts_with = "no_wait")]
+        dry_run: bool,
+        #[command(flatten)]
+        wait: Wait,
+    },
     /// Move a replica from one node to another
     Move {
         /// The group
@@ -109,6 +133,9 @@ enum GroupVerb {
         name: String,
     },
 }
+
+/// For all replicas to try a module: a large state takes long.
+const TRY_TIME_MAX: Duration = Duration::from_secs(660);
 
 /// Where a new group is, and where its adapter listens.
 #[derive(Args, Debug)]
@@ -192,6 +219,24 @@ pub(super) async fn run(verbs: GroupVerbs) -> Result<(), Failure> {
                 ),
             }
         }
+        GroupVerb::Upgrade { name, module, dry_run: true, .. } => {
+            let wanted = serde_json::to_vec(&WantedModule { module }).unwrap_or_default();
+            let call = Call::post(format!("/v1/groups/{}/module/try", encode(&name)), wanted, Repeat::Reads);
+            let list: TriedList = client.send(call.within(TRY_TIME_MAX)).await?.json()?;
+            if form == Output::Json {
+                return output::json(&list.tried);
+            }
+            let row = |one: &Tried| {
+                let says = one.failure.clone().unwrap_or_else(|| "its state goes over".to_owned());
+                vec![one.node.to_string(), or_dash(one.index), says]
+            };
+            output::table(&["node", "applied", "says"], list.tried.iter().map(row).collect())
+        }
+        GroupVerb::Upgrade { name, module, wait, .. } => {
+            let wanted = serde_json::to_vec(&WantedModule { module }).unwrap_or_default();
+            let call = Call::put(format!("/v1/groups/{}/module", encode(&name)), wanted, Repeat::Never);
+            membership::change(&client, form, wait, call.within(TRY_TIME_MAX)).await
+        }
         GroupVerb::Move { name, from, to, wait } => {
             membership::move_group(&client, form, wait, &name, &Move { from, to }).await
         }
@@ -208,6 +253,10 @@ fn show(form: Output, group: &Group) -> Result<(), Failure> {
         let matched = member.matched.map(|index| format!(", holds {index}")).unwrap_or_default();
         format!("{} at {} ({}{leader}{matched})", member.id, member.address, member.role)
     };
+    // The last one is what it runs.
+    let earlier = |(ran, next): (&ModuleUse, &ModuleUse)| format!("{} (until {})", ran.name, next.index);
+    let before: Vec<String> = group.modules.iter().zip(group.modules.iter().skip(1)).map(earlier).collect();
+    let before = if before.is_empty() { "no other module".to_owned() } else { before.join("; ") };
     let listener = |listener: &Listener| format!("{} ({})", listener.address, listener.state);
     let listeners = match group.listeners.iter().map(listener).collect::<Vec<_>>() {
         none if none.is_empty() => "none".to_owned(),
@@ -216,6 +265,7 @@ fn show(form: Output, group: &Group) -> Result<(), Failure> {
     output::pairs(&[
         ("name", group.name.clone()),
         ("module", format!("{} ({})", group.module, group.digest.get(..12).unwrap_or(&group.digest))),
+        ("before", before),
         ("params", group.params.to_string()),
         ("state", format!("{} (node {}, term {})", group.state, group.node, group.term)),
         ("leader", group.leader.map_or("none known".to_owned(), |leader| format!("node {leader}"))),

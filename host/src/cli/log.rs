@@ -447,6 +447,12 @@ fn describe(group: GroupId, payload: &Payload) -> (&'static str, String, Fields)
             fields.insert("session".to_owned(), json!(id));
             ("attach-session", id.to_string(), fields)
         }
+        EntryKind::ChangeModule { change, module, name } => {
+            fields.insert("change".to_owned(), json!(change));
+            fields.insert("module".to_owned(), json!(name));
+            fields.insert("digest".to_owned(), json!(hex::encode(module)));
+            ("change-module", format!("to {name}, change {change}"), fields)
+        }
     }
 }
 
@@ -472,6 +478,10 @@ fn catalog_text(command: &CatalogCommand) -> String {
         CatalogCommand::SetPriority { node, priority: None } => {
             format!("node {node} has the priority it is started with")
         }
+        CatalogCommand::NoteModule { id, came: Ok(index) } => {
+            format!("change {id}: it runs the module from entry {index} on")
+        }
+        CatalogCommand::NoteModule { id, came: Err(error) } => format!("change {id}: {error}"),
         CatalogCommand::Recover { node, lost } => format!("node {node} is a new cluster, without groups {lost:?}"),
     }
 }

@@ -412,7 +412,7 @@ fn show(form: Output, change: &Change) -> Result<(), Failure> {
 }
 
 /// Begins a change and follows it to its end.
-async fn change(client: &Client, form: Output, wait: Wait, call: Call) -> Result<(), Failure> {
+pub(super) async fn change(client: &Client, form: Output, wait: Wait, call: Call) -> Result<(), Failure> {
     let begun: Change = client.send(call).await?.json()?;
     if wait.no_wait {
         return if form == Output::Json { output::json(&begun) } else { output::line(begun.id.to_string()) };

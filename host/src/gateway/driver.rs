@@ -251,8 +251,8 @@ impl<P: Platform, T: Transport> Driver<P, T> {
     fn open(&mut self) -> Result<AdapterInstance, String> {
         let options = &self.shared.options;
         let mut logs = Vec::new();
-        let opened =
-            AdapterInstance::open(&options.module, &options.limits, &self.call(), &options.settings, &mut logs);
+        let module = options.group.module().ok_or("the group's module is not here")?;
+        let opened = AdapterInstance::open(&module, &options.limits, &self.call(), &options.settings, &mut logs);
         let (instance, asked) = match opened {
             Ok((instance, asked)) => (Some(instance), Ok(asked)),
             Err(error) => (None, Err(error)),

@@ -37,7 +37,6 @@ use crate::log::NodeLog;
 use crate::membership::NodeChanges;
 use crate::membership::Roster;
 use crate::module::Limits;
-use crate::module::Module;
 use crate::net::Listener;
 use crate::net::Net;
 use crate::peer::Transport;
@@ -73,10 +72,8 @@ pub type MemberChanger = Arc<dyn Fn(NodeChanges) -> BoxFuture<'static, ServiceRe
 
 /// What a gateway is made of.
 pub struct GatewayOptions<P: Platform, T: Transport> {
-    /// The group.
+    /// The group. Its module has an adapter, and so has each that it comes to run.
     pub group: Arc<Group<P, T>>,
-    /// Its module, which has an adapter.
-    pub module: Module,
     /// What the adapter may use.
     pub limits: Limits,
     /// The addresses to listen on.

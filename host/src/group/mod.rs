@@ -46,6 +46,7 @@ use self::barrier::ReadBarrier;
 use self::inbox::Inbox;
 use self::inbox::Ticket;
 use self::model::ModelFactory;
+use self::model::ModuleRef;
 use self::priority::Priorities;
 use self::replica::Shared;
 use self::replica::StateMachine;
@@ -54,6 +55,7 @@ use self::state::Answer;
 use self::waiters::Delivered;
 use crate::disk::Disk;
 use crate::log::GroupLog;
+use crate::module::Module;
 use crate::peer::CallError;
 use crate::peer::Lane;
 use crate::peer::Transport;
@@ -269,18 +271,24 @@ impl<P: Platform, T: Transport> Group<P, T> {
         );
         let store = store.inspect_err(|error| replica::die_of_sync(&platform, error))?;
         let factory = options.factory.clone();
-        let opened = {
-            let (store, factory) = (store.clone(), factory.clone());
-            let (incarnation, seed, events_kept) = (options.incarnation, options.seed, options.events_kept);
-            options.platform.run_guest(move || -> io::Result<Shared> {
-                let newest = store.newest()?;
-                for error in newest.refused {
-                    tracing::error!(group = id, %error, "this snapshot is not used; an older one is");
-                }
-                Shared::open(id, node, incarnation, seed, events_kept, &*factory, newest.found)
-            })
+        let failed = || io::Error::other("opening the group's state failed");
+        let newest = {
+            let store = store.clone();
+            options.platform.run_guest(move || store.newest()).await.ok_or_else(failed)??
         };
-        let shared = Arc::new(opened.await.ok_or_else(|| io::Error::other("opening the group's state failed"))??);
+        for error in newest.refused {
+            tracing::error!(group = id, %error, "this snapshot is not used; an older one is");
+        }
+        let module = newest.found.as_ref().map_or_else(|| factory.first().digest, |(head, _)| head.module);
+        factory.prepare(module).await.map_err(io::Error::other)?;
+        let opened = {
+            let factory = factory.clone();
+            let (incarnation, seed, events_kept) = (options.incarnation, options.seed, options.events_kept);
+            options
+                .platform
+                .run_guest(move || Shared::open(id, node, incarnation, seed, events_kept, &*factory, newest.found))
+        };
+        let shared = Arc::new(opened.await.ok_or_else(failed)??);
         let whose = || format!("group {} ({id}), snapshots in {}", options.name, options.directory.display());
         // It begins empty in a group that others have begun, or on a node that does not know whether they have.
         let forgetful = (!options.may_vote || options.members.is_empty()) && options.log.vote()?.is_none();
@@ -610,6 +618,24 @@ impl<P: Platform, T: Transport> Group<P, T> {
         self.touched.lock().unwrap_or_else(PoisonError::into_inner).append(&mut sessions);
     }
 
+    /// The module that it runs, as applied here.
+    pub fn module_ref(&self) -> ModuleRef {
+        self.shared.module()
+    }
+
+    /// The same, compiled; `None` for the catalog.
+    pub fn module(&self) -> Option<Module> {
+        self.factory.module(self.shared.module().digest)
+    }
+
+    /// Tries whether the state as it is here would go over to the module that `factory` begins with; nothing of it is kept. The index
+    /// of the state.
+    pub async fn try_module(&self, factory: impl ModelFactory) -> ServiceResult<(u64, Answer)> {
+        let shared = self.shared.clone();
+        let tried = self.platform.run_guest(move || shared.try_module(&factory)).await;
+        tried.ok_or_else(|| self.error(ErrorCode::Internal, "a guest job failed"))
+    }
+
     /// openraft's handle.
     pub fn raft(&self) -> &Raft<P> {
         &self.raft
@@ -623,6 +649,7 @@ impl<P: Platform, T: Transport> Group<P, T> {
     /// Stops the group on this node; its files stay.
     pub async fn shutdown(&self) {
         *self.stopped.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.shared.close();
         self.shared.wake.notify_one();
         self.shared.events.close();
         if let Err(error) = self.raft.shutdown().await {

@@ -6,6 +6,8 @@
 //! - What entry *i* emitted is published before the answer of entry *i* is delivered.
 //! - A [`Fault`] is this machine's trouble: the replica stops and nothing of the entry is answered.
 
+mod change;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
@@ -27,14 +29,19 @@ use sha2::Sha256;
 use tokio::sync::Notify;
 use tokio::sync::oneshot;
 
+use self::change::InForce;
+use self::change::modules_of;
+use self::change::wait_for_module;
 use super::events::Events;
 use super::inbox::Inbox;
 use super::inbox::Note;
 use super::inbox::Ticket;
 use super::model::Model;
 use super::model::ModelFactory;
+use super::model::ModuleRef;
 use super::state;
 use super::state::Answer;
+use super::state::Applied;
 use super::state::HostState;
 use super::waiters::Waiters;
 use crate::codec;
@@ -55,6 +62,7 @@ use crate::types::GroupId;
 use crate::types::LogId;
 use crate::types::NodeId;
 use crate::types::Payload;
+use crate::types::Proposal;
 use crate::types::SessionUse;
 use crate::types::Types;
 
@@ -72,6 +80,7 @@ const LOUD_LINES_MAX: usize = 16;
 /// The replicated state and how far it has come.
 pub struct Core {
     model: Box<dyn Model>,
+    in_force: InForce,
     /// The host's part.
     pub host: HostState,
     /// The last applied entry.
@@ -106,6 +115,9 @@ pub struct Shared {
     /// Sessions whose commands were applied here lately: signs of life for the leader.
     heard: Mutex<Vec<u64>>,
     current: Mutex<Option<(Head, SnapshotFile)>>,
+    /// The same as in [`Core`], without its lock.
+    in_force: Mutex<InForce>,
+    closed: Mutex<bool>,
     /// Why the replica stopped, once it did: the same as in [`Core`], without its lock.
     fault: Mutex<Option<String>>,
     /// Held while a snapshot is written: two at the same index would write the same file.
@@ -166,6 +178,7 @@ impl Shared {
                 host.take_timers(&effects);
                 Core {
                     model,
+                    in_force: InForce { module: factory.first(), change: 0 },
                     host,
                     applied: None,
                     membership: StoredMembership::default(),
@@ -187,6 +200,8 @@ impl Shared {
             seed,
             waiters: Waiters::default(),
             events,
+            in_force: Mutex::new(core.in_force.clone()),
+            closed: Mutex::default(),
             core: Mutex::new(core),
             progress: Mutex::new(Progress { applied, ..Progress::default() }),
             queries: Mutex::default(),
@@ -449,9 +464,10 @@ impl Shared {
                 group: self.group,
                 last_log_id,
                 membership: core.membership.clone(),
-                module: factory.module(),
+                module: core.in_force.module.digest,
                 host_state: codec::encode(&core.host)?,
-                made: factory.made(),
+                made: factory.made(&core.in_force.module.name),
+                change: core.in_force.change,
             };
             let frozen = core.model.freeze().map_err(io::Error::other)?;
             (head, frozen, lock(&self.progress).bytes)
@@ -490,19 +506,15 @@ impl Shared {
 
 fn restore(factory: &dyn ModelFactory, file: &SnapshotFile) -> io::Result<Core> {
     let (head, mut payload) = file.reader()?;
-    if head.module != factory.module() {
-        let reason = format!(
-            "snapshot {} is of module {}, the group runs {}",
-            file.path().display(),
-            hex::encode(head.module),
-            hex::encode(factory.module())
-        );
-        return Err(io::Error::other(reason));
-    }
     let host = codec::decode(&head.host_state)?;
-    let model = factory.restore(&mut payload).map_err(io::Error::other)?;
+    let model = factory
+        .restore(head.module, &mut payload)
+        .map_err(|error| io::Error::other(format!("snapshot {}: {error}", file.path().display())))?;
+    let made = head.made().map_err(|error| io::Error::other(format!("snapshot {}: {error}", file.path().display())))?;
+    let name = made.map_or_else(|| factory.first().name, |made| made.module);
     Ok(Core {
         model,
+        in_force: InForce { module: ModuleRef { digest: head.module, name }, change: head.change },
         host,
         applied: Some(head.last_log_id),
         membership: head.membership,
@@ -515,8 +527,8 @@ fn restore(factory: &dyn ModelFactory, file: &SnapshotFile) -> io::Result<Core> 
 
 impl Core {
     fn query(&mut self, seed: u64, session: u64, query: &[u8]) -> (u64, Answer) {
-        let index = self.applied.map_or(0, |log_id| log_id.index);
-        let context = Context { index, time_ms: self.host.time_ms, seed: state::entry_seed(seed, index), session };
+        let context = Context { session, ..self.context(seed) };
+        let index = context.index;
         let answer = match &self.fault {
             Some(fault) => Err(stopped(fault)),
             None => match self.model.query(&context, query) {
@@ -527,10 +539,32 @@ impl Core {
         (index, answer)
     }
 
+    fn apply_proposal(
+        &mut self,
+        shared: &Shared,
+        factory: &dyn ModelFactory,
+        index: u64,
+        proposal: &Proposal,
+    ) -> Result<Applied, Fault> {
+        let Self { model, host, effects, .. } = self;
+        let mut applied = host.apply(&mut **model, shared.seed, index, proposal, effects)?;
+        if let EntryKind::ChangeModule { change, module, name } = &proposal.kind {
+            let module = ModuleRef { digest: *module, name: name.clone() };
+            applied.answer = self.change_module(shared, factory, index, *change, module)?;
+        }
+        Ok(applied)
+    }
+
     /// Applies one entry; the answer to deliver when it is a proposal.
     ///
     /// `loud`: how many more lines of the module may be shown.
-    fn apply(&mut self, shared: &Shared, entry: Entry, loud: &mut usize) -> Result<(), Fault> {
+    fn apply(
+        &mut self,
+        shared: &Shared,
+        factory: &dyn ModelFactory,
+        entry: Entry,
+        loud: &mut usize,
+    ) -> Result<(), Fault> {
         if let Some(fault) = &self.fault {
             return Err(fault.clone());
         }
@@ -543,8 +577,7 @@ impl Core {
                 shared.events.push(index, Vec::new());
             }
             Payload::Normal(proposal) => {
-                let Self { model, host, effects, .. } = self;
-                let applied = host.apply(&mut **model, shared.seed, index, &proposal, effects);
+                let applied = self.apply_proposal(shared, factory, index, &proposal);
                 let applied = applied.inspect_err(|fault| {
                     self.fault = Some(fault.clone());
                     *lock(&shared.fault) = Some(fault.to_string());
@@ -670,7 +703,10 @@ impl<P: Platform> RaftStateMachine<Types<P::Runtime>> for StateMachine<P> {
         let mut batches = entries.ready_chunks(BATCH_ENTRIES);
         while let Some(batch) = batches.next().await {
             let batch = batch.into_iter().collect::<Result<Vec<_>, _>>()?;
-            let shared = self.shared.clone();
+            for module in modules_of(batch.iter().map(|(entry, _)| entry)) {
+                wait_for_module::<P>(&self.shared, &*self.factory, module).await?;
+            }
+            let (shared, factory) = (self.shared.clone(), self.factory.clone());
             let applied = self.platform.run_guest(move || -> Result<(), Fault> {
                 let (mut last, mut bytes, mut loud) = (0, 0, LOUD_LINES_MAX);
                 {
@@ -678,7 +714,7 @@ impl<P: Platform> RaftStateMachine<Types<P::Runtime>> for StateMachine<P> {
                     for (entry, responder) in batch {
                         last = entry.log_id.index;
                         bytes += payload_bytes(&entry.payload);
-                        core.apply(&shared, entry, &mut loud)?;
+                        core.apply(&shared, &*factory, entry, &mut loud)?;
                         if let Some(responder) = responder {
                             responder.send(());
                         }
@@ -712,8 +748,12 @@ impl<P: Platform> RaftStateMachine<Types<P::Runtime>> for StateMachine<P> {
         snapshot: SnapshotFile,
     ) -> Result<(), io::Error> {
         let (shared, factory, store) = (self.shared.clone(), self.factory.clone(), self.store.clone());
+        let head = {
+            let snapshot = snapshot.clone();
+            self.platform.run_guest(move || snapshot.reader().map(|(head, _)| head)).await.ok_or_else(job_failed)??
+        };
+        wait_for_module::<P>(&self.shared, &*self.factory, head.module).await?;
         let installed = self.platform.run_guest(move || -> io::Result<()> {
-            let (head, _) = snapshot.reader()?;
             let new = restore(&*factory, &snapshot)?;
             let file = store.adopt(&snapshot, &head)?;
             let index = head.last_log_id.index;
@@ -721,6 +761,7 @@ impl<P: Platform> RaftStateMachine<Types<P::Runtime>> for StateMachine<P> {
                 let mut core = shared.core();
                 let inboxes = std::mem::take(&mut core.inboxes);
                 *core = new;
+                *lock(&shared.in_force) = core.in_force.clone();
                 for inbox in &inboxes {
                     inbox.jump(index);
                     inbox.wake();

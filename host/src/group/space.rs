@@ -114,7 +114,7 @@ impl Space {
 pub(super) fn waits_for_space(kind: &EntryKind) -> bool {
     match kind {
         EntryKind::Command { .. } | EntryKind::OpenSession { .. } | EntryKind::AttachSession { .. } => true,
-        EntryKind::CloseSession { .. } | EntryKind::Timers { .. } => false,
+        EntryKind::ChangeModule { .. } | EntryKind::CloseSession { .. } | EntryKind::Timers { .. } => false,
     }
 }
 

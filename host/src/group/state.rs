@@ -214,6 +214,8 @@ impl HostState {
                     Ok(Bytes::copy_from_slice(&session.timeout_ms.to_le_bytes()))
                 }
             },
+            // Whose state it is, is the replica's affair: sessions and timers stay.
+            EntryKind::ChangeModule { .. } => Ok(Bytes::new()),
             EntryKind::Timers { due } => {
                 for (id, at_ms) in due {
                     // Moved, cleared or fired since the leader looked: not due.

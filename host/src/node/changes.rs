@@ -53,18 +53,20 @@ const STEP_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// What a look at a change gave.
 #[derive(Debug)]
-enum Step {
+pub(super) enum Step {
     /// There is more to do, or to wait for.
     Waits(Waiting),
     /// All is as it should be.
     Done,
     /// It cannot be.
     Fails(ServiceError),
+    /// What came of it is written down.
+    Noted,
 }
 
 /// What is waited for.
 #[derive(Debug)]
-struct Waiting {
+pub(super) struct Waiting {
     /// In words.
     text: String,
     /// While this stays the same the change comes no further.
@@ -89,9 +91,9 @@ struct Target<'a> {
     keeps: bool,
 }
 
-type Stepped = Result<Step, String>;
+pub(super) type Stepped = Result<Step, String>;
 
-fn waits(text: impl Into<String>) -> Stepped {
+pub(super) fn waits(text: impl Into<String>) -> Stepped {
     Ok(Step::Waits(text.into().into()))
 }
 
@@ -128,11 +130,12 @@ impl<P: Platform, T: Transport> Node<P, T> {
                 let state = match self.step(&catalog, change).await {
                     Ok(Step::Done) => ChangeState::Done,
                     Ok(Step::Fails(error)) => ChangeState::Failed(error),
+                    Ok(Step::Noted) => continue,
                     waits => {
                         let Waiting { text, mark } = match waits {
                             Ok(Step::Waits(waiting)) => waiting,
                             Err(text) => text.into(),
-                            Ok(Step::Done | Step::Fails(_)) => continue,
+                            Ok(Step::Done | Step::Fails(_) | Step::Noted) => continue,
                         };
                         let now = <P::Runtime as AsyncRuntime>::Instant::now();
                         let begun = || Heard { mark: String::new(), since: now, noted: now };
@@ -141,7 +144,8 @@ impl<P: Platform, T: Transport> Node<P, T> {
                         if further {
                             (last.mark, last.since) = (mark, now);
                         }
-                        if now - last.since > PATIENCE {
+                        // Of a change of module only the group's log can say that it came to nothing.
+                        if now - last.since > PATIENCE && !change.kind.is_of_module() {
                             let detail = format!("it came no further for {} s: {text}", PATIENCE.as_secs());
                             ChangeState::Failed(ServiceError::new(ErrorCode::Timeout, detail))
                         } else if !further && now - last.noted < NOTE_PAUSE {
@@ -204,6 +208,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
             }
             ChangeKind::MemberDemote { node, .. } => self.member_listens(&target, *node).await,
             ChangeKind::MemberSet { voters, .. } => self.members_become(&target, voters).await,
+            ChangeKind::GroupModule { group, module, digest } => self.step_module(change, group, module, *digest).await,
             ChangeKind::GroupMove { from, to, .. } => self.member_moves(&target, *from, *to).await,
         }
     }
@@ -481,7 +486,8 @@ impl<P: Platform, T: Transport> Node<P, T> {
             Err(ServiceError::new(ErrorCode::AlreadyExists, detail))
         };
         match kind {
-            ChangeKind::NodeAdd { .. } | ChangeKind::NodeRemove { .. } => Ok(()),
+            // The catalog checks it, and the replicas have tried it.
+            ChangeKind::NodeAdd { .. } | ChangeKind::NodeRemove { .. } | ChangeKind::GroupModule { .. } => Ok(()),
             ChangeKind::MemberAdd { node, learner, .. } => match member(node) {
                 _ if !known(node) => Err(no_node(*node)),
                 Some(member) if member.voter => already(node, "voter"),

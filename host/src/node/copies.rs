@@ -459,15 +459,15 @@ impl<P: Platform, T: Transport> Node<P, T> {
     async fn try_base(&self, id: BaseId, entry: &ModuleEntry, found: &Found) -> ServiceResult<()> {
         let wasm = self.module_bytes(&entry.digest).await.map_err(|why| error(ErrorCode::Unavailable, why))?;
         let (modules, bases) = (self.0.setup.modules.clone(), self.0.copies.bases.clone());
-        let (limits, params) = (found.limits.clone(), found.params.clone());
+        let (limits, params, digest) = (found.limits.clone(), found.params.clone(), entry.digest);
         let tried = self.0.setup.platform.run_guest(move || {
             let module = modules.load(&wasm).map_err(|why| why.to_string())?;
             let context = Context { index: 0, time_ms: 0, seed: 0, session: 0 };
-            let factory = WasmFactory { module, limits, params, made: Vec::new(), context };
+            let factory = WasmFactory::trial(module, limits, params, context);
             let base = bases.reader(&id).map_err(|why| why.to_string())?;
             let (head, mut payload) = base.ok_or("the file is gone")?;
             codec::decode::<HostState>(&head.host_state).map_err(|why| why.to_string())?;
-            factory.restore(&mut payload).map(drop).map_err(|why| why.to_string())
+            factory.restore(digest, &mut payload).map(drop).map_err(|why| why.to_string())
         });
         match tried.await {
             Some(Ok(())) => Ok(()),

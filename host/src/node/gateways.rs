@@ -13,7 +13,6 @@ use crate::gateway::ClientLimits;
 use crate::gateway::Gateway;
 use crate::gateway::GatewayOptions;
 use crate::group::Group;
-use crate::module::Module;
 use crate::peer::Transport;
 use crate::platform::Platform;
 use crate::service::ListenerView;
@@ -124,13 +123,13 @@ impl ListenSettings {
 
 impl<P: Platform, T: Transport> Node<P, T> {
     /// Starts the gateway of a group that was opened here, if it is to listen.
-    pub(super) fn open_gateway(&self, name: &str, entry: &GroupEntry, group: &Arc<Group<P, T>>, module: &Module) {
+    pub(super) fn open_gateway(&self, name: &str, entry: &GroupEntry, group: &Arc<Group<P, T>>) {
         let setup = &self.0.setup;
         let settings = &setup.settings;
         let (addresses, mut refused) = settings.listen.resolve(name, &entry.listen);
         let mut gateway = None;
-        if !addresses.is_empty() && !module.info().has_adapter {
-            let state = format!("refused: module {} has no adapter", entry.module);
+        if !addresses.is_empty() && !group.module().is_some_and(|module| module.info().has_adapter) {
+            let state = format!("refused: module {} has no adapter", group.module_ref().name);
             refused.extend(addresses.into_iter().map(|address| ListenerView { address, state: state.clone() }));
         } else if !addresses.is_empty() {
             let json = |bytes: &[u8]| serde_json::from_slice(bytes).unwrap_or_else(|_| serde_json::json!({}));
@@ -144,7 +143,6 @@ impl<P: Platform, T: Transport> Node<P, T> {
             let told = serde_json::json!({ "params": params, "listen": listen, "node": self.id() });
             gateway = Some(Gateway::start(GatewayOptions {
                 group: group.clone(),
-                module: module.clone(),
                 limits: entry.limits.clone(),
                 addresses,
                 settings: told.to_string().into_bytes(),

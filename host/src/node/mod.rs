@@ -14,6 +14,7 @@ mod gateways;
 pub mod identity;
 mod join;
 mod metrics;
+mod module_changes;
 mod modules;
 pub mod removal;
 pub mod repair;
@@ -51,6 +52,8 @@ use crate::group::Group;
 use crate::group::GroupOptions;
 use crate::group::Timing;
 use crate::group::Unjoined;
+use crate::group::model::ModelFactory;
+use crate::group::model::ModuleRef;
 use crate::group::model::WasmFactory;
 use crate::group::priority;
 use crate::group::priority::Priorities;
@@ -58,7 +61,6 @@ use crate::group::space::Space;
 use crate::log::NodeLog;
 use crate::module::Context;
 use crate::module::Limits;
-use crate::module::Module;
 use crate::peer::Handler;
 use crate::peer::Lane;
 use crate::peer::Transport;
@@ -364,10 +366,10 @@ impl<P: Platform, T: Transport> Node<P, T> {
                 continue;
             }
             match self.open_group(name, entry).await {
-                Ok((group, module)) => {
+                Ok(group) => {
                     lock(&self.0.groups).insert(id, group.clone());
                     self.ask_whom_to_follow(&group, &entry.hosts);
-                    self.open_gateway(name, entry, &group, &module);
+                    self.open_gateway(name, entry, &group);
                     lock(&self.0.failures).remove(&id);
                     // It may have been opened while the node came to vote.
                     if self.may_vote_in(id)
@@ -391,30 +393,27 @@ impl<P: Platform, T: Transport> Node<P, T> {
         self.fetch_modules(&catalog).await;
     }
 
-    async fn open_group(&self, name: &str, entry: &GroupEntry) -> io::Result<(Arc<Group<P, T>>, Module)> {
+    async fn open_group(&self, name: &str, entry: &GroupEntry) -> io::Result<Arc<Group<P, T>>> {
         let setup = &self.0.setup;
-        let wasm = self.module_bytes(&entry.digest).await.map_err(io::Error::other)?;
-        let modules = setup.modules.clone();
-        let module = setup.platform.run_guest(move || modules.load(&wasm)).await;
-        let module =
-            module.ok_or_else(|| io::Error::other("compiling the module failed"))?.map_err(io::Error::other)?;
-        let made = Made {
-            group: name.to_string(),
-            module: entry.module.clone(),
-            params: serde_json::from_slice(&entry.params).unwrap_or_default(),
-            limits: entry.limits.clone(),
-        };
-        let made = serde_json::to_vec(&made).map_err(io::Error::other)?;
-        if let Some(base) = entry.base {
-            self.begin_from(base, entry, made.clone()).await?;
-        }
+        let first = entry.modules.first();
+        let first = first.map_or((entry.digest, &entry.module), |first| (first.digest, &first.name));
         let factory = WasmFactory {
-            module: module.clone(),
+            first: ModuleRef { digest: first.0, name: first.1.clone() },
             limits: entry.limits.clone(),
             params: entry.params.clone(),
-            made,
+            made: Some(Made {
+                group: name.to_string(),
+                module: first.1.clone(),
+                params: serde_json::from_slice(&entry.params).unwrap_or_default(),
+                limits: entry.limits.clone(),
+            }),
             context: Context { index: 0, time_ms: entry.created_ms, seed: entry.seed, session: 0 },
+            source: Some(Arc::new(self.module_source())),
+            loaded: Arc::default(),
         };
+        if let Some(base) = entry.base {
+            self.begin_from(base, entry, factory.made(first.1)).await?;
+        }
         let repair = self.repair();
         Self::renew_promise(setup, repair.as_ref(), entry.id, &entry.hosts, Duration::ZERO).await?;
         let may_vote = self.may_vote_in(entry.id);
@@ -445,7 +444,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
                 // It is opened again as a group that could not be opened is.
                 Err(self.give_up_group(entry.id, &error).await)
             }
-            opened => Ok((opened?, module)),
+            opened => opened,
         }
     }
 

@@ -1,18 +1,23 @@
 //! Module files of the cluster: gate, compile, keep, spread, fetch.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::Weak;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use openraft::async_runtime::AsyncRuntime;
 use sha2::Digest;
 use sha2::Sha256;
 
+use super::Inner;
 use super::Node;
 use super::lock;
+use crate::group::model::ModuleSource;
 use crate::module::CodeCache;
 use crate::module::Engine;
 use crate::module::Limits;
@@ -67,6 +72,19 @@ impl ModuleHost {
     }
 }
 
+/// The node as its groups' source of modules. It does not keep the node.
+struct Source<P: Platform, T: Transport>(Weak<Inner<P, T>>);
+
+impl<P: Platform, T: Transport> ModuleSource for Source<P, T> {
+    fn module(&self, digest: [u8; 32]) -> BoxFuture<'static, Result<Module, String>> {
+        let node = self.0.upgrade().map(Node);
+        Box::pin(async move {
+            let node = node.ok_or_else(|| "the node stops".to_string())?;
+            node.compiled(digest).await
+        })
+    }
+}
+
 /// The optional exports of a module, as the catalog keeps them.
 pub fn exports_of(info: &ModuleInfo) -> Vec<String> {
     let all = [
@@ -79,6 +97,18 @@ pub fn exports_of(info: &ModuleInfo) -> Vec<String> {
 }
 
 impl<P: Platform, T: Transport> Node<P, T> {
+    pub(super) fn module_source(&self) -> impl ModuleSource {
+        Source(Arc::downgrade(&self.0))
+    }
+
+    /// The compiled module, from here or from a peer.
+    pub(super) async fn compiled(&self, digest: [u8; 32]) -> Result<Module, String> {
+        let wasm = self.module_bytes(&digest).await?;
+        let modules = self.0.setup.modules.clone();
+        let module = self.0.setup.platform.run_guest(move || modules.load(&wasm)).await;
+        module.ok_or_else(|| "compiling the module failed".to_string())?.map_err(|error| error.to_string())
+    }
+
     /// Runs the gate where guest code may run.
     pub(super) async fn gate(&self, wasm: Bytes) -> ServiceResult<ModuleInfo> {
         let (modules, limits) = (self.0.setup.modules.clone(), self.0.setup.settings.limits.clone());

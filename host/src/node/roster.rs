@@ -138,7 +138,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
     }
 
     async fn missing_modules(&self, catalog: &Catalog) -> Vec<[u8; 32]> {
-        let (files, digests) = (self.0.files.clone(), catalog.modules.values().map(|entry| entry.digest).collect());
+        let (files, digests) = (self.0.files.clone(), catalog.modules_needed().into_iter().collect());
         let look = move |digests: Vec<[u8; 32]>| {
             digests.into_iter().filter(|digest| !files.exists(digest)).collect::<Vec<[u8; 32]>>()
         };

@@ -21,6 +21,7 @@ use crate::catalog::CatalogAnswer;
 use crate::catalog::CatalogCommand;
 use crate::catalog::GroupEntry;
 use crate::catalog::ModuleEntry;
+use crate::catalog::ModuleUse;
 use crate::catalog::no_group;
 use crate::catalog::no_module;
 use crate::codec;
@@ -48,6 +49,7 @@ use crate::service::FileStream;
 use crate::service::GroupRequest;
 use crate::service::GroupView;
 use crate::service::MemberView;
+use crate::service::ModuleUseView;
 use crate::service::ModuleView;
 use crate::service::NodeView;
 use crate::service::RestoreRequest;
@@ -56,6 +58,7 @@ use crate::service::Service;
 use crate::service::ServiceError;
 use crate::service::ServiceResult;
 use crate::service::SessionView;
+use crate::service::TriedView;
 use crate::status::ClusterStatus;
 use crate::status::Diagnosis;
 use crate::types::CATALOG;
@@ -81,6 +84,11 @@ fn module_view(name: &str, entry: &ModuleEntry, catalog: &Catalog) -> ModuleView
         exports: entry.exports.clone(),
         groups: catalog.users(name),
     }
+}
+
+fn module_use_view(used: &ModuleUse) -> ModuleUseView {
+    let ModuleUse { name, digest, index, since_ms } = used;
+    ModuleUseView { name: name.clone(), digest: hex::encode(digest), index: *index, since_ms: *since_ms }
 }
 
 /// Params as the catalog keeps them.
@@ -202,7 +210,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
         let tried = self.0.setup.platform.run_guest(move || {
             let _turn = turn;
             let module = modules.load(&wasm).map_err(|failed| failed.to_string())?;
-            let factory = WasmFactory { module, limits, params, made: Vec::new(), context };
+            let factory = WasmFactory::trial(module, limits, params, context);
             factory.create().map(|_| ()).map_err(|failed| failed.to_string())
         });
         match tried.await {
@@ -321,6 +329,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
             id: entry.id,
             module: entry.module.clone(),
             digest: hex::encode(entry.digest),
+            modules: entry.modules.iter().map(module_use_view).collect(),
             params: json(&entry.params),
             listen: entry.listen.clone(),
             listen_params: json(&entry.listen_params),
@@ -354,6 +363,8 @@ impl<P: Platform, T: Transport> Node<P, T> {
             view.connections = gateway.connections();
         }
         let standing = group.standing();
+        let module = group.module_ref();
+        (view.module, view.digest) = (module.name, hex::encode(module.digest));
         (view.sessions, view.timers) = group.tables().await;
         GroupView {
             term: standing.term,
@@ -548,6 +559,18 @@ impl<P: Platform, T: Transport> Service for Node<P, T> {
 
     fn group_snapshot(&self, name: String) -> BoxFuture<'_, ServiceResult<u64>> {
         Box::pin(async move { Ok(self.call_anywhere(&name, GroupCall::Snapshot, FILE_TIME_MAX).await?.index) })
+    }
+
+    fn module_change(&self, group: String, module: String) -> BoxFuture<'_, ServiceResult<Change>> {
+        Box::pin(async move {
+            let (kind, _) = self.try_module(&group, &module).await?;
+            let id = self.change_catalog(&CatalogCommand::BeginChange(kind)).await?;
+            self.change(id)
+        })
+    }
+
+    fn module_try(&self, group: String, module: String) -> BoxFuture<'_, ServiceResult<Vec<TriedView>>> {
+        Box::pin(async move { Ok(self.try_module(&group, &module).await?.1) })
     }
 
     fn group_save(&self, name: String) -> BoxFuture<'_, ServiceResult<SavedGroup>> {

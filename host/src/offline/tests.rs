@@ -92,6 +92,7 @@ fn snapshot(disk: &SimDisk, group: GroupId, covered: LogId, payload: &[u8]) {
         module: [7; 32],
         host_state: Vec::new(),
         made: Vec::new(),
+        change: 0,
     };
     let mut writer = store.write(&head).unwrap();
     writer.write_all(payload).unwrap();

@@ -243,6 +243,8 @@ pub enum GroupCall {
     },
     /// Writes a snapshot; the index it covers.
     Snapshot,
+    /// Tries whether the state here would go over to the module of this digest; the index of that state.
+    TryModule([u8; 32]),
 }
 
 impl GroupCall {
@@ -251,7 +253,7 @@ impl GroupCall {
         match self {
             Self::Propose(EntryKind::Command { session, .. }) => session.is_some_and(|used| used.sequence.is_some()),
             Self::Propose(_) => false,
-            Self::Query { .. } | Self::Touch { .. } | Self::Snapshot => true,
+            Self::Query { .. } | Self::Touch { .. } | Self::Snapshot | Self::TryModule(_) => true,
         }
     }
 }

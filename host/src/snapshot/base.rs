@@ -198,7 +198,8 @@ pub fn begin(
     let membership = Membership::new(vec![members.keys().copied().collect()], nodes);
     let membership = membership.map_err(|error| failed(io::Error::other(error)))?;
     let membership = StoredMembership::new(Some(last_log_id), membership);
-    let head = Head { group, last_log_id, membership, made, ..head };
+    // Changes of the module are numbered by the cluster that the group is in now.
+    let head = Head { group, last_log_id, membership, made, change: 0, ..head };
     let mut writer = store.write(&head)?;
     if let Err(error) = io::copy(&mut payload, &mut writer) {
         writer.abandon();
@@ -236,6 +237,7 @@ mod tests {
             module: [9; 32],
             host_state: b"sessions".to_vec(),
             made: b"{}".to_vec(),
+            change: 4,
         };
         let mut writer = store.write(&head).unwrap();
         writer.write_all(&[5; 300_000]).unwrap();

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::io::Read;
+use std::ops::RangeInclusive;
 
 use serde::Deserialize;
 use serde::Serialize;
@@ -16,8 +17,11 @@ use crate::types::LogId;
 
 /// The first eight bytes of every snapshot file.
 pub const MAGIC: &[u8; 8] = b"STHSNAP\0";
-/// The version this code writes. It reads version 1 too, whose head does not say what the group was made with.
-pub const VERSION: u32 = 2;
+/// The version this code writes. It reads version 2 too, whose head does not say which change of the module came last, and
+/// version 1, which does not say what the group was made with either.
+pub const VERSION: u32 = 3;
+/// The versions that it reads. What other nodes send is of the one above: a flipped bit must not turn one into another there.
+pub const KNOWN: RangeInclusive<u32> = 1..=VERSION;
 /// magic, version, head length, head checksum.
 pub const FIXED_BYTES: usize = 8 + 4 + 4 + 4;
 /// A chunk's payload is at most this long.
@@ -51,6 +55,8 @@ pub struct Head {
     pub host_state: Vec<u8>,
     /// What the group was made with: a [`Made`] as JSON, so that it can grow. Empty for the catalog.
     pub made: Vec<u8>,
+    /// The last change of the group's module, by its number in the catalog; 0 for none.
+    pub change: u64,
 }
 
 impl Head {
@@ -73,10 +79,23 @@ struct Head1 {
     host_state: Vec<u8>,
 }
 
+/// The head of version 2.
+#[derive(Deserialize)]
+struct Head2 {
+    first: Head1,
+    made: Vec<u8>,
+}
+
+impl From<Head2> for Head {
+    fn from(head: Head2) -> Self {
+        let Head1 { group, last_log_id, membership, module, host_state } = head.first;
+        Self { group, last_log_id, membership, module, host_state, made: head.made, change: 0 }
+    }
+}
+
 impl From<Head1> for Head {
-    fn from(head: Head1) -> Self {
-        let Head1 { group, last_log_id, membership, module, host_state } = head;
-        Self { group, last_log_id, membership, module, host_state, made: Vec::new() }
+    fn from(first: Head1) -> Self {
+        Head2 { first, made: Vec::new() }.into()
     }
 }
 
@@ -132,8 +151,8 @@ pub fn decode_head(source: &mut dyn Read) -> Result<(Head, u64), Wrong> {
         return Err(Wrong::new(0, "it is no snapshot file"));
     }
     let version = array(&fixed, 8).map_or(0, u32::from_le_bytes);
-    if version != VERSION && version != 1 {
-        return Err(Wrong::new(8, format!("its version is {version}, this program knows 1 and {VERSION}")));
+    if !KNOWN.contains(&version) {
+        return Err(Wrong::new(8, format!("its version is {version}, this program knows 1 to {VERSION}")));
     }
     let length = array(&fixed, 12).map_or(0, u32::from_le_bytes);
     let checksum = array(&fixed, 16).map_or(0, u32::from_le_bytes);
@@ -151,7 +170,11 @@ pub fn decode_head(source: &mut dyn Read) -> Result<(Head, u64), Wrong> {
     if crc32c::crc32c(&body) != checksum {
         return Err(Wrong::new(at, "its head's checksum does not match"));
     }
-    let head = if version == 1 { codec::decode::<Head1>(&body).map(Head::from) } else { codec::decode(&body) };
+    let head = match version {
+        1 => codec::decode::<Head1>(&body).map(Head::from),
+        2 => codec::decode::<Head2>(&body).map(Head::from),
+        _ => codec::decode(&body),
+    };
     let head = head.map_err(|error| Wrong::new(at, error.to_string()))?;
     Ok((head, at + u64::from(length)))
 }

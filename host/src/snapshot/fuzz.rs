@@ -48,6 +48,7 @@ mod tests {
             module: [1; 32],
             host_state: vec![2; 100],
             made: Vec::new(),
+            change: 0,
         };
         let mut writer = store.write(&head).unwrap();
         writer.write_all(payload).unwrap();

@@ -246,6 +246,7 @@ mod tests {
             module: [1; 32],
             host_state: vec![2; 1000],
             made: Vec::new(),
+            change: 0,
         }
     }
 

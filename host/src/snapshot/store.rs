@@ -476,6 +476,7 @@ mod tests {
             module: [1; 32],
             host_state: vec![2; 100],
             made: Vec::new(),
+            change: 0,
         };
         let mut writer = store.write(&head)?;
         writer.write_all(&[3; 1000]).map_err(|error| SnapshotError::of_writing(Path::new(DIR), error))?;

@@ -180,6 +180,7 @@ mod tests {
             module: [7; 32],
             host_state: b"host".to_vec(),
             made: Vec::new(),
+            change: 0,
         };
         let mut writer = store.write(&head).unwrap();
         writer.write_all(&vec![1; 2 * CHUNK_BYTES + 10]).unwrap();

@@ -22,6 +22,7 @@ fn head(index: u64) -> Head {
         module: [1; 32],
         host_state: vec![2; 100],
         made: Vec::new(),
+        change: 0,
     }
 }
 

@@ -476,6 +476,7 @@ mod tests {
             id: 7,
             module: "kv".into(),
             digest: [0; 32],
+            modules: Vec::new(),
             params: Vec::new(),
             limits: crate::module::Limits::default(),
             seed: 0,

@@ -24,6 +24,7 @@ mod register;
 mod repair;
 mod scenario;
 mod space;
+mod upgrades;
 mod world;
 mod znodes;
 
@@ -41,7 +42,7 @@ use world::Sabotage;
 const SEEDS_DEFAULT: u64 = 200;
 
 /// What must have happened at least once in the ordinary test run.
-const MUST_HAPPEN: [&str; 24] = [
+const MUST_HAPPEN: [&str; 25] = [
     "answers kept for a retry",
     "crashes",
     "crashes of all",
@@ -58,6 +59,7 @@ const MUST_HAPPEN: [&str; 24] = [
     "outcomes learned by a retry",
     "partitions",
     "lost disks",
+    "modules changed",
     "nodes that came",
     "nodes that left",
     "requests without effect",
@@ -69,11 +71,12 @@ const MUST_HAPPEN: [&str; 24] = [
 ];
 
 /// What must have happened in the seeds that are run twice.
-const MUST_REPEAT: [&str; 7] = [
+const MUST_REPEAT: [&str; 8] = [
     "changes begun",
     "crashes",
     "files that decayed",
     "logs set aside",
+    "modules changed",
     "nodes that came",
     "partitions",
     "snapshots sent to a node",

@@ -32,6 +32,7 @@ use crate::nemesis;
 use crate::nemesis::DiskFaults;
 use crate::register;
 use crate::register::Verdict;
+use crate::upgrades;
 use crate::world::Sabotage;
 use crate::world::Shared;
 use crate::world::World;
@@ -61,11 +62,13 @@ pub struct Plan {
     pause_ms: u64,
     /// Nodes come and go.
     membership: bool,
+    /// Groups run other modules.
+    upgrades: bool,
 }
 
 impl Plan {
     pub fn draw(random: &mut SimRandom) -> Self {
-        let mut decaying = random.fork(1);
+        let (mut decaying, mut upgrading) = (random.fork(1), random.fork(2));
         let nodes = match random.between(0, 99) {
             0..8 => 1,
             8..20 => 5,
@@ -81,6 +84,7 @@ impl Plan {
             keys: random.between(1, 3),
             pause_ms: random.between(80, 400),
             membership: nodes == 3 && random.chance(350),
+            upgrades: upgrading.chance(350),
         }
     }
 }
@@ -287,6 +291,10 @@ async fn body(world: &Shared, random: &mut SimRandom, plan: &Plan) {
         let until_ms = now_ms() + plan.fault_ms;
         LifeRuntime::spawn(membership::run(world.clone(), random.fork(800), until_ms))
     });
+    let upgrading = plan.upgrades.then(|| {
+        let until_ms = now_ms() + plan.fault_ms;
+        LifeRuntime::spawn(upgrades::run(world.clone(), random.fork(900), until_ms))
+    });
     let watching = LifeRuntime::spawn(watch_replicas(world.clone()));
     let expiring = LifeRuntime::spawn(clients::expiry(world.clone(), random.fork(600), plan.skew_max_ms));
     let forgetful = LifeRuntime::spawn(clients::forgetful(world.clone(), random.fork(700)));
@@ -302,6 +310,10 @@ async fn body(world: &Shared, random: &mut SimRandom, plan: &Plan) {
     if let Some(changing) = changing {
         joined(world, changing).await;
         membership::finish(world, healed_ms + RECOVERY_MS).await;
+    }
+    if let Some(upgrading) = upgrading {
+        joined(world, upgrading).await;
+        upgrades::finish(world, healed_ms + RECOVERY_MS).await;
     }
     become_ready(world, healed_ms).await;
     // A little of peace with everything at work.

@@ -332,3 +332,8 @@ fn the_page_on_membership_does_what_it_says() {
 fn the_page_on_backups_does_what_it_says() {
     Reader::new().follow("docs/operations/backup.md");
 }
+
+#[test]
+fn the_page_on_new_versions_of_a_module_does_what_it_says() {
+    Reader::new().follow("docs/operations/upgrades.md");
+}

@@ -27,3 +27,4 @@ mod silence;
 mod status;
 mod transfers;
 mod traps;
+mod upgrades;

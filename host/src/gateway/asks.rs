@@ -82,7 +82,7 @@ impl<P: Platform, T: Transport> Shared<P, T> {
         let group = &self.options.group;
         let standing = group.standing();
         let terms = group.log_terms();
-        let (sessions, timers) = group.tables().await;
+        let (sessions, timers) = group.tables();
         let voters = standing.members.iter().filter(|member| member.role == "voter").count();
         let role = if group.leads() && voters == 1 { "standalone" } else { standing.state.as_str() };
         let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);

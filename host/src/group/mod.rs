@@ -505,13 +505,8 @@ impl<P: Platform, T: Transport> Group<P, T> {
     }
 
     /// Open sessions and armed timers, as applied here.
-    pub async fn tables(&self) -> (u64, u64) {
-        let shared = self.shared.clone();
-        let counts = self.platform.run_guest(move || {
-            let core = shared.core();
-            (core.host.sessions.len() as u64, core.host.timers.len() as u64)
-        });
-        counts.await.unwrap_or_default()
+    pub fn tables(&self) -> (u64, u64) {
+        self.shared.counts()
     }
 
     /// The group's events on this node.
@@ -521,8 +516,7 @@ impl<P: Platform, T: Transport> Group<P, T> {
 
     /// SHA-256 over the state at the applied index.
     pub async fn digest(&self) -> ServiceResult<(u64, [u8; 32])> {
-        let shared = self.shared.clone();
-        match self.platform.run_guest(move || shared.digest()).await {
+        match self.shared.digest(&self.platform).await {
             Some(Ok(found)) => Ok(found),
             Some(Err(error)) => Err(self.error(ErrorCode::GroupStopped, format!("no digest: {error}"))),
             None => Err(self.error(ErrorCode::Internal, "a guest job failed")),
@@ -598,10 +592,8 @@ impl<P: Platform, T: Transport> Group<P, T> {
     }
 
     /// A session's sign of life; the leader hears of it with others, soon.
-    pub async fn touch(&self, id: u64, secret: [u8; 16]) -> ServiceResult<()> {
-        let shared = self.shared.clone();
-        let found = self.platform.run_guest(move || shared.core().host.sessions.get(&id).map(|session| session.secret));
-        match found.await.flatten() {
+    pub fn touch(&self, id: u64, secret: [u8; 16]) -> ServiceResult<()> {
+        match self.shared.secret(id) {
             None => Err(self.error(ErrorCode::SessionNotFound, format!("no session {id}"))),
             Some(known) if known != secret => {
                 Err(self.error(ErrorCode::WrongSecret, format!("the secret of session {id} is another")))

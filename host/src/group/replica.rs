@@ -4,6 +4,8 @@
 //! - [`Core`] changes only by applying the log in order or by installing a snapshot, both under its lock, both
 //!   where guest code may run (`Platform::run_guest`), never on a consensus thread.
 //! - What entry *i* emitted is published before the answer of entry *i* is delivered.
+//! - Whoever asks for sessions or counts does not wait for guest code ([`Facts`]); of those who need the state itself no more than a
+//!   few of each group wait, since each takes a thread, of those that other groups apply entries on.
 //! - A [`Fault`] is this machine's trouble: the replica stops and nothing of the entry is answered.
 
 mod change;
@@ -22,6 +24,7 @@ use openraft::OptionalSend;
 use openraft::RaftSnapshotBuilder;
 use openraft::alias::SnapshotMetaOf;
 use openraft::alias::SnapshotOf;
+use openraft::async_runtime::AsyncRuntime;
 use openraft::storage::EntryResponder;
 use openraft::storage::RaftStateMachine;
 use sha2::Digest;
@@ -72,8 +75,10 @@ type StoredMembership = openraft::StoredMembership<
     openraft::BasicNode,
 >;
 
-/// Entries applied in one go, before queries get their turn.
+/// Entries applied in one go, before queries get their turn,
 const BATCH_ENTRIES: usize = 256;
+/// and fuel burnt, a tenth of a second's: entries that burn all that they may take their turn one by one.
+const TURN_FUEL: u64 = 100_000_000;
 /// Lines of a batch that a module may have shown to whoever watches over the node.
 const LOUD_LINES_MAX: usize = 16;
 
@@ -95,6 +100,33 @@ pub struct Core {
     inboxes: Vec<Arc<Inbox>>,
 }
 
+/// What of [`HostState`] is asked for at any moment and as often as clients like. Changed with it, and its lock is never held while
+/// guest code runs.
+#[derive(Debug, PartialEq, Eq)]
+struct Facts {
+    /// Open sessions and what their clients must show.
+    secrets: BTreeMap<u64, [u8; 16]>,
+    /// Armed timers.
+    timers: usize,
+}
+
+impl Facts {
+    fn of(host: &HostState) -> Self {
+        let secrets = host.sessions.iter().map(|(id, session)| (*id, session.secret));
+        Self { secrets: secrets.collect(), timers: host.timers.len() }
+    }
+
+    /// Entry `index` was applied, and this was its outcome.
+    fn follow(&mut self, index: u64, kind: &EntryKind, answer: &Answer, host: &HostState) {
+        self.timers = host.timers.len();
+        match (kind, answer) {
+            (EntryKind::OpenSession { secret, .. }, Ok(_)) => drop(self.secrets.insert(index, *secret)),
+            (EntryKind::CloseSession { id, .. }, Ok(_)) => drop(self.secrets.remove(id)),
+            _ => {}
+        }
+    }
+}
+
 /// What the node's other parts share with the state machine.
 pub struct Shared {
     /// The group.
@@ -110,6 +142,7 @@ pub struct Shared {
     /// Who listens.
     pub events: Arc<Events>,
     core: Mutex<Core>,
+    facts: Mutex<Facts>,
     progress: Mutex<Progress>,
     queries: Mutex<Queries>,
     /// Sessions whose commands were applied here lately: signs of life for the leader.
@@ -122,6 +155,8 @@ pub struct Shared {
     fault: Mutex<Option<String>>,
     /// Held while a snapshot is written: two at the same index would write the same file.
     writing: Arc<tokio::sync::Mutex<()>>,
+    /// Held while a digest is taken: those who ask for the next one wait without a thread.
+    digesting: Arc<tokio::sync::Mutex<()>>,
     /// Timers or sessions changed: the leader's duties look again.
     pub wake: Notify,
 }
@@ -202,6 +237,7 @@ impl Shared {
             events,
             in_force: Mutex::new(core.in_force.clone()),
             closed: Mutex::default(),
+            facts: Mutex::new(Facts::of(&core.host)),
             core: Mutex::new(core),
             progress: Mutex::new(Progress { applied, ..Progress::default() }),
             queries: Mutex::default(),
@@ -209,6 +245,7 @@ impl Shared {
             current: Mutex::new(newest),
             fault: Mutex::default(),
             writing: Arc::default(),
+            digesting: Arc::default(),
             wake: Notify::new(),
         })
     }
@@ -216,6 +253,17 @@ impl Shared {
     /// The replica's state. Held while guest code runs: never lock it on a consensus thread.
     pub fn core(&self) -> MutexGuard<'_, Core> {
         lock(&self.core)
+    }
+
+    /// What the client of an open session must show.
+    pub fn secret(&self, session: u64) -> Option<[u8; 16]> {
+        lock(&self.facts).secrets.get(&session).copied()
+    }
+
+    /// Open sessions and armed timers.
+    pub fn counts(&self) -> (u64, u64) {
+        let facts = lock(&self.facts);
+        (facts.secrets.len() as u64, facts.timers as u64)
     }
 
     /// The applied index.
@@ -425,6 +473,33 @@ impl Shared {
         }
     }
 
+    /// Applies what of `batch` comes before its fuel is burnt.
+    fn apply_turn<C: AsyncRuntime>(
+        &self,
+        factory: &dyn ModelFactory,
+        batch: &mut impl Iterator<Item = EntryResponder<Types<C>>>,
+        loud: &mut usize,
+    ) -> Result<(), Fault> {
+        let (mut last, mut bytes, mut fuel) = (0, 0, 0_u64);
+        {
+            let mut core = self.core();
+            while fuel < TURN_FUEL
+                && let Some((entry, responder)) = batch.next()
+            {
+                last = entry.log_id.index;
+                bytes += payload_bytes(&entry.payload);
+                core.apply(self, factory, entry, loud)?;
+                if let Some(responder) = responder {
+                    responder.send(());
+                }
+                fuel = fuel.saturating_add(core.effects.fuel_used);
+            }
+            core.inboxes.iter().for_each(|inbox| inbox.wake());
+        }
+        self.advance(last, bytes);
+        Ok(())
+    }
+
     /// Writes a snapshot of what is applied now, when it is this one's turn. The index it covers, none when nothing was applied
     /// yet; `None` when the job was lost. The one of digest `damaged` does not count as written.
     pub async fn take_snapshot<P: Platform>(
@@ -491,8 +566,20 @@ impl Shared {
         Ok(Some(index))
     }
 
-    /// SHA-256 over what a snapshot at the applied index would say, and that index.
-    pub fn digest(&self) -> io::Result<(u64, [u8; 32])> {
+    /// SHA-256 over what a snapshot at the applied index would say, and that index, when it is this one's turn; `None` when the job
+    /// was lost.
+    pub async fn digest<P: Platform>(self: &Arc<Self>, platform: &P) -> Option<io::Result<(u64, [u8; 32])>> {
+        // It goes with the job, as that of a snapshot.
+        let turn = self.digesting.clone().lock_owned().await;
+        let shared = self.clone();
+        let job = move || {
+            let _turn = turn;
+            shared.digest_here()
+        };
+        platform.run_guest(job).await
+    }
+
+    fn digest_here(&self) -> io::Result<(u64, [u8; 32])> {
         let (index, mut digest, frozen) = {
             let mut core = self.core();
             let mut digest = Sha256::new();
@@ -577,6 +664,7 @@ impl Core {
                 shared.events.push(index, Vec::new());
             }
             Payload::Normal(proposal) => {
+                self.effects.fuel_used = 0;
                 let applied = self.apply_proposal(shared, factory, index, &proposal);
                 let applied = applied.inspect_err(|fault| {
                     self.fault = Some(fault.clone());
@@ -586,6 +674,8 @@ impl Core {
                         inbox.wake();
                     }
                 })?;
+                // Before anyone is told.
+                lock(&shared.facts).follow(index, &proposal.kind, &applied.answer, &self.host);
                 // Every replica has the same lines. One shows them: the one that proposed the entry, and only as it lives now.
                 let is_own = proposal.origin.node == shared.node && proposal.origin.incarnation == shared.incarnation;
                 for (level, text) in self.effects.logs.drain(..) {
@@ -703,30 +793,20 @@ impl<P: Platform> RaftStateMachine<Types<P::Runtime>> for StateMachine<P> {
         let mut batches = entries.ready_chunks(BATCH_ENTRIES);
         while let Some(batch) = batches.next().await {
             let batch = batch.into_iter().collect::<Result<Vec<_>, _>>()?;
-            for module in modules_of(batch.iter().map(|(entry, _)| entry)) {
-                wait_for_module::<P>(&self.shared, &*self.factory, module).await?;
+            let modules = modules_of(&batch);
+            for module in modules {
+                wait_for_module::<P>(self.shared.clone(), self.factory.clone(), module).await?;
             }
-            let (shared, factory) = (self.shared.clone(), self.factory.clone());
-            let applied = self.platform.run_guest(move || -> Result<(), Fault> {
-                let (mut last, mut bytes, mut loud) = (0, 0, LOUD_LINES_MAX);
-                {
-                    let mut core = shared.core();
-                    for (entry, responder) in batch {
-                        last = entry.log_id.index;
-                        bytes += payload_bytes(&entry.payload);
-                        core.apply(&shared, &*factory, entry, &mut loud)?;
-                        if let Some(responder) = responder {
-                            responder.send(());
-                        }
+            let (mut batch, mut loud) = (batch.into_iter(), LOUD_LINES_MAX);
+            while batch.len() > 0 {
+                let job = turn::<P>(self.shared.clone(), self.factory.clone(), batch, loud);
+                match self.platform.run_guest(job).await.ok_or_else(job_failed)? {
+                    Ok(rest) => (batch, loud) = rest,
+                    Err(fault) => {
+                        tracing::error!(group = self.shared.group, %fault, "this replica stops");
+                        return Err(io::Error::other(fault));
                     }
-                    core.inboxes.iter().for_each(|inbox| inbox.wake());
                 }
-                shared.advance(last, bytes);
-                Ok(())
-            });
-            if let Err(fault) = applied.await.ok_or_else(job_failed)? {
-                tracing::error!(group = self.shared.group, %fault, "this replica stops");
-                return Err(io::Error::other(fault));
             }
         }
         Ok(())
@@ -752,7 +832,7 @@ impl<P: Platform> RaftStateMachine<Types<P::Runtime>> for StateMachine<P> {
             let snapshot = snapshot.clone();
             self.platform.run_guest(move || snapshot.reader().map(|(head, _)| head)).await.ok_or_else(job_failed)??
         };
-        wait_for_module::<P>(&self.shared, &*self.factory, head.module).await?;
+        wait_for_module::<P>(self.shared.clone(), self.factory.clone(), head.module).await?;
         let installed = self.platform.run_guest(move || -> io::Result<()> {
             let new = restore(&*factory, &snapshot)?;
             let file = store.adopt(&snapshot, &head)?;
@@ -762,6 +842,7 @@ impl<P: Platform> RaftStateMachine<Types<P::Runtime>> for StateMachine<P> {
                 let inboxes = std::mem::take(&mut core.inboxes);
                 *core = new;
                 *lock(&shared.in_force) = core.in_force.clone();
+                *lock(&shared.facts) = Facts::of(&core.host);
                 for inbox in &inboxes {
                     inbox.jump(index);
                     inbox.wake();
@@ -780,6 +861,20 @@ impl<P: Platform> RaftStateMachine<Types<P::Runtime>> for StateMachine<P> {
 
     async fn get_current_snapshot(&mut self) -> Result<Option<SnapshotOf<Types<P::Runtime>, SnapshotFile>>, io::Error> {
         Ok(lock(&self.shared.current).clone().map(|(head, file)| snapshot_of::<P>(&head, file)))
+    }
+}
+
+/// The job of one turn of a batch; what is left of it. (A function, since the compiler does not see of a closure in the middle of
+/// [`StateMachine::apply`] that it can go to another thread.)
+fn turn<P: Platform>(
+    shared: Arc<Shared>,
+    factory: Arc<dyn ModelFactory>,
+    mut batch: std::vec::IntoIter<EntryResponder<Types<P::Runtime>>>,
+    mut loud: usize,
+) -> impl FnOnce() -> Result<(std::vec::IntoIter<EntryResponder<Types<P::Runtime>>>, usize), Fault> + Send + 'static {
+    move || {
+        shared.apply_turn(&*factory, &mut batch, &mut loud)?;
+        Ok((batch, loud))
     }
 }
 

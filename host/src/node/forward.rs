@@ -55,12 +55,12 @@ impl<P: Platform, T: Transport> Node<P, T> {
                 let (index, answer) = group.query(consistency, query, id, timeout).await;
                 // Not before: by now this replica has come as far as `consistency` asks, and knows the session.
                 if let Some((id, secret)) = session {
-                    group.touch(id, secret).await?;
+                    group.touch(id, secret)?;
                 }
                 Ok(Applied { index, reply: answer? })
             }
             GroupCall::Touch { id, secret } => {
-                group.touch(id, secret).await?;
+                group.touch(id, secret)?;
                 Ok(Applied { index: 0, reply: Bytes::new() })
             }
             GroupCall::TryModule(digest) => {

@@ -365,7 +365,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
         let standing = group.standing();
         let module = group.module_ref();
         (view.module, view.digest) = (module.name, hex::encode(module.digest));
-        (view.sessions, view.timers) = group.tables().await;
+        (view.sessions, view.timers) = group.tables();
         GroupView {
             term: standing.term,
             leader: standing.leader,

@@ -547,7 +547,7 @@ async fn replicas_are_equal(world: &Shared) {
                     }
                     Err(error) => world.problem(format!("node {id} has no digest: {error}")),
                 }
-                let (_, timers) = group.tables().await;
+                let (_, timers) = group.tables();
                 if timers != 0 {
                     world.problem(format!("node {id} has {timers} timers of group {} left", group.id()));
                 }

@@ -29,8 +29,8 @@ pub struct InForce {
 
 /// Waits until the module is prepared: nothing behind the entry that names it can be applied before. An error when the group stops.
 pub(super) async fn wait_for_module<P: Platform>(
-    shared: &Shared,
-    factory: &dyn ModelFactory,
+    shared: Arc<Shared>,
+    factory: Arc<dyn ModelFactory>,
     module: [u8; 32],
 ) -> io::Result<()> {
     let mut said = String::new();
@@ -62,15 +62,15 @@ pub(super) async fn wait_for_module<P: Platform>(
 }
 
 /// The modules that a batch needs.
-pub(super) fn modules_of<'a>(entries: impl Iterator<Item = &'a Entry>) -> Vec<[u8; 32]> {
-    let module = |entry: &Entry| match &entry.payload {
+pub(super) fn modules_of<R>(batch: &[(Entry, R)]) -> Vec<[u8; 32]> {
+    let module = |(entry, _): &(Entry, R)| match &entry.payload {
         Payload::Normal(proposal) => match &proposal.kind {
             EntryKind::ChangeModule { module, .. } => Some(*module),
             _ => None,
         },
         _ => None,
     };
-    entries.filter_map(module).collect()
+    batch.iter().filter_map(module).collect()
 }
 
 impl Shared {
@@ -162,3 +162,6 @@ impl Core {
         Ok(Ok(Bytes::new()))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,4 @@
-#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::disallowed_methods)]
 use std::io::Read;
 use std::io::Write;
 use std::time::Duration;
@@ -13,7 +13,6 @@ use crate::disk::sim::SimDisk;
 use crate::group::model::FrozenModel;
 use crate::group::model::ModelError;
 use crate::group::model::Refusal;
-use crate::group::waiters::Delivered;
 use crate::module::Outcome;
 use crate::platform::RealPlatform;
 use crate::sim::Life;
@@ -197,64 +196,36 @@ fn a_modules_warnings_are_shown_where_the_command_came_from_and_not_without_end(
     assert_eq!(shown(&[(1, 5)]).len(), LOUD_LINES_MAX, "the next batch has its own");
 }
 
-/// Remembers what it was told, and which modules told it: a module says `NUMBER:` before each word. That of the number 13 reads
-/// nothing, 14 cannot be run here, 15 does not write its state.
+/// A state whose entries take until the test lets go, and all their fuel.
 #[derive(Clone)]
-struct Words {
-    module: u8,
-    text: String,
+struct Held {
+    entered: tokio::sync::mpsc::UnboundedSender<u64>,
+    go: Arc<Mutex<std::sync::mpsc::Receiver<()>>>,
 }
 
-impl Words {
-    fn of(module: [u8; 32], text: String) -> Self {
-        Self { module: module[0], text }
-    }
-}
-
-struct WordsFactory;
-
-impl ModelFactory for WordsFactory {
+impl ModelFactory for Held {
     fn first(&self) -> ModuleRef {
-        ModuleRef { digest: [1; 32], name: "one".into() }
+        ModuleRef { digest: [8; 32], name: "held".into() }
     }
-    fn made(&self, module: &str) -> Vec<u8> {
-        let made = crate::snapshot::Made {
-            group: "words".into(),
-            module: module.into(),
-            params: serde_json::Value::Null,
-            limits: crate::module::Limits::default(),
-        };
-        serde_json::to_vec(&made).unwrap()
+    fn succeed(&self, _: [u8; 32], _: &Context, _: Box<dyn FrozenModel>) -> Result<Box<dyn Model>, Refusal> {
+        Ok(Box::new(self.clone()))
     }
     fn create(&self) -> Result<(Box<dyn Model>, Effects), ModelError> {
-        Ok((Box::new(Words::of([1; 32], String::new())), Effects::default()))
+        Ok((Box::new(self.clone()), Effects::default()))
     }
-    fn restore(&self, module: [u8; 32], payload: &mut (dyn Read + Send)) -> Result<Box<dyn Model>, ModelError> {
-        let mut text = String::new();
-        payload.read_to_string(&mut text).unwrap();
-        Ok(Box::new(Words::of(module, text)))
-    }
-    fn succeed(
-        &self,
-        module: [u8; 32],
-        context: &Context,
-        old: Box<dyn FrozenModel>,
-    ) -> Result<Box<dyn Model>, Refusal> {
-        let mut bytes = Vec::new();
-        old.export(&mut bytes)?;
-        match module[0] {
-            13 => Err(Refusal::Outcome(Outcome::Rejected("13 reads nothing".into()))),
-            14 => Err(Refusal::Fault(Fault { what: "no memory".into() })),
-            _ => Ok(Box::new(Words::of(module, String::from_utf8(bytes).unwrap() + &format!("[{}]", context.index)))),
-        }
+    fn restore(&self, _: [u8; 32], _: &mut (dyn Read + Send)) -> Result<Box<dyn Model>, ModelError> {
+        Ok(Box::new(self.clone()))
     }
 }
 
-impl Model for Words {
-    fn apply(&mut self, _: &Context, command: &[u8], effects: &mut Effects) -> Result<Outcome, Fault> {
+impl Model for Held {
+    fn apply(&mut self, context: &Context, _: &[u8], effects: &mut Effects) -> Result<Outcome, Fault> {
         effects.clear();
-        self.text += &format!("{}:{} ", self.module, String::from_utf8_lossy(command));
-        Ok(Outcome::Reply(self.text.clone().into_bytes()))
+        effects.fuel_used = TURN_FUEL;
+        self.entered.send(context.index).unwrap();
+        // For ever, once the test has dropped the other end.
+        let _let_go = lock(&self.go).recv();
+        Ok(Outcome::Reply(Vec::new()))
     }
     fn timer(&mut self, _: &Context, _: u64, _: &mut Effects) -> Result<Outcome, Fault> {
         Ok(Outcome::Reply(Vec::new()))
@@ -263,117 +234,116 @@ impl Model for Words {
         Ok(Outcome::Reply(Vec::new()))
     }
     fn query(&mut self, _: &Context, _: &[u8]) -> Result<Outcome, Fault> {
-        Ok(Outcome::Reply(self.text.clone().into_bytes()))
+        Ok(Outcome::Reply(Vec::new()))
     }
     fn freeze(&mut self) -> Result<Box<dyn FrozenModel>, Fault> {
-        Ok(Box::new(self.clone()))
+        Ok(Box::new(Slow))
     }
 }
 
-impl FrozenModel for Words {
-    fn write(self: Box<Self>, out: &mut (dyn Write + Send)) -> io::Result<()> {
-        out.write_all(self.text.as_bytes())
-    }
-    fn export(self: Box<Self>, out: &mut (dyn Write + Send)) -> Result<(), Refusal> {
-        if self.module == 15 {
-            return Err(Refusal::Outcome(Outcome::Rejected("15 says nothing".into())));
-        }
-        out.write_all(self.text.as_bytes()).unwrap();
-        Ok(())
-    }
+fn entry(index: u64, kind: EntryKind) -> io::Result<EntryResponder<Types<openraft_rt_tokio::TokioRuntime>>> {
+    let origin = Origin { node: 2, incarnation: 1, number: index };
+    let payload = EntryPayload::Normal(Proposal { time_ms: 0, origin, kind });
+    Ok((Entry { log_id: LogId::new(CommittedLeaderId::new(2), index), payload }, None))
 }
 
-/// A replica of words, and its answers.
-struct Speaker {
-    shared: Arc<Shared>,
-    index: u64,
+fn command() -> EntryKind {
+    EntryKind::Command { session: None, payload: Bytes::new() }
 }
 
-impl Speaker {
-    fn new(newest: Option<(Head, SnapshotFile)>) -> Self {
-        let index = newest.as_ref().map_or(0, |(head, _)| head.last_log_id.index);
-        Self { shared: Arc::new(Shared::open(3, 1, 5, 0, 1, &WordsFactory, newest).unwrap()), index }
-    }
-
-    fn entry(&mut self, kind: EntryKind) -> Result<Answer, Fault> {
-        self.index += 1;
-        let (number, mut receiver) = self.shared.waiters.register(false);
-        let origin = Origin { node: 1, incarnation: 5, number };
-        let log_id = LogId::new(CommittedLeaderId::new(2), self.index);
-        let payload = EntryPayload::Normal(Proposal { time_ms: 1000 + self.index, origin, kind });
-        let mut loud = 0;
-        self.shared.core().apply(&self.shared, &WordsFactory, Entry { log_id, payload }, &mut loud)?;
-        match receiver.try_recv().unwrap() {
-            Delivered::Applied { answer, .. } => Ok(answer),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn say(&mut self, word: &'static str) -> String {
-        let kind = EntryKind::Command { session: None, payload: Bytes::from_static(word.as_bytes()) };
-        String::from_utf8(self.entry(kind).unwrap().unwrap().to_vec()).unwrap()
-    }
-
-    fn change(&mut self, change: u64, module: u8) -> Answer {
-        self.entry(EntryKind::ChangeModule { change, module: [module; 32], name: format!("m{module}") }).unwrap()
-    }
-
-    fn runs(&self) -> (u8, String) {
-        let ModuleRef { digest, name } = self.shared.module();
-        (digest[0], name)
-    }
-}
-
+/// The entries of one group burnt all their fuel, hundreds of them in one go. Whoever touched one of its sessions meanwhile, or asked how it
+/// stands, waited for all of them on a thread of those that groups apply their entries on; hundreds of callers had them all, and the
+/// other groups waited too.
 #[test]
-fn a_change_of_module_takes_the_state_over_at_its_entry_and_snapshots_say_which_module_wrote_them() {
-    let mut one = Speaker::new(None);
-    let inbox = Inbox::new(Arc::default());
-    one.shared.listen(inbox.clone());
-    one.say("a");
-    one.change(4, 2).unwrap();
-    assert!(matches!(inbox.take(usize::MAX).0[..], [Note::Jumped]), "the old module's adapter begins anew");
-    assert_eq!(one.say("b"), "1:a [2]2:b ");
-    assert_eq!(one.runs(), (2, "m2".to_owned()));
-
+fn who_asks_of_a_group_whose_entries_take_long_takes_no_threads_from_the_others() {
+    const CALLERS: usize = 100;
+    let patience = Duration::from_secs(60);
     let folder = tempfile::tempdir().unwrap();
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    // One for the slow group's entry, one each for a query, a snapshot and a digest of it, and one for the other group.
+    let runtime = runtime.worker_threads(2).max_blocking_threads(5).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let (entered, mut entries) = tokio::sync::mpsc::unbounded_channel();
+        let (go, held) = std::sync::mpsc::channel();
+        let factory: Arc<dyn ModelFactory> = Arc::new(Held { entered, go: Arc::new(Mutex::new(held)) });
+        let slow = Arc::new(Shared::open(3, 1, 1, 0, 1, &*factory, None).unwrap());
+        let store = SnapshotStore::open(Arc::new(RealDisk), folder.path().join("3"), 2, 0).unwrap();
+        let mut machine = StateMachine::new(slow.clone(), factory.clone(), store.clone(), RealPlatform);
+        let session = EntryKind::OpenSession { secret: [7; 16], timeout_ms: 1000, attached: false };
+        let batch = [entry(1, session), entry(2, command()), entry(3, command())];
+        let applied = tokio::spawn(async move { machine.apply(futures_util::stream::iter(batch)).await });
+        assert_eq!(entries.recv().await, Some(2));
+
+        for _ in 0..CALLERS {
+            let slow = slow.clone();
+            let asked = tokio::task::spawn_blocking(move || (slow.secret(1), slow.secret(2), slow.counts()));
+            let told = tokio::time::timeout(patience, asked).await.expect("nobody waits for the entry").unwrap();
+            assert_eq!(told, (Some([7; 16]), None, (1, 0)));
+        }
+        // What needs the state itself waits, with one thread for all.
+        let mut digests: Vec<_> = (0..CALLERS).map(|_| Box::pin(slow.digest(&RealPlatform))).collect();
+        let mut queries: Vec<_> = (0..CALLERS).map(|_| Box::pin(slow.query(&RealPlatform, 0, Bytes::new()))).collect();
+        let mut snapshots: Vec<_> =
+            (0..CALLERS).map(|_| Box::pin(slow.take_snapshot(&RealPlatform, &store, &factory, None))).collect();
+        for at in 0..CALLERS {
+            assert!(futures_util::poll!(&mut digests[at]).is_pending());
+            assert!(futures_util::poll!(&mut queries[at]).is_pending());
+            assert!(futures_util::poll!(&mut snapshots[at]).is_pending());
+        }
+        let other = Arc::new(Shared::open(4, 1, 1, 0, 1, &Slow, None).unwrap());
+        let store = SnapshotStore::open(Arc::new(RealDisk), folder.path().join("4"), 2, 0).unwrap();
+        let mut machine = StateMachine::new(other.clone(), Arc::new(Slow), store, RealPlatform);
+        let answered = machine.apply(futures_util::stream::iter([entry(1, command())]));
+        tokio::time::timeout(patience, answered).await.expect("another group has its thread").unwrap();
+        assert_eq!((other.applied(), slow.applied()), (1, 0));
+
+        // An entry that burnt all its fuel has had its turn: what waits need not wait for the next one.
+        go.send(()).unwrap();
+        assert_eq!(entries.recv().await, Some(3));
+        assert_eq!(slow.applied(), 2);
+        drop(go);
+        applied.await.unwrap().unwrap();
+        assert_eq!(slow.applied(), 3);
+        futures_util::future::join_all(queries).await;
+        digests.swap_remove(0).await.unwrap().unwrap();
+    });
+}
+
+/// Sessions are found, and counted, beside the state: as they are in it, also after a snapshot took its place.
+#[test]
+fn what_is_told_of_sessions_is_what_was_applied() {
+    let platform = RealPlatform;
+    let folder = tempfile::tempdir().unwrap();
+    let factory: Arc<dyn ModelFactory> = Arc::new(Slow);
     let store = SnapshotStore::open(Arc::new(RealDisk), folder.path().to_owned(), 2, 0).unwrap();
-    one.shared.write_snapshot(&store, &WordsFactory, None).unwrap();
-    let newest = store.newest().unwrap().found.unwrap();
-    assert_eq!((newest.0.module, newest.0.change), ([2; 32], 4));
-    assert_eq!(newest.0.made().unwrap().unwrap().module, "m2");
-    let mut again = Speaker::new(Some(newest));
-    assert_eq!(again.runs(), (2, "m2".to_owned()));
-    assert_eq!((again.say("c"), one.say("c")), ("1:a [2]2:b 2:c ".to_owned(), "1:a [2]2:b 2:c ".to_owned()));
-    assert_eq!(again.change(4, 3).unwrap_err().code, ErrorCode::Rejected, "its number was used before the snapshot");
-}
+    let new = || Arc::new(Shared::open(3, 1, 1, 0, 1, &*factory, None).unwrap());
+    let open = |secret| EntryKind::OpenSession { secret: [secret; 16], timeout_ms: 1000, attached: false };
+    let close = |id, secret: Option<u8>| {
+        let secret = secret.map(|secret| [secret; 16]);
+        EntryKind::CloseSession { id, secret, attachment: None }
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let shared = new();
+        let mut machine = StateMachine::new(shared.clone(), factory.clone(), store.clone(), platform);
+        let kinds = [open(1), open(2), open(3), close(2, Some(9)), close(3, Some(3)), close(8, None), command()];
+        let batch = kinds.into_iter().zip(1..).map(|(kind, index)| entry(index, kind));
+        machine.apply(futures_util::stream::iter(batch)).await.unwrap();
+        assert_eq!([1, 2, 3].map(|id| shared.secret(id)), [Some([1; 16]), Some([2; 16]), None]);
+        assert_eq!(*lock(&shared.facts), Facts::of(&shared.core().host));
+        shared.take_snapshot(&platform, &store, &factory, None).await.unwrap().unwrap();
+        let (head, file) = shared.newest_snapshot().unwrap();
 
-#[test]
-fn a_change_that_a_module_refuses_changes_nothing_and_one_that_comes_again_does_nothing() {
-    let mut one = Speaker::new(None);
-    one.say("a");
-    let refused = one.change(4, 13).unwrap_err();
-    assert_eq!((refused.code, refused.index), (ErrorCode::Rejected, Some(2)));
-    assert!(refused.detail.contains("13 reads nothing"), "{refused}");
-    assert_eq!((one.runs(), one.say("b")), ((1, "one".to_owned()), "1:a 1:b ".to_owned()));
-    // Whatever would come of it now: it has been answered.
-    assert_eq!(one.change(4, 2).unwrap_err().code, ErrorCode::Rejected);
-    one.change(7, 15).unwrap();
-    one.change(7, 15).unwrap();
-    assert_eq!(one.say("c"), "1:a 1:b [5]15:c ", "once");
-    let late = one.change(5, 2).unwrap_err();
-    assert_eq!((late.code, late.index), (ErrorCode::Rejected, Some(8)));
-    let silent = one.change(8, 2).unwrap_err();
-    assert!(silent.detail.contains("15 says nothing"), "{silent}");
-    assert_eq!(one.runs().0, 15);
-}
-
-/// Rule 5: a failure that is the machine's and not the module's is never an outcome.
-#[test]
-fn a_machine_that_cannot_run_the_new_module_stops_its_replica() {
-    let mut one = Speaker::new(None);
-    one.say("a");
-    let fault = one.entry(EntryKind::ChangeModule { change: 1, module: [14; 32], name: "m14".into() }).unwrap_err();
-    assert!(fault.to_string().contains("no memory"), "{fault}");
-    assert!(one.shared.fault().unwrap().contains("no memory"));
-    assert_eq!(one.shared.applied(), 0, "the entry is not applied here");
+        let late = new();
+        let mut machine = StateMachine::new(late.clone(), factory.clone(), store.clone(), platform);
+        let meta = SnapshotMetaOf::<Types<openraft_rt_tokio::TokioRuntime>> {
+            last_log_id: Some(head.last_log_id),
+            last_membership: head.membership.clone(),
+        };
+        machine.apply(futures_util::stream::iter([entry(1, open(9))])).await.unwrap();
+        machine.install_snapshot(&meta, file.clone()).await.unwrap();
+        assert_eq!(*lock(&late.facts), Facts::of(&shared.core().host));
+        let opened = Shared::open(3, 1, 1, 0, 1, &*factory, Some((head, file))).unwrap();
+        assert_eq!(*lock(&opened.facts), Facts::of(&shared.core().host));
+    });
 }

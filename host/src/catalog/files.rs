@@ -1,5 +1,6 @@
 //! Module files on this node's disk, by digest: written aside, synced, renamed.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,8 +18,8 @@ pub struct ModuleFiles {
     disk: Arc<dyn Disk>,
     directory: PathBuf,
     /// One file is written at a time: a module may come from a client and from a peer at once, and both would write the
-    /// same unfinished file.
-    writing: Arc<Mutex<()>>,
+    /// same unfinished file. How often each was written since the directory was opened.
+    writing: Arc<Mutex<BTreeMap<[u8; 32], u64>>>,
 }
 
 /// What a module's file is called.
@@ -75,7 +76,8 @@ impl ModuleFiles {
     /// Keeps the bytes, durably when this returns.
     pub fn write(&self, digest: &[u8; 32], bytes: &[u8]) -> io::Result<()> {
         // What a writer that panicked left is an unfinished file, which the next one removes.
-        let _alone = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut writes = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        *writes.entry(*digest).or_default() += 1;
         let path = self.path(digest);
         let part = path.with_extension("part");
         if self.disk.exists(&part)? {
@@ -86,6 +88,28 @@ impl ModuleFiles {
         file.sync_data()?;
         self.disk.rename(&part, &path)?;
         self.disk.sync_dir(&self.directory)
+    }
+
+    /// The files that are here, and how often each was written since the directory was opened.
+    pub fn all(&self) -> io::Result<BTreeMap<[u8; 32], u64>> {
+        let writes = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let names = self.disk.list(&self.directory)?;
+        let digests = names.iter().filter_map(|name| {
+            let mut digest = [0; 32];
+            hex::decode_to_slice(name.strip_suffix(".wasm")?, &mut digest).ok().map(|()| digest)
+        });
+        Ok(digests.map(|digest| (digest, writes.get(&digest).copied().unwrap_or(0))).collect())
+    }
+
+    /// Removes a file, unless it was written again since [`Self::all`] said how often it was. Whether it is gone.
+    ///
+    /// Not durably: a file that comes back after a power cut is as little needed as before, and is found again.
+    pub fn remove(&self, digest: &[u8; 32], writes: u64) -> io::Result<bool> {
+        let now = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        if now.get(digest).copied().unwrap_or(0) != writes {
+            return Ok(false);
+        }
+        self.disk.remove(&self.path(digest)).map(|()| true)
     }
 }
 
@@ -111,6 +135,31 @@ mod tests {
         assert!(open().exists(&digest));
         disk.crash_after(0, 0);
         assert_eq!(open().read(&digest).unwrap(), Some(b"wasm".to_vec()));
+    }
+
+    /// A module was removed from the cluster, and uploaded again while its file was about to be removed: the upload was acknowledged, and
+    /// nobody had the bytes.
+    #[test]
+    fn a_file_that_was_written_again_since_is_not_removed() {
+        let disk = crate::disk::sim::SimDisk::new();
+        let open = || ModuleFiles::open(Arc::new(disk.clone()), "/node/modules".into()).unwrap();
+        let (one, two): ([u8; 32], [u8; 32]) = (Sha256::digest(b"one").into(), Sha256::digest(b"two").into());
+        open().write(&one, b"one").unwrap();
+        let files = open();
+        files.write(&two, b"two").unwrap();
+        let seen = files.all().unwrap();
+        assert_eq!(seen, BTreeMap::from([(one, 0), (two, 1)]));
+        files.write(&one, b"one").unwrap();
+        assert!(!files.remove(&one, 0).unwrap());
+        assert_eq!(files.read(&one).unwrap(), Some(b"one".to_vec()));
+        assert!(files.remove(&two, 1).unwrap());
+        // The power takes the removal back: what is found again can be removed again.
+        disk.crash_after(0, 0);
+        let files = open();
+        for (digest, writes) in files.all().unwrap() {
+            assert!(files.remove(&digest, writes).unwrap());
+        }
+        assert!(files.all().unwrap().is_empty());
     }
 
     /// Each of three nodes that started together uploaded the same module and gave it to the others; one found its

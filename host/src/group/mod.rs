@@ -451,6 +451,11 @@ impl<P: Platform, T: Transport> Group<P, T> {
         self.shared.applied()
     }
 
+    /// The modules that this replica runs, and would be opened with after a restart.
+    pub fn modules(&self) -> impl Iterator<Item = [u8; 32]> + use<P, T> {
+        [self.shared.module().digest].into_iter().chain(self.shared.snapshot_module())
+    }
+
     /// The last index in the log: from consensus itself, because metrics say nothing yet right after a start.
     pub async fn last_index(&self) -> Result<u64, String> {
         let last = self.raft.with_raft_state(|state| state.log_ids.last().map_or(0, |last| last.index));

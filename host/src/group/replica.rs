@@ -292,6 +292,11 @@ impl Shared {
         lock(&self.current).as_ref().map(|(head, file)| (head.last_log_id.index, file.clone()))
     }
 
+    /// The module that the newest snapshot is of.
+    pub fn snapshot_module(&self) -> Option<[u8; 32]> {
+        lock(&self.current).as_ref().map(|(head, _)| head.module)
+    }
+
     /// Bytes of the newest snapshot's file, 0 when there is none.
     pub fn snapshot_bytes(&self) -> u64 {
         lock(&self.current).as_ref().map_or(0, |(_, file)| file.size())

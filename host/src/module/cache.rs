@@ -37,6 +37,10 @@ pub trait CodeCache: Send + Sync {
         let _ = key;
         None
     }
+    /// Whoever keeps this needs code of these modules, by digest, and of no others. Where others may need it, it stays.
+    fn retain(&self, needed: &dyn Fn(&[u8; 32]) -> bool) {
+        let _ = needed;
+    }
 }
 
 /// A [`CodeCache`] in a directory, for the nodes of one machine and one user.
@@ -44,6 +48,8 @@ pub trait CodeCache: Send + Sync {
 pub struct DirCache {
     directory: PathBuf,
     secret: [u8; 32],
+    /// Whether other nodes may keep theirs here.
+    is_shared: bool,
 }
 
 const TAG_BYTES: usize = 32;
@@ -84,7 +90,12 @@ impl DirCache {
                 secret
             }
         };
-        Ok(DirCache { directory, secret })
+        Ok(DirCache { directory, secret, is_shared: true })
+    }
+
+    /// The directory is one node's alone: what it needs no more is removed.
+    pub fn of_one_node(self) -> DirCache {
+        DirCache { is_shared: false, ..self }
     }
 
     fn tag(&self, name: &str, bytes: &[u8]) -> [u8; TAG_BYTES] {
@@ -130,6 +141,33 @@ impl CodeCache for DirCache {
     fn turn(&self, key: &str) -> Option<Turn> {
         turn(&self.directory.join(key))
     }
+
+    fn retain(&self, needed: &dyn Fn(&[u8; 32]) -> bool) {
+        // Nobody knows what the other nodes need.
+        if self.is_shared {
+            return;
+        }
+        let removed = fs::read_dir(&self.directory).and_then(|names| {
+            for name in names {
+                let name = name?.file_name();
+                if name.to_str().and_then(module_of).is_some_and(|digest| !needed(&digest)) {
+                    fs::remove_file(self.directory.join(name))?;
+                }
+            }
+            Ok(())
+        });
+        if let Err(error) = removed {
+            tracing::warn!(directory = %self.directory.display(), "compiled code that nobody needs is still there: {error}");
+        }
+    }
+}
+
+/// The digest of the module whose code is kept under this name; `None` for the key, and for what is being written.
+fn module_of(name: &str) -> Option<[u8; 32]> {
+    let (module, engine) = name.split_once('-')?;
+    let mut digest = [0; 32];
+    hex::decode_to_slice(module, &mut digest).ok()?;
+    engine.bytes().all(|byte| byte.is_ascii_hexdigit()).then_some(digest)
 }
 
 fn read_secret(path: &Path) -> io::Result<Option<[u8; 32]>> {
@@ -311,6 +349,27 @@ mod tests {
         drop(writer);
         DirCache::open(directory.path()).unwrap();
         assert!(!written.exists());
+    }
+
+    /// A node kept the code of all modules that there ever were. Several nodes share a directory, and none knows what the others run.
+    #[test]
+    fn code_that_is_needed_no_more_is_removed_by_who_has_the_directory_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let shared = DirCache::open(directory.path()).unwrap();
+        let key = |module: u8, engine: &str| format!("{}-{engine}", hex::encode([module; 32]));
+        for kept in [key(1, "aa"), key(2, "aa"), key(2, "bb"), key(3, "aa")] {
+            shared.put(&kept, b"code");
+        }
+        let unfinished = directory.path().join(format!("{}.1-0.tmp", key(2, "cc")));
+        let writer = fs::File::create(&unfinished).unwrap();
+        writer.lock().unwrap();
+        let left = || [key(1, "aa"), key(2, "aa"), key(2, "bb"), key(3, "aa")].map(|kept| shared.get(&kept).is_some());
+        shared.retain(&|_| false);
+        assert_eq!(left(), [true; 4]);
+        let alone = DirCache::open(directory.path()).unwrap().of_one_node();
+        alone.retain(&|digest| *digest != [2; 32]);
+        assert_eq!(left(), [true, false, false, true]);
+        assert!(unfinished.exists(), "somebody writes it");
     }
 
     #[test]

@@ -81,8 +81,6 @@ const UNREAD_TIME_MAX: Duration = Duration::from_secs(120);
 const LENT_MAX: usize = 64;
 /// No log comes so far. A file that says so is nobody's, and where indexes end no node could go on, nor start again.
 const INDEX_MAX: u64 = 1 << 60;
-/// Between two looks for what is not needed.
-const TIDY_PAUSE: Duration = Duration::from_secs(60);
 
 type InstantOf<P> = <<P as Platform>::Runtime as AsyncRuntime>::Instant;
 
@@ -329,27 +327,18 @@ impl<P: Platform, T: Transport> Node<P, T> {
     }
 
     /// Removes what nobody asked for in a while. Runs as long as the node does.
-    pub(super) async fn tidy_copies(self) {
-        while !self.is_stopping() {
-            let now = InstantOf::<P>::now();
-            lock(&self.0.copies.lent).retain(|_, (_, read)| now - *read < UNREAD_TIME_MAX);
-            let Ok(all) = self.with_bases(|bases| Ok(bases.all().unwrap_or_default())).await else { return };
-            let unused: Vec<BaseId> = {
-                let mut asked = lock(&self.0.copies.asked);
-                asked.retain(|id, _| all.contains(id));
-                let old = |id: &BaseId| now - *asked.entry(*id).or_insert(now) >= UNUSED_TIME_MAX;
-                all.into_iter().filter(old).collect()
-            };
-            if !unused.is_empty() {
-                self.drop_unneeded(unused).await;
-            }
-            // In short steps: a node that stops is not held for long.
-            for _ in 0..TIDY_PAUSE.as_secs() {
-                if self.is_stopping() {
-                    return;
-                }
-                P::Runtime::sleep(Duration::from_secs(1)).await;
-            }
+    pub(super) async fn tidy_copies(&self) {
+        let now = InstantOf::<P>::now();
+        lock(&self.0.copies.lent).retain(|_, (_, read)| now - *read < UNREAD_TIME_MAX);
+        let Ok(all) = self.with_bases(|bases| Ok(bases.all().unwrap_or_default())).await else { return };
+        let unused: Vec<BaseId> = {
+            let mut asked = lock(&self.0.copies.asked);
+            asked.retain(|id, _| all.contains(id));
+            let old = |id: &BaseId| now - *asked.entry(*id).or_insert(now) >= UNUSED_TIME_MAX;
+            all.into_iter().filter(old).collect()
+        };
+        if !unused.is_empty() {
+            self.drop_unneeded(unused).await;
         }
     }
 

@@ -192,6 +192,9 @@ const GATES_MAX: usize = 2;
 /// After a group could not be opened, how long until the next try.
 const REOPEN_PAUSE: Duration = Duration::from_millis(500);
 
+/// Between two looks for what is not needed.
+const TIDY_PAUSE: Duration = Duration::from_secs(60);
+
 /// So long the catalog's leader is waited for before files are removed; then groups are opened and closed again.
 const SWEEP_PATIENCE: Duration = Duration::from_millis(500);
 
@@ -262,7 +265,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
         drop(P::Runtime::spawn(async move { follower.follow_catalog().await }));
         drop(P::Runtime::spawn(node.clone().drive_changes()));
         drop(P::Runtime::spawn(node.clone().look_for_removal()));
-        drop(P::Runtime::spawn(node.clone().tidy_copies()));
+        drop(P::Runtime::spawn(node.clone().tidy()));
         drop(P::Runtime::spawn(node.clone().stay_fit()));
         Ok(node)
     }
@@ -494,6 +497,22 @@ impl<P: Platform, T: Transport> Node<P, T> {
         let ids = names.iter().filter_map(|name| GroupId::from_str_radix(name, 16).ok());
         ids.filter(|id| *id != CATALOG && *id < catalog.next_group && !groups.contains_key(id) && !placed(*id))
             .collect()
+    }
+
+    /// Removes files that nobody needs, now and then.
+    async fn tidy(self) {
+        let mut stored = modules::Stored::<P>::default();
+        while !self.is_stopping() {
+            self.tidy_copies().await;
+            self.tidy_modules(&mut stored).await;
+            // In short steps: a node that stops is not held for long.
+            for _ in 0..TIDY_PAUSE.as_secs() {
+                if self.is_stopping() {
+                    return;
+                }
+                P::Runtime::sleep(Duration::from_secs(1)).await;
+            }
+        }
     }
 
     async fn remove_files(&self, id: GroupId) {

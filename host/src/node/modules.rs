@@ -1,6 +1,7 @@
-//! Module files of the cluster: gate, compile, keep, spread, fetch.
+//! Module files of the cluster: gate, compile, keep, spread, fetch, remove.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::Weak;
@@ -10,13 +11,16 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
+use openraft::Instant;
 use openraft::async_runtime::AsyncRuntime;
 use sha2::Digest;
 use sha2::Sha256;
 
 use super::Inner;
 use super::Node;
+use super::SWEEP_PATIENCE;
 use super::lock;
+use crate::catalog::Catalog;
 use crate::group::model::ModuleSource;
 use crate::module::CodeCache;
 use crate::module::Engine;
@@ -36,6 +40,12 @@ use crate::service::ServiceResult;
 
 /// How long a peer may take to store a module.
 const STORE_TIMEOUT: Duration = Duration::from_secs(30);
+/// A file that the catalog does not name stays so long after it was stored: so long an upload may take to name it.
+const UNNAMED_TIME_MAX: Duration = Duration::from_secs(600);
+
+/// The module files that are here, how often each was stored, and since when it was not stored again: as far as this life of the node
+/// knows, so at the longest since its start.
+pub(super) type Stored<P> = BTreeMap<[u8; 32], (u64, <<P as Platform>::Runtime as AsyncRuntime>::Instant)>;
 
 /// Compiles each module once.
 pub struct ModuleHost {
@@ -70,6 +80,24 @@ impl ModuleHost {
         lock(&self.loaded).insert(digest, module.clone());
         Ok(module)
     }
+
+    /// Whoever runs it goes on; who needs it again loads it anew.
+    fn forget(&self, digest: &[u8; 32]) {
+        lock(&self.loaded).remove(digest);
+    }
+
+    /// Compiled code of other modules is not needed here.
+    fn keep_code(&self, needed: impl Fn(&[u8; 32]) -> bool) {
+        if let Some(cache) = &self.cache {
+            cache.retain(&needed);
+        }
+    }
+}
+
+/// The modules whose files must stay: those that the catalog has a name for, those that its groups ran or are to run, and those that
+/// replicas here run, which may be ahead of the catalog here.
+fn needed(catalog: &Catalog, replicas: impl IntoIterator<Item = [u8; 32]>) -> BTreeSet<[u8; 32]> {
+    catalog.modules_needed().into_iter().chain(replicas).collect()
 }
 
 /// The node as its groups' source of modules. It does not keep the node.
@@ -204,6 +232,70 @@ impl<P: Platform, T: Transport> Node<P, T> {
         Err(format!("the module {} is not here, and {}", hex::encode(digest), failed.join("; ")))
     }
 
+    /// See [`needed`]. `None` while that is not known: what a group is opened with says its snapshot, once it is open, and a node that
+    /// repairs itself knows a catalog of long ago.
+    fn needed_modules(&self) -> Option<BTreeSet<[u8; 32]>> {
+        let catalog = self.0.view.get();
+        let groups = lock(&self.0.groups);
+        let mut here = catalog.groups.values().filter(|entry| entry.hosts.contains(&self.id()));
+        if self.repair().is_some() || here.any(|entry| !groups.contains_key(&entry.id)) {
+            return None;
+        }
+        Some(needed(&catalog, groups.values().flat_map(|group| group.modules())))
+    }
+
+    /// Removes the files of modules that are needed no more: the bytes, what is loaded, and the compiled code.
+    ///
+    /// An upload that is acknowledged is not lost by that, whatever time it took. It is stored at a majority, then named by the catalog,
+    /// then stored at a majority again, and only then acknowledged. A node takes note how often a file was stored, *then* asks for the
+    /// catalog of now, and removes the file only if it was not stored since. Either the second storing came after the note, and the
+    /// file stays; or the module was named before the catalog was asked for, and the file stays as long as it is named.
+    /// [`UNNAMED_TIME_MAX`] is not what this rests on: it keeps uploads under way from being disturbed.
+    ///
+    /// Nothing says what was about to be removed: whatever a crash leaves is found again, as any file that nobody names.
+    pub(super) async fn tidy_modules(&self, stored: &mut Stored<P>) {
+        let platform = &self.0.setup.platform;
+        let files = self.0.files.clone();
+        let Some(Ok(mut all)) = platform.run_guest(move || files.all()).await else { return };
+        let now = <P::Runtime as AsyncRuntime>::Instant::now();
+        stored.retain(|digest, (writes, _)| all.get(digest) == Some(writes));
+        for (digest, writes) in &all {
+            stored.entry(*digest).or_insert((*writes, now));
+        }
+        let old = |digest: &[u8; 32]| stored.get(digest).is_some_and(|(_, since)| now - *since >= UNNAMED_TIME_MAX);
+        let Some(mut needed) = self.needed_modules() else { return };
+        if all.keys().any(|digest| old(digest) && !needed.contains(digest)) {
+            // What is applied here may be of a time before it was named.
+            let asked = P::Runtime::timeout(SWEEP_PATIENCE, self.0.catalog.wait_read_index(false));
+            if !matches!(asked.await, Ok(Ok(()))) {
+                return;
+            }
+            let Some(now_needed) = self.needed_modules() else { return };
+            needed = now_needed;
+            let unneeded: BTreeMap<[u8; 32], u64> =
+                all.extract_if(.., |digest, _| old(digest) && !needed.contains(digest)).collect();
+            let (files, modules) = (self.0.files.clone(), self.0.setup.modules.clone());
+            let remove = move || {
+                for (digest, writes) in unneeded {
+                    let module = hex::encode(digest);
+                    modules.forget(&digest);
+                    match files.remove(&digest, writes) {
+                        Ok(true) => {
+                            tracing::info!(module, "no module of the cluster has this file any more: it is removed")
+                        }
+                        Ok(false) => {}
+                        Err(error) => tracing::warn!(module, %error, "the file of a removed module is still there"),
+                    }
+                }
+            };
+            platform.run_guest(remove).await.unwrap_or_default();
+        }
+        // Also of modules that were only tried.
+        let modules = self.0.setup.modules.clone();
+        let keep = move || modules.keep_code(|digest| needed.contains(digest) || all.contains_key(digest));
+        platform.run_guest(keep).await.unwrap_or_default();
+    }
+
     pub(super) async fn answer_module(
         &self,
         request: PeerRequest<P::Runtime>,
@@ -227,5 +319,25 @@ impl<P: Platform, T: Transport> Node<P, T> {
             }
             other => Err(format!("{other:?} is not about modules")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::ModuleEntry;
+
+    /// The same file under two names, and one that only a replica here would be opened with.
+    #[test]
+    fn a_file_is_needed_as_long_as_anything_names_it() {
+        let entry = |digest| ModuleEntry { digest, size: 1, created_ms: 0, exports: Vec::new() };
+        let mut catalog = Catalog::default();
+        catalog.modules.insert("a".to_owned(), entry([1; 32]));
+        catalog.modules.insert("b".to_owned(), entry([1; 32]));
+        assert_eq!(needed(&catalog, [[2; 32], [2; 32]]), BTreeSet::from([[1; 32], [2; 32]]));
+        catalog.modules.remove("a");
+        assert_eq!(needed(&catalog, []), BTreeSet::from([[1; 32]]));
+        catalog.modules.remove("b");
+        assert_eq!(needed(&catalog, []), BTreeSet::new());
     }
 }

@@ -189,10 +189,12 @@ impl<P: Platform, T: Transport> Node<P, T> {
             return Err(error(ErrorCode::AlreadyExists, detail));
         }
         let size = wasm.len() as u64;
-        self.spread(info.digest, wasm).await?;
+        self.spread(info.digest, wasm.clone()).await?;
         let exports = exports_of(&info);
         let command = CatalogCommand::AddModule { name: name.clone(), digest: info.digest, size, exports };
         self.change_catalog(&command).await?;
+        // Again, now that it is named: if all this took long, the others may have removed what nobody named. See `tidy_modules`.
+        self.spread(info.digest, wasm).await?;
         let catalog = self.0.view.get();
         match catalog.modules.get(&name) {
             Some(entry) => Ok(module_view(&name, entry, &catalog)),

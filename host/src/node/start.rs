@@ -441,8 +441,9 @@ pub async fn start(config: &ServeConfig) -> Result<Running, StartError> {
     tracing::info!(?report, "the log is open");
     let writer = log.start_thread().map_err(in_data_dir)?;
 
-    let cache = config.code_cache.clone().unwrap_or_else(|| data_dir.join("cache"));
-    let cache = DirCache::open(&cache).map_err(|source| StartError::CodeCache { path: cache, source })?;
+    let directory = config.code_cache.clone().unwrap_or_else(|| data_dir.join("cache"));
+    let cache = DirCache::open(&directory).map_err(|source| StartError::CodeCache { path: directory, source })?;
+    let cache = if config.code_cache.is_some() { cache } else { cache.of_one_node() };
     let modules = ModuleHost::new(Some(Box::new(cache))).map_err(|error| StartError::Modules(error.to_string()))?;
     let transport = TcpTransport::new(config.node_id, cluster, life(), known.clone());
     let node = Node::open(Setup {

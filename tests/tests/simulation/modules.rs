@@ -1,10 +1,23 @@
-//! The modules that the simulated groups run, compiled once a process.
+//! The modules that the simulated groups run, compiled once a process; and how long a cluster keeps the file of one.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::OnceLock;
 
 use bytes::Bytes;
+use sha2::Digest;
+use sha2::Sha256;
+use statehouse::disk::Disk;
 use statehouse::node::ModuleHost;
+use statehouse::service::GroupRequest;
+use statehouse::service::Service;
+use statehouse::sim::Crash;
+use statehouse::sim::SimRandom;
+
+use crate::membership::play;
+use crate::nemesis;
+use crate::world::Shared;
+use crate::world::sleep_ms;
 
 /// Adds one, by four commands of one byte: `+` answers the count and emits it; `u`, `o` and `p` add one too
 /// and then trap (unreachable, out of bounds, `fail`); `g` grows the memory, adds and traps; `l` adds and
@@ -79,4 +92,70 @@ pub fn modules() -> &'static Modules {
 fn bundled(name: &str) -> Bytes {
     let (_, wasm) = statehouse::bundled::all().iter().find(|(bundled, _)| *bundled == name).expect("it is bundled");
     Bytes::from_static(wasm)
+}
+
+/// `counter` as another file.
+fn counter_and(note: u8) -> (Bytes, PathBuf) {
+    // A custom section, `n`.
+    let wasm = [modules().counter.as_ref(), &[0, 3, 1, b'n', note]].concat();
+    let digest: String = Sha256::digest(&wasm).iter().map(|byte| format!("{byte:02x}")).collect();
+    let path = PathBuf::from(format!("/data/modules/{digest}.wasm"));
+    (Bytes::from(wasm), path)
+}
+
+async fn add(world: &Shared, random: &mut SimRandom, name: &'static str, wasm: &Bytes) {
+    let added = world.surely(random, "module_add", |node| {
+        let wasm = wasm.clone();
+        async move { node.module_add(name.to_string(), wasm).await }
+    });
+    added.await;
+}
+
+async fn remove(world: &Shared, random: &mut SimRandom, name: &'static str) {
+    world.surely(random, "module_remove", |node| async move { node.module_remove(name.to_string()).await }).await;
+}
+
+async fn run(world: &Shared, random: &mut SimRandom, module: &'static str) {
+    let created = world.surely(random, "group_create", |node| async move {
+        let (name, module) = (format!("of {module}"), module.to_string());
+        node.group_create(GroupRequest { name, module, ..GroupRequest::default() }).await
+    });
+    created.await;
+}
+
+/// A module was removed, and its file stayed on every node for ever, with its compiled code and what was loaded of it.
+#[test]
+fn the_file_of_a_removed_module_goes_everywhere_unless_it_has_another_name() {
+    const LONG_MS: u64 = 12 * 60_000;
+    if crate::number("SEED").is_some() {
+        return;
+    }
+    play(11, async |world| {
+        let mut random = SimRandom::new(11);
+        let ((gone, gone_path), (kept, kept_path)) = (counter_and(1), counter_and(2));
+        let holders = |path: &PathBuf| {
+            let holds = |id: &u64| world.cluster.disk(*id).unwrap().exists(path).unwrap();
+            world.cluster.ids().into_iter().filter(holds).collect::<Vec<_>>()
+        };
+        for (name, wasm) in [("gone", &gone), ("kept", &kept), ("also kept", &kept)] {
+            add(world, &mut random, name, wasm).await;
+        }
+        run(world, &mut random, "kept").await;
+        while holders(&gone_path).len() < 3 {
+            sleep_ms(20).await;
+        }
+        world.cluster.crash(3, Crash::Process);
+        remove(world, &mut random, "gone").await;
+        remove(world, &mut random, "also kept").await;
+        sleep_ms(LONG_MS).await;
+        assert_eq!((holders(&gone_path), holders(&kept_path)), (vec![3], vec![1, 2, 3]));
+        nemesis::start(world, 3).await;
+        sleep_ms(LONG_MS).await;
+        assert_eq!((holders(&gone_path), holders(&kept_path)), (vec![], vec![1, 2, 3]));
+        add(world, &mut random, "here again", &gone).await;
+        run(world, &mut random, "here again").await;
+        while holders(&gone_path).len() < 3 {
+            sleep_ms(20).await;
+        }
+    });
 }

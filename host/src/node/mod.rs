@@ -225,8 +225,8 @@ impl<P: Platform, T: Transport> Node<P, T> {
         let catalog_votes = may_vote || votes(repair.as_ref(), &settled, CATALOG);
         let catalog = match Self::open_catalog(&setup, incarnation, view.clone(), &common, catalog_votes).await {
             Err(error) if Unjoined::is(&error) && setup.settings.repair_from_peers => {
-                repair = Some(Self::give_up_catalog(&setup, repair, &error).await?);
-                (may_vote, settled) = (false, settle::Settled::default());
+                repair = Some(Self::give_up_catalog(&setup, repair, &error, !may_vote, &mut settled).await?);
+                may_vote = false;
                 Self::renew_promise(&setup, repair.as_ref(), CATALOG, &nobody, repair::START_PATIENCE).await?;
                 Self::open_catalog(&setup, incarnation, view.clone(), &common, false).await
             }
@@ -417,7 +417,8 @@ impl<P: Platform, T: Transport> Node<P, T> {
         if let Some(base) = entry.base {
             self.begin_from(base, entry, factory.made(first.1)).await?;
         }
-        let repair = self.repair();
+        // Nothing that was promised in a group in which it has settled was given up.
+        let repair = self.repair().filter(|_| !lock(&self.0.settled).votes(entry.id));
         Self::renew_promise(setup, repair.as_ref(), entry.id, &entry.hosts, Duration::ZERO).await?;
         let may_vote = self.may_vote_in(entry.id);
         let group = Group::open(GroupOptions {

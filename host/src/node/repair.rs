@@ -18,8 +18,8 @@
 //!   those that its own damaged files name.
 //! - Until the repair is done nothing is removed because the catalog that is applied here does not name it: that catalog may be of a
 //!   time before a group came here.
-//! - A group of which nothing was given up ([`Repair::has_given_up`]) votes all the while: it may be this node's alone, and would wait for
-//!   the repair as the repair waits for it.
+//! - A group of which nothing was given up ([`Repair::has_given_up`], [`settle::Settled`]) votes all the while: it may be this node's alone,
+//!   and would wait for the repair as the repair waits for it.
 //!
 //! Several nodes may repair themselves at once. One that has no such entry yet answers nobody, so a majority that has one is of
 //! nodes that know what they promised. And where k of n nodes have forgotten it, a majority among the others meets every majority
@@ -343,6 +343,8 @@ impl<P: Platform, T: Transport> Node<P, T> {
         setup: &Setup<P, T>,
         earlier: Option<Repair>,
         damage: &io::Error,
+        marked: bool,
+        settled: &mut settle::Settled,
     ) -> io::Result<Repair> {
         let peers = look(setup.disk.clone(), &setup.data_dir, setup.id, &setup.members).map_err(io::Error::other)?;
         peers.iter().for_each(|(id, address)| setup.transport.learn(*id, address));
@@ -350,7 +352,8 @@ impl<P: Platform, T: Transport> Node<P, T> {
         let asked = catalog_of_others::<P::Runtime, T>(&setup.transport, setup.id, peers, deadline).await;
         let (peers, catalog) = asked.map_err(|why| not_repaired(damage, &why))?;
         let others = Others { peers, next_group: catalog.next_group };
-        Self::give_up_replica(setup, CATALOG, damage, others, earlier).await
+        settled.take_out(&*setup.disk, &setup.data_dir, CATALOG, marked)?;
+        Self::give_up_replica(setup, CATALOG, damage, others, earlier, marked).await
     }
 
     /// The same of another group, while the node runs; what to say of it.
@@ -364,10 +367,14 @@ impl<P: Platform, T: Transport> Node<P, T> {
         }
         // Before anything is forgotten. Groups that vote already go on.
         let voted = std::mem::replace(&mut *lock(&self.0.may_vote), false);
-        *lock(&self.0.settled) = settle::Settled::default();
+        let taken_out = lock(&self.0.settled).take_out(&*setup.disk, &setup.data_dir, group, !voted);
+        if let Err(error) = taken_out {
+            *lock(&self.0.may_vote) = voted;
+            return io::Error::other(format!("{damage}. It cannot be given up: {error}"));
+        }
         // What the catalog has not named here yet was never opened here.
         let others = Others { peers, next_group: self.0.view.get().next_group };
-        let given_up = Self::give_up_replica(setup, group, damage, others, self.repair()).await;
+        let given_up = Self::give_up_replica(setup, group, damage, others, self.repair(), !voted).await;
         let answer = match &given_up {
             Ok(_) => io::Error::other(format!("{damage}. It is given up, and comes again from the other nodes")),
             Err(error) => io::Error::other(format!("{damage}. It cannot be given up: {error}")),
@@ -387,13 +394,13 @@ impl<P: Platform, T: Transport> Node<P, T> {
         damage: &io::Error,
         others: Others,
         earlier: Option<Repair>,
+        marked: bool,
     ) -> io::Result<Repair> {
         tracing::warn!(group, %damage, "this replica is given up: the other nodes have all of it");
         let Others { mut peers, mut next_group } = others;
         let mut set_aside = None;
-        // Who began with an empty directory and has not caught up votes in none.
-        let votes = !settle::is_marked(&*setup.disk, &setup.data_dir)?;
-        let mut groups = (votes || earlier.is_some()).then(|| BTreeSet::from([group]));
+        // Who began with an empty directory votes in those groups only in which it has caught up since.
+        let mut groups = (!marked || earlier.is_some()).then(|| BTreeSet::from([group]));
         if let Some(earlier) = earlier {
             // It goes on: what it gave up may have been of groups that this node has not heard of again.
             next_group = next_group.max(earlier.next_group);
@@ -409,7 +416,9 @@ impl<P: Platform, T: Transport> Node<P, T> {
         let repair = Repair { damage: damage.to_string(), set_aside, peers, next_group, groups };
         // In this order: the mark of who must not vote, alone, would be that of a node that began with an empty directory.
         write(&*setup.disk, &setup.data_dir, &repair)?;
-        settle::mark(&*setup.disk, &setup.data_dir)?;
+        if !marked {
+            settle::mark(&*setup.disk, &setup.data_dir)?;
+        }
         // Its snapshots stay: the older one may be whole, and is a good beginning then.
         setup.log.remove_group::<P::Runtime>(group).await?;
         Ok(repair)

@@ -59,12 +59,37 @@ pub struct Settled {
     groups: BTreeSet<GroupId>,
     /// And all from this id on: they were created after the catalog here had caught up.
     next_group: Option<GroupId>,
+    /// But for those of which something was given up since: see [`super::repair`].
+    #[serde(default)]
+    given_up: BTreeSet<GroupId>,
 }
 
 impl Settled {
     /// Whether the node votes in this group.
     pub fn votes(&self, group: GroupId) -> bool {
-        self.groups.contains(&group) || self.next_group.is_some_and(|next| group >= next)
+        let is_younger = self.next_group.is_some_and(|next| group >= next) && !self.given_up.contains(&group);
+        self.groups.contains(&group) || is_younger
+    }
+
+    fn add(&mut self, group: GroupId, next_group: Option<GroupId>) {
+        self.groups.insert(group);
+        self.given_up.remove(&group);
+        // The first one counts: nothing of the groups in between is forgotten because the catalog has to catch up once more.
+        self.next_group = self.next_group.or(next_group);
+    }
+
+    /// What is held of this group is about to be given up: the node votes in it no more, and in the others as before. In a marked
+    /// directory that is durable when this returns.
+    pub(super) fn take_out(
+        &mut self,
+        disk: &dyn Disk,
+        data_dir: &Path,
+        group: GroupId,
+        marked: bool,
+    ) -> io::Result<()> {
+        self.groups.remove(&group);
+        self.given_up.insert(group);
+        if marked { small_files::write(disk, data_dir, SETTLED, self) } else { Ok(()) }
     }
 
     /// What was written down of a marked directory.
@@ -205,10 +230,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
         {
             // Until it is written: a group that is given up meanwhile must not be in the file.
             let mut settled = lock(&self.0.settled);
-            settled.groups.insert(id);
-            if id == CATALOG {
-                settled.next_group = Some(self.0.view.get().next_group);
-            }
+            settled.add(id, (id == CATALOG).then(|| self.0.view.get().next_group));
             let Setup { disk, data_dir, .. } = &self.0.setup;
             if let Err(error) = small_files::write(&**disk, data_dir, SETTLED, &*settled) {
                 tracing::warn!(group = name, %error, "that this node votes in the group again is not written down; the next start looks around again");
@@ -250,7 +272,7 @@ mod tests {
         let (disk, dir) = (SimDisk::new(), Path::new("/node"));
         disk.create_dir_all(dir).unwrap();
         mark(&disk, dir).unwrap();
-        let settled = Settled { groups: BTreeSet::from([CATALOG, 3]), next_group: Some(7) };
+        let settled = Settled { groups: BTreeSet::from([CATALOG, 3]), next_group: Some(7), ..Settled::default() };
         small_files::write(&disk, dir, SETTLED, &settled).unwrap();
         disk.crash_after(0, 0);
         let read = Settled::read(&disk, dir).unwrap();
@@ -260,5 +282,26 @@ mod tests {
         disk.crash_after(0, 0);
         let read = Settled::read(&disk, dir).unwrap();
         assert!([CATALOG, 3, 7].iter().all(|id| !read.votes(*id)) && is_marked(&disk, dir).unwrap());
+    }
+
+    /// One group's snapshot was damaged, and the node voted in none any more.
+    #[test]
+    fn a_group_that_is_given_up_is_the_only_one_that_the_node_votes_in_no_more() {
+        let (disk, dir) = (SimDisk::new(), Path::new("/node"));
+        disk.create_dir_all(dir).unwrap();
+        mark(&disk, dir).unwrap();
+        let mut settled = Settled::default();
+        settled.add(CATALOG, Some(7));
+        settled.add(3, None);
+        for given_up in [CATALOG, 3, 8] {
+            let mut settled = settled.clone();
+            settled.take_out(&disk, dir, given_up, true).unwrap();
+            disk.crash_after(0, 0);
+            assert_eq!(Settled::read(&disk, dir).unwrap(), settled);
+            let voted = [CATALOG, 2, 3, 6, 7, 8, 9].map(|id| settled.votes(id));
+            assert_eq!(voted, [CATALOG, 2, 3, 6, 7, 8, 9].map(|id| id != given_up && ![2, 6].contains(&id)));
+            settled.add(given_up, (given_up == CATALOG).then_some(20));
+            assert_eq!([CATALOG, 3, 7, 8].map(|id| settled.votes(id)), [true; 4], "{given_up}");
+        }
     }
 }

@@ -24,6 +24,7 @@ use statehouse::sim::Crash;
 use statehouse::sim::LifeRuntime;
 use statehouse::sim::NOT_REPAIRED;
 use statehouse::sim::SimCluster;
+use statehouse::sim::SimNode;
 use statehouse::sim::SimRandom;
 use statehouse::types::CATALOG;
 use statehouse::types::GroupId;
@@ -293,6 +294,84 @@ async fn a_lost_single(seed: u64) {
 #[test]
 fn a_node_that_lost_the_only_replica_of_a_group_votes_in_the_others() {
     play(|seed| LifeRuntime::with_seed(seed).block_on(a_lost_single(seed)));
+}
+
+/// A node lost its disk, and with it the only replica of a group, so that it never settled in all of them. Then it found another group's
+/// snapshots damaged, and voted in none any more: one that it alone holds had no leader for ever.
+async fn two_losses(seed: u64) {
+    const COUNTER: GroupId = 2;
+    let mut random = SimRandom::new(seed);
+    let (world, holder) = with_a_single(seed, &mut random).await;
+    scenario::become_ready(&world, now_ms()).await;
+    world.cluster.lose_disk(holder);
+    nemesis::start(&world, holder).await;
+    let settle = async || {
+        let began_ms = now_ms();
+        let lost = |why: &String| why.contains("the only replica of group single was here");
+        let is_settled = |whys: Vec<String>| whys.iter().any(lost) && whys.iter().all(|why| why.contains("single"));
+        while !world.cluster.node(holder).is_some_and(|node| is_settled(node.not_ready())) {
+            let whys = world.cluster.node(holder).map(|node| node.not_ready());
+            assert!(now_ms() < began_ms + 60_000, "the node does not settle: {whys:?}");
+            sleep_ms(20).await;
+        }
+    };
+    settle().await;
+    let node = || world.cluster.node(holder).unwrap();
+    // They go where there are the fewest.
+    let mut own = None;
+    for name in ["own", "own 2", "own 3"] {
+        let created = world.surely(&mut random, "group_create", |node| async move {
+            let (name, module) = (name.to_string(), "counter".to_string());
+            node.group_create(GroupRequest { name, module, replicas: Some(1), ..GroupRequest::default() }).await
+        });
+        let id = created.await.id;
+        while world.cluster.ids().iter().all(|at| world.cluster.node(*at).unwrap().group_by_id(id).is_none()) {
+            sleep_ms(20).await;
+        }
+        own = own.or(node().group_by_id(id).map(|_| name));
+    }
+    let own = own.expect("one of them is here");
+    add_seven(&world, &mut random, own).await;
+    let mut newest = 0;
+    for _ in 0..2 {
+        add_seven(&world, &mut random, "counter").await;
+        newest = shorten_the_log(&world, holder, COUNTER).await.max(newest);
+    }
+    world.cluster.crash(holder, Crash::Process);
+    let disk = world.cluster.disk(holder).unwrap();
+    let directory = PathBuf::from(format!("/data/groups/{COUNTER}"));
+    for name in disk.list(&directory).unwrap().into_iter().filter(|name| name.ends_with(".snap")) {
+        let path = directory.join(name);
+        disk.flip_bit(&path, disk.read(&path).unwrap().len() as u64 - 100, 3).unwrap();
+    }
+    for _ in 0..2 {
+        nemesis::start(&world, holder).await;
+        let began_ms = now_ms();
+        while node().repair().is_none() {
+            assert!(now_ms() < began_ms + 30_000, "the group is given up: {:?}", node().not_ready());
+            sleep_ms(20).await;
+        }
+        let got =
+            LifeRuntime::timeout(Duration::from_secs(30), world.query_surely(&mut random, own, br#""Get""#)).await;
+        let got = got.expect("the group that is here alone is served").expect("the group is there");
+        assert_eq!(got.reply, Bytes::from_static(b"7"));
+        world.cluster.crash(holder, Crash::Process);
+    }
+    nemesis::start(&world, holder).await;
+    let began_ms = now_ms();
+    while node().group_by_id(COUNTER).is_none_or(|group| group.standing().applied < newest) {
+        assert!(now_ms() < began_ms + 30_000, "the group comes again: {:?}", node().not_ready());
+        sleep_ms(20).await;
+    }
+    let remove = |node: SimNode| async move { node.group_remove("single".to_string()).await };
+    world.surely(&mut random, "group_remove", remove).await;
+    scenario::become_ready(&world, now_ms()).await;
+    assert_eq!(world.problems(), Vec::<String>::new());
+}
+
+#[test]
+fn a_group_that_is_given_up_does_not_unsettle_the_others() {
+    play(|seed| LifeRuntime::with_seed(seed).block_on(two_losses(seed)));
 }
 
 /// The newest snapshot is damaged on the disk, and nothing happens in the group. Whoever saved it was given the damaged file, again and

@@ -10,9 +10,11 @@ use std::sync::Arc;
 use sha2::Digest;
 use sha2::Sha256;
 use wasmtime::Config;
+use wasmtime::Inlining;
 use wasmtime::InstancePre;
 use wasmtime::Linker;
 use wasmtime::OptLevel;
+use wasmtime::Strategy;
 
 use super::CodeCache;
 use super::Context;
@@ -80,8 +82,12 @@ struct ModuleInner {
 fn config() -> Config {
     let mut config = Config::new();
     config
-        // The rewrite counts fuel, for half the price.
+        .strategy(Strategy::Cranelift)
+        // Frames would be as wide as all that is inlined in them, and the host's stack is made for those of one function.
+        .compiler_inlining(Inlining::No)
+        // The rewrite counts fuel, for half the price; and nothing else ends a call.
         .consume_fuel(false)
+        .epoch_interruption(false)
         .cranelift_nan_canonicalization(true)
         .cranelift_opt_level(OptLevel::Speed)
         .wasm_relaxed_simd(false)
@@ -336,4 +342,34 @@ fn host_failure(error: &dyn std::fmt::Display) -> GateError {
         format!("this host could not test the module: {error}"),
         "upload it again, here or at another node",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is not said is what wasmtime's next version makes of it. Nodes of two versions apply the same entries while a cluster is upgraded.
+    #[test]
+    fn the_settings_that_decide_outcomes_are_said_and_not_left_to_wasmtime() {
+        let said = format!("{:?}", config());
+        for setting in [
+            "strategy: Some(Cranelift)",
+            r#""enable_nan_canonicalization": ("true""#,
+            r#""opt_level": ("speed""#,
+            "inlining: No",
+            "consume_fuel: false",
+            "epoch_interruption: false",
+            "memory_reservation: 4294967296",
+            "memory_may_move: false",
+            "memory_init_cow: false",
+            "generate_address_map: false",
+            "wasm_relaxed_simd: false",
+            "wasm_tail_call: false",
+            "wasm_memory64: false",
+            "wasm_custom_page_sizes: false",
+            "wasm_wide_arithmetic: false",
+        ] {
+            assert!(said.contains(setting), "{setting} is not in {said}");
+        }
+    }
 }

@@ -17,6 +17,7 @@
 //! begin and trap when it passes [`STACK_BYTES_MAX`]; the others can add up to no more than what
 //! [`recursive`] allows without counting. All this is a function of the file alone.
 
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 
@@ -115,6 +116,34 @@ fn recursive(analysis: &Analysis) -> BTreeSet<u32> {
     counted
 }
 
+/// Numbers distinct things in the order in which they come. A file has tens of thousands of types: none is compared with all before it.
+struct Numbers<K> {
+    number_of: BTreeMap<K, usize>,
+    all: Vec<K>,
+}
+
+impl<K: Ord + Clone> Numbers<K> {
+    fn new() -> Self {
+        Self { number_of: BTreeMap::new(), all: Vec::new() }
+    }
+
+    /// The thing's number, a new one if it has none.
+    fn number(&mut self, thing: K) -> usize {
+        let next = self.all.len();
+        *self.number_of.entry(thing).or_insert_with_key(|thing| {
+            self.all.push(thing.clone());
+            next
+        })
+    }
+
+    fn get<Q: Ord + ?Sized>(&self, thing: &Q) -> Option<usize>
+    where
+        K: Borrow<Q>,
+    {
+        self.number_of.get(thing).copied()
+    }
+}
+
 /// Nodes are the defined functions, then one node for each distinct function type: an indirect call
 /// goes to its type's node, which goes on to all functions it may reach.
 struct CallGraph {
@@ -125,14 +154,9 @@ impl CallGraph {
     fn new(analysis: &Analysis) -> CallGraph {
         let functions = analysis.functions.len();
         // Equal types count as one, whatever their index: indirect calls compare them by structure.
-        let mut distinct = BTreeMap::new();
-        let mut node_of_type = Vec::new();
-        for ty in &analysis.types {
-            let next = distinct.len();
-            let number = *distinct.entry(ty).or_insert(next);
-            node_of_type.push(functions + number);
-        }
-        let mut edges = vec![Vec::new(); functions + distinct.len()];
+        let mut distinct = Numbers::new();
+        let node_of_type: Vec<_> = analysis.types.iter().map(|ty| functions + distinct.number(ty)).collect();
+        let mut edges = vec![Vec::new(); functions + distinct.all.len()];
         for (function, list) in analysis.functions.iter().zip(&mut edges) {
             list.extend(function.calls.iter().map(|callee| *callee as usize));
             list.extend(function.indirect.iter().filter_map(|ty| node_of_type.get(*ty as usize)));
@@ -252,7 +276,7 @@ pub(super) fn rewrite(wasm: &[u8], analysis: &Analysis) -> Result<Vec<u8>, Binar
         copy: functions,
         mark: functions + 1,
         out: wasm_encoder::Module::new(),
-        result_types: Vec::new(),
+        result_types: Numbers::new(),
     };
     rewriter.run()?;
     Ok(rewriter.out.finish())
@@ -280,7 +304,7 @@ struct Rewriter<'a> {
     out: wasm_encoder::Module,
     /// Result lists of more than one value that counted functions have, in the order of the types
     /// `() -> results` that are added for them after the module's own.
-    result_types: Vec<&'a [ValType]>,
+    result_types: Numbers<&'a [ValType]>,
 }
 
 impl<'a> Rewriter<'a> {
@@ -308,7 +332,7 @@ impl<'a> Rewriter<'a> {
                 Payload::FunctionSection(_) => {
                     let mut ty = Vec::new();
                     for _ in [self.copy, self.mark] {
-                        (self.analysis.types.len() + self.result_types.len()).encode(&mut ty);
+                        (self.analysis.types.len() + self.result_types.all.len()).encode(&mut ty);
                     }
                     self.extended(FUNCTION_SECTION, data, 2, &ty)?;
                 }
@@ -351,19 +375,19 @@ impl<'a> Rewriter<'a> {
     fn types(&mut self, data: &[u8]) -> Result<(), BinaryReaderError> {
         for number in &self.counted {
             let results = self.results(*number);
-            if results.len() > 1 && !self.result_types.contains(&results) {
-                self.result_types.push(results);
+            if results.len() > 1 {
+                self.result_types.number(results);
             }
         }
         let mut entries = Vec::new();
-        for results in &self.result_types {
+        for results in &self.result_types.all {
             entries.push(0x60);
             entries.push(0);
             results.len().encode(&mut entries);
             entries.extend(results.iter().map(|ty| type_byte(*ty)));
         }
         entries.extend(copy::TYPE);
-        let count = u32::try_from(self.result_types.len() + 1).unwrap_or(u32::MAX);
+        let count = u32::try_from(self.result_types.all.len() + 1).unwrap_or(u32::MAX);
         self.extended(TYPE_SECTION, data, count, &entries)
     }
 
@@ -646,7 +670,7 @@ impl<'a> Rewriter<'a> {
             [] => out.push(0x40),
             [one] => out.push(type_byte(*one)),
             several => {
-                let number = self.result_types.iter().position(|known| known == &several).unwrap_or(0);
+                let number = self.result_types.get(several).unwrap_or(0);
                 let index = self.analysis.types.len() + number;
                 i64::try_from(index).unwrap_or(i64::MAX).encode(out);
             }
@@ -691,5 +715,57 @@ fn type_byte(ty: ValType) -> u8 {
         ValType::F64 => 0x7c,
         ValType::V128 => 0x7b,
         ValType::Ref(_) => 0x70,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::cmp::Ordering;
+
+    use super::*;
+
+    thread_local! {
+        static LOOKS: Cell<u64> = const { Cell::new(0) };
+    }
+
+    /// Counts how often it is compared.
+    #[derive(Clone)]
+    struct Watched(u64);
+
+    impl Ord for Watched {
+        fn cmp(&self, other: &Self) -> Ordering {
+            LOOKS.set(LOOKS.get() + 1);
+            self.0.cmp(&other.0)
+        }
+    }
+    impl PartialOrd for Watched {
+        fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+            Some(self.cmp(other))
+        }
+    }
+    impl PartialEq for Watched {
+        fn eq(&self, other: &Self) -> bool {
+            self.cmp(other).is_eq()
+        }
+    }
+    impl Eq for Watched {}
+
+    /// The results of each function that calls itself were compared with those of all before it: a file with tens of thousands of them
+    /// kept the gate busy for long.
+    #[test]
+    fn a_thing_is_compared_with_few_of_those_that_have_a_number() {
+        const THINGS: u64 = 10_000;
+        let things = || (0..THINGS).map(|thing| Watched(thing.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+        let mut numbers = Numbers::new();
+        for _ in 0..2 {
+            for (thing, wanted) in things().zip(0..) {
+                assert_eq!(numbers.number(thing), wanted);
+            }
+        }
+        assert!(things().zip(0..).all(|(thing, number)| numbers.get(&thing) == Some(number)));
+        assert_eq!(numbers.all.len() as u64, THINGS);
+        let looks = LOOKS.get() / THINGS / 3;
+        assert!(looks < 100, "{looks} for each");
     }
 }

@@ -28,4 +28,5 @@ pub mod service;
 pub mod sim;
 pub mod snapshot;
 pub mod status;
+pub mod tally;
 pub mod types;

@@ -30,13 +30,23 @@ impl<P: Platform, T: Transport> Shared<P, T> {
                 group.hand_over().await;
                 serde_json::json!({ "leads": group.leads() })
             }
+            "reset" => {
+                self.count_anew();
+                serde_json::json!({})
+            }
             "change" => self.change(rest).await?,
             other => {
-                let detail = format!("there is no {other:?} to ask for: status, snapshot, lead, yield, change");
+                let detail = format!("there is no {other:?} to ask for: status, reset, snapshot, lead, yield, change");
                 return Err(ServiceError::new(ErrorCode::BadRequest, detail));
             }
         };
         Ok(Bytes::from(told.to_string()))
+    }
+
+    /// This adapter's summaries begin anew.
+    fn count_anew(&self) {
+        let group = &self.options.group;
+        group.count_anew(group.id());
     }
 
     async fn change(&self, wish: &str) -> Result<serde_json::Value, ServiceError> {
@@ -105,6 +115,7 @@ impl<P: Platform, T: Transport> Shared<P, T> {
             "purged": standing.purged,
             "snapshot_bytes": group.snapshot_bytes(),
             "log_bytes": self.options.log.stats().live_bytes,
+            "proposed": group.proposed(group.id()),
             "data_dir": self.options.data_dir.display().to_string(),
             "members": self.members(&standing.members),
             "settings": self.settings(),

@@ -76,6 +76,8 @@ use crate::snapshot::Receiver;
 use crate::snapshot::SnapshotError;
 use crate::snapshot::SnapshotStore;
 use crate::status::SnapshotStatus;
+use crate::tally::Summary;
+use crate::tally::Tally;
 use crate::types::EntryKind;
 use crate::types::GroupId;
 use crate::types::NodeId;
@@ -212,6 +214,8 @@ pub struct Group<P: Platform, T: Transport> {
     votes: Mutex<bool>,
     /// Whom it follows.
     trust: Mutex<trust::Trust>,
+    /// What this node proposed as leader: bytes of each entry, and the term of the newest.
+    proposed: Mutex<(u64, Tally)>,
     /// See [`lead`].
     hearing: Mutex<lead::Hearing<InstantOf<P>>>,
     /// The members to begin with, and whether this one stands for election first.
@@ -356,6 +360,7 @@ impl<P: Platform, T: Transport> Group<P, T> {
             stopped: Mutex::new(false),
             votes: Mutex::new(false),
             trust: Mutex::new(trust),
+            proposed: Mutex::default(),
             hearing: Mutex::default(),
             members: options.members,
             from_file: options.from_file,
@@ -507,6 +512,19 @@ impl<P: Platform, T: Transport> Group<P, T> {
     /// The terms of the oldest and of the newest entry in the log.
     pub fn log_terms(&self) -> Option<(u64, u64)> {
         self.log.terms()
+    }
+
+    /// What this node put into the group's log as its leader, bytes of each entry. The single ones are those of the term it leads in.
+    pub fn proposed(&self, reader: u64) -> Summary {
+        let (_, now) = self.leader_and_term();
+        let proposed = self.proposed.lock().unwrap_or_else(PoisonError::into_inner);
+        let (term, summary) = (proposed.0, proposed.1.of(reader));
+        if term == now { summary } else { summary.without_values() }
+    }
+
+    /// `reader` counts from here what this node proposes.
+    pub fn count_anew(&self, reader: u64) {
+        self.proposed.lock().unwrap_or_else(PoisonError::into_inner).1.begin(reader);
     }
 
     /// Open sessions and armed timers, as applied here.

@@ -13,6 +13,7 @@ use openraft::raft::ClientWriteResult;
 use tokio::sync::mpsc;
 
 use super::*;
+use crate::codec;
 
 /// Proposals that go to the leader in one message: so many at most,
 pub(super) const BATCH_PROPOSALS: usize = 512;
@@ -152,12 +153,25 @@ impl<P: Platform, T: Transport> Group<P, T> {
                 continue;
             }
             let (responder, receiver) = OneshotResponder::new_pair();
-            let write = self.raft.write(Proposal { time_ms, ..proposal }).responder(responder).with_leader(term);
+            let proposal = Proposal { time_ms, ..proposal };
+            self.count_proposed(term, &proposal);
+            let write = self.raft.write(proposal).responder(responder).with_leader(term);
             // A Raft that has stopped drops the responder, and the receiver says so.
             let _stopped = write.await;
             enqueued.0.push(Some(receiver));
         }
         enqueued
+    }
+
+    fn count_proposed(&self, term: u64, proposal: &Proposal) {
+        // What cannot be encoded comes into no log.
+        let Ok(bytes) = codec::size(proposal) else { return };
+        let mut proposed = self.proposed.lock().unwrap_or_else(PoisonError::into_inner);
+        if proposed.0 != term {
+            proposed.0 = term;
+            proposed.1.forget_values();
+        }
+        proposed.1.add(bytes);
     }
 
     /// Proposes once, in this node's log of `term` and in no other; nobody waits for what comes of it.

@@ -19,6 +19,7 @@ mod keeper_bench;
 mod keeper_rcfg;
 mod keeper_reconfig;
 mod keeper_sessions;
+mod keeper_words;
 mod membership;
 mod partitions;
 mod redis;

@@ -12,6 +12,7 @@ const STATUS: &str = r#"{"node":1,"role":"leader","term":3,"first_term":2,"last_
     "log_entries_kept":10000,"log_segment_bytes":67108864,"log_cache_bytes":16777216,"append_entries_max":1024,
     "commands_batch_max":512,"commands_waiting_max":16384,"session_check_ms":500,"request_timeout_ms":5000,
     "transfer_part_bytes":1048576,"connections_per_address_max":60},
+    "proposed":{"count":8,"sum":900,"last":70,"min":30,"max":400},
     "sessions":2,"uptime_s":60,"version":"0.1.0","members":[
     {"id":1,"address":"10.0.0.1:7001","role":"voter","matched":9},
     {"id":2,"address":"10.0.0.2:7001","role":"voter","matched":9},
@@ -57,6 +58,7 @@ fn srvr_and_stat_have_zookeepers_lines() {
     );
     assert!(srvr.contains(&expected), "{srvr}");
     let stat = world.word(0, "stat");
+    assert!(srvr.ends_with("\nProposal sizes last/min/max: 70/30/400\n"), "{srvr}");
     assert!(stat.contains("Clients:\n /10.1.2.3:50000[1](queued=0,recved=2,sent=2)\n /10.1.2.3:50000[0](queued=0,recved=1,sent=0)\n\nLatency"), "{stat}");
 }
 
@@ -127,6 +129,27 @@ fn mntr_has_what_monitors_read() {
         (value("watch_count"), value("ephemerals_count"), value("uptime")),
         ("1".into(), "1".into(), "60000".into())
     );
+}
+
+/// What was proposed was not shown at all, and `srvr` said -1 for ever.
+#[test]
+fn a_leader_shows_how_large_its_proposals_are_and_no_other_does() {
+    let mut world = world();
+    let shown = |world: &mut World| -> Vec<String> {
+        let mntr = world.word(0, "mntr");
+        mntr.lines().filter(|line| line.contains("proposal")).map(str::to_owned).collect()
+    };
+    let lines = |values: [&str; 4]| {
+        let names = ["last_proposal_size", "max_proposal_size", "min_proposal_size", "proposal_count"];
+        names.iter().zip(values).map(|(name, value)| format!("zk_{name}\t{value}")).collect::<Vec<_>>()
+    };
+    assert_eq!(shown(&mut world), lines(["70", "400", "30", "8"]));
+    // Before the first of its lead; an older host says nothing of it.
+    let none = STATUS.replace(r#"{"count":8,"sum":900,"last":70,"min":30,"max":400}"#, r#"{"count":8,"last":null}"#);
+    world.desk.tell("status", &none);
+    assert_eq!(shown(&mut world), lines(["-1", "-1", "-1", "8"]));
+    world.desk.tell("status", &STATUS.replace(r#""role":"leader""#, r#""role":"follower""#));
+    assert_eq!(shown(&mut world), [""; 0]);
 }
 
 #[test]

@@ -28,6 +28,8 @@ pub struct Facts {
     pub uptime_s: u64,
     pub version: String,
     pub log_bytes: Option<u64>,
+    /// Entries that the node put into the log as leader: how many since `srst`, and their bytes, the single ones in this term.
+    pub proposed: Summary,
     pub snapshot_bytes: Option<u64>,
     pub open_files: Option<u64>,
     pub max_files: Option<u64>,
@@ -54,6 +56,24 @@ pub struct HostSettings {
     pub request_timeout_ms: Option<u64>,
     pub connections_per_address_max: Option<u64>,
     pub transfer_part_bytes: Option<u64>,
+}
+
+/// Values that the host has summed up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Summary {
+    pub count: u64,
+    pub sum: u64,
+    pub last: Option<u64>,
+    pub min: Option<u64>,
+    pub max: Option<u64>,
+}
+
+impl Summary {
+    /// The last, the smallest and the largest; -1 where there is none, as ZooKeeper's `BufferStats` say it.
+    pub fn sizes(&self) -> [i64; 3] {
+        [self.last, self.min, self.max].map(|bytes| bytes.map_or(-1, |bytes| i64::try_from(bytes).unwrap_or(i64::MAX)))
+    }
 }
 
 /// A node of the group.

@@ -77,7 +77,8 @@ impl Part {
             b"srvr" | b"stat" | b"mntr" => &[Self::Status, Self::Counts],
             b"conf" | b"lgif" | b"dirs" | b"envi" | b"isro" => &[Self::Status],
             b"dump" => &[Self::Ephemerals],
-            b"csnp" | b"rqld" | b"ydld" => &[Self::Deed],
+            // What the host sums up begins anew with what is counted here.
+            b"csnp" | b"rqld" | b"ydld" | b"srst" => &[Self::Deed],
             PLAN => &[Self::Plan],
             _ => &[],
         }
@@ -145,6 +146,7 @@ pub fn start(
                     token,
                     match &word {
                         b"csnp" => "snapshot",
+                        b"srst" => "reset",
                         // Whoever takes the lead makes the leader give it up.
                         b"ydld" if io.leads() => "yield",
                         _ => "lead",

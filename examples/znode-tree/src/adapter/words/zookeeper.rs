@@ -140,7 +140,8 @@ fn srvr(view: &View<'_>, with_clients: bool) -> String {
     let _ = writeln!(text, "Zxid: 0x{:x}\nMode: {}", view.zxid, view.mode());
     let _ = writeln!(text, "Node count: {}", view.known.counts.nodes);
     if view.mode() == "leader" {
-        text.push_str("Proposal sizes last/min/max: -1/-1/-1\n");
+        let [last, min, max] = view.known.facts.proposed.sizes();
+        let _ = writeln!(text, "Proposal sizes last/min/max: {last}/{min}/{max}");
     }
     text
 }
@@ -210,6 +211,11 @@ fn mntr(view: &View<'_>) -> String {
         say("synced_observers", &facts.synced().filter(|member| !member.votes()).count());
         say("synced_non_voting_followers", &0);
         say("pending_syncs", &0);
+        let [last, min, max] = facts.proposed.sizes();
+        say("last_proposal_size", &last);
+        say("max_proposal_size", &max);
+        say("min_proposal_size", &min);
+        say("proposal_count", &facts.proposed.count);
         say("leader_uptime", &view.leader_uptime_ms());
     }
     for (name, latency) in [

@@ -47,6 +47,7 @@ impl<P: Platform, T: Transport> Shared<P, T> {
     fn count_anew(&self) {
         let group = &self.options.group;
         group.count_anew(group.id());
+        self.options.log.count_anew(group.id());
     }
 
     async fn change(&self, wish: &str) -> Result<serde_json::Value, ServiceError> {
@@ -116,6 +117,8 @@ impl<P: Platform, T: Transport> Shared<P, T> {
             "snapshot_bytes": group.snapshot_bytes(),
             "log_bytes": self.options.log.stats().live_bytes,
             "proposed": group.proposed(group.id()),
+            "sync_micros": self.options.log.sync_times(group.id()),
+            "snapshot_micros": group.snapshot_times(group.id()),
             "data_dir": self.options.data_dir.display().to_string(),
             "members": self.members(&standing.members),
             "settings": self.settings(),

@@ -166,6 +166,7 @@ impl<P: Platform, T: Transport> Gateway<P, T> {
     pub fn stop(&self) {
         self.0.phase.send_replace(Phase::Stopped);
         self.0.mailbox.wake.notify_one();
+        self.0.options.log.forget_reader(self.0.options.group.id());
     }
 
     /// The addresses it was asked to listen on.

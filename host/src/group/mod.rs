@@ -522,9 +522,15 @@ impl<P: Platform, T: Transport> Group<P, T> {
         if term == now { summary } else { summary.without_values() }
     }
 
-    /// `reader` counts from here what this node proposes.
+    /// How long writing a snapshot took here, microseconds.
+    pub fn snapshot_times(&self, reader: u64) -> Summary {
+        self.shared.snapshot_times().of(reader)
+    }
+
+    /// `reader` counts from here what this node proposes, and its snapshots.
     pub fn count_anew(&self, reader: u64) {
         self.proposed.lock().unwrap_or_else(PoisonError::into_inner).1.begin(reader);
+        self.shared.snapshot_times().begin(reader);
     }
 
     /// Open sessions and armed timers, as applied here.

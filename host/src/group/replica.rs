@@ -20,6 +20,7 @@ use std::sync::PoisonError;
 use bytes::Bytes;
 use futures_util::Stream;
 use futures_util::StreamExt;
+use openraft::Instant;
 use openraft::OptionalSend;
 use openraft::RaftSnapshotBuilder;
 use openraft::alias::SnapshotMetaOf;
@@ -59,6 +60,7 @@ use crate::snapshot::Head;
 use crate::snapshot::SnapshotError;
 use crate::snapshot::SnapshotFile;
 use crate::snapshot::SnapshotStore;
+use crate::tally::Tally;
 use crate::types::Entry;
 use crate::types::EntryKind;
 use crate::types::GroupId;
@@ -153,6 +155,8 @@ pub struct Shared {
     closed: Mutex<bool>,
     /// Why the replica stopped, once it did: the same as in [`Core`], without its lock.
     fault: Mutex<Option<String>>,
+    /// How long writing a snapshot took, microseconds.
+    snapshot_times: Mutex<Tally>,
     /// Held while a snapshot is written: two at the same index would write the same file.
     writing: Arc<tokio::sync::Mutex<()>>,
     /// Held while a digest is taken: those who ask for the next one wait without a thread.
@@ -244,6 +248,7 @@ impl Shared {
             heard: Mutex::default(),
             current: Mutex::new(newest),
             fault: Mutex::default(),
+            snapshot_times: Mutex::default(),
             writing: Arc::default(),
             digesting: Arc::default(),
             wake: Notify::new(),
@@ -300,6 +305,11 @@ impl Shared {
     /// Bytes of the newest snapshot's file, 0 when there is none.
     pub fn snapshot_bytes(&self) -> u64 {
         lock(&self.current).as_ref().map_or(0, |(_, file)| file.size())
+    }
+
+    /// How long writing a snapshot took, microseconds.
+    pub fn snapshot_times(&self) -> MutexGuard<'_, Tally> {
+        lock(&self.snapshot_times)
     }
 
     /// The newest snapshot.
@@ -519,19 +529,20 @@ impl Shared {
         let (shared, store, factory) = (self.clone(), store.clone(), factory.clone());
         let job = move || {
             let _turn = turn;
-            shared.write_snapshot(&store, &*factory, damaged)
+            shared.write_snapshot::<P>(&store, &*factory, damaged)
         };
         let written = platform.run_guest(job).await;
         written.map(|written| written.inspect_err(|error| die_of_inner_sync(platform, error)))
     }
 
     /// Freezes the state under its lock, writes while entries go on being applied.
-    fn write_snapshot(
+    fn write_snapshot<P: Platform>(
         &self,
         store: &SnapshotStore,
         factory: &dyn ModelFactory,
         damaged: Option<[u8; 32]>,
     ) -> io::Result<Option<u64>> {
+        let begun = <P::Runtime as AsyncRuntime>::Instant::now();
         let (head, frozen, bytes) = {
             let mut core = self.core();
             let Some(last_log_id) = core.applied else { return Ok(None) };
@@ -558,6 +569,8 @@ impl Shared {
             return Err(error);
         }
         let file = writer.finish(&head)?;
+        let took = <P::Runtime as AsyncRuntime>::Instant::now() - begun;
+        self.snapshot_times().add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
         let index = head.last_log_id.index;
         tracing::info!(group = self.group, index, bytes = file.size(), "snapshot written");
         let mut current = lock(&self.current);

@@ -43,6 +43,7 @@ use std::sync::PoisonError;
 use openraft::async_runtime::AsyncRuntime;
 
 use crate::disk::Disk;
+use crate::tally::Summary;
 use crate::types::GroupId;
 
 pub use at_once::Addition;
@@ -242,6 +243,21 @@ impl NodeLog {
             queued_bytes: state.queued_bytes as u64,
             ..state.stats.clone()
         }
+    }
+
+    /// How long syncs took, microseconds, as `reader` counts them.
+    pub fn sync_times(&self, reader: u64) -> Summary {
+        self.shared.lock().sync_times.of(reader)
+    }
+
+    /// `reader` counts syncs from here.
+    pub fn count_anew(&self, reader: u64) {
+        self.shared.lock().sync_times.begin(reader);
+    }
+
+    /// `reader` does not look any more.
+    pub fn forget_reader(&self, reader: u64) {
+        self.shared.lock().sync_times.forget(reader);
     }
 
     /// What it was opened with.

@@ -17,6 +17,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::Waker;
 
+use crate::tally::Tally;
 use crate::types::Entry;
 use crate::types::GroupId;
 use crate::types::LogId;
@@ -118,6 +119,8 @@ pub(super) struct State {
     pub(super) leaving: bool,
     pub(super) waker: Option<Waker>,
     pub(super) stats: LogStats,
+    /// How long syncs took, microseconds, for whoever looks at it.
+    pub(super) sync_times: Tally,
 }
 
 /// What a cached entry occupies besides its payload, roughly.
@@ -214,6 +217,7 @@ impl State {
             leaving: false,
             waker: None,
             stats: LogStats::default(),
+            sync_times: Tally::default(),
         }
     }
 

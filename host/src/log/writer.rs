@@ -396,6 +396,7 @@ impl Writer {
             state.stats.operations += in_flight.operations;
             state.stats.written_bytes += in_flight.bytes;
             state.stats.count_sync(micros, shared.options.slow_sync_micros);
+            state.sync_times.add(micros);
         }
         for done in in_flight.done {
             done(Ok(()));

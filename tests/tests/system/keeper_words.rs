@@ -41,3 +41,22 @@ fn a_leader_tells_how_large_its_proposals_are_until_they_are_counted_anew() {
     assert!((2_000.0..3_000.0).contains(&anew["zk_max_proposal_size"]), "{anew:?}");
     assert!((1.0..said["zk_proposal_count"]).contains(&anew["zk_proposal_count"]), "{anew:?} after {said:?}");
 }
+
+/// They were in `/metrics` alone.
+#[test]
+fn every_node_tells_how_long_its_syncs_and_snapshots_took() {
+    let ensemble = Ensemble::start(1, &FLAGS);
+    let (mut client, _) = Connection::until_open(ensemble.client(0), &Hello::new(HELLO_MS));
+    assert_eq!(client.create("/a", b"1", 0).unwrap().error, 0);
+    let snapshots = |said: BTreeMap<String, f64>| said["zk_cnt_snapshottime"];
+    let before = snapshots(mntr(&ensemble, 0, "snapshottime"));
+    let index: u64 = four_letters(ensemble.client(0), "csnp").unwrap().trim().parse().unwrap();
+    assert!(index > 0);
+    assert_eq!(snapshots(mntr(&ensemble, 0, "snapshottime")), before + 1.0);
+    let syncs = mntr(&ensemble, 0, "fsynctime");
+    assert!(syncs["zk_cnt_fsynctime"] >= 1.0 && syncs["zk_avg_fsynctime"] > 0.0, "{syncs:?}");
+    assert!(syncs["zk_min_fsynctime"] <= syncs["zk_avg_fsynctime"], "{syncs:?}");
+    assert!(syncs["zk_avg_fsynctime"] < syncs["zk_max_fsynctime"] + 1.0, "whole milliseconds: {syncs:?}");
+    assert_eq!(four_letters(ensemble.client(0), "srst").unwrap(), "Server stats reset.\n");
+    assert_eq!(snapshots(mntr(&ensemble, 0, "snapshottime")), 0.0);
+}

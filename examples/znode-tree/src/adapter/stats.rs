@@ -22,7 +22,7 @@ impl Latency {
     pub fn add(&mut self, took_ms: u64) {
         self.min_ms = self.min_ms.min(took_ms);
         self.max_ms = self.max_ms.max(took_ms);
-        self.total_ms += took_ms;
+        self.total_ms = self.total_ms.saturating_add(took_ms);
         self.count += 1;
     }
 
@@ -39,6 +39,34 @@ impl Latency {
     /// The mean as ZooKeeper prints it: at most four places, at least one.
     pub fn average_text(&self) -> String {
         decimal(self.total_ms, self.count)
+    }
+}
+
+/// How long requests took, with how many took how long: ZooKeeper keeps a sample of 4,096 for its percentiles, here each is counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Percentiles {
+    pub all: Latency,
+    /// How many took so long. Times are rounded down to three binary digits, so that there are few of them however long one takes.
+    counts: BTreeMap<u64, u64>,
+}
+
+impl Percentiles {
+    /// Counts one request.
+    pub fn add(&mut self, took_ms: u64) {
+        self.all.add(took_ms);
+        let dropped = took_ms.checked_ilog2().unwrap_or(0).saturating_sub(2);
+        *self.counts.entry(took_ms >> dropped << dropped).or_default() += 1;
+    }
+
+    /// So long at most took `of_thousand` of a thousand of them, to the digits that are kept; 0 without any.
+    pub fn at(&self, of_thousand: u64) -> u64 {
+        let wanted = (u128::from(self.all.count) * u128::from(of_thousand)).div_ceil(1_000);
+        let mut seen = 0_u128;
+        let reaches = |(_, count): &(&u64, &u64)| {
+            seen += u128::from(**count);
+            seen >= wanted
+        };
+        self.counts.iter().find(reaches).map_or(0, |(took_ms, _)| *took_ms)
     }
 }
 
@@ -60,8 +88,8 @@ pub struct ServerStats {
     pub sent: u64,
     pub received_bytes: u64,
     pub latency: Latency,
-    pub read_latency: Latency,
-    pub update_latency: Latency,
+    pub read_latency: Percentiles,
+    pub update_latency: Percentiles,
     /// Times without a leader.
     pub leaderless: Latency,
     /// Those of them that ended with this node leading.
@@ -140,6 +168,19 @@ impl ConnectionStats {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
     use super::*;
+
+    #[test]
+    fn percentiles_are_those_of_all_requests_to_three_binary_digits() {
+        let mut latencies = Percentiles::default();
+        assert_eq!([500, 999].map(|part| latencies.at(part)), [0, 0]);
+        (0..990).for_each(|_| latencies.add(1));
+        (0..9).for_each(|_| latencies.add(7));
+        latencies.add(1_000);
+        assert_eq!([500, 950, 990, 999, 1_000].map(|part| latencies.at(part)), [1, 1, 1, 7, 896]);
+        assert_eq!((latencies.all.count, latencies.all.max_ms), (1_000, 1_000));
+        [0, u64::MAX].into_iter().for_each(|took_ms| latencies.add(took_ms));
+        assert_eq!(latencies.at(0), 0);
+    }
 
     #[test]
     fn averages_are_written_as_zookeeper_does() {

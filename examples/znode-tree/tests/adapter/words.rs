@@ -13,6 +13,8 @@ const STATUS: &str = r#"{"node":1,"role":"leader","term":3,"first_term":2,"last_
     "commands_batch_max":512,"commands_waiting_max":16384,"session_check_ms":500,"request_timeout_ms":5000,
     "transfer_part_bytes":1048576,"connections_per_address_max":60},
     "proposed":{"count":8,"sum":900,"last":70,"min":30,"max":400},
+    "sync_micros":{"count":3,"sum":7500,"last":1500,"min":999,"max":5001},
+    "snapshot_micros":{"count":0,"sum":0,"last":null,"min":null,"max":null},
     "sessions":2,"uptime_s":60,"version":"0.1.0","members":[
     {"id":1,"address":"10.0.0.1:7001","role":"voter","matched":9},
     {"id":2,"address":"10.0.0.2:7001","role":"voter","matched":9},
@@ -150,6 +152,25 @@ fn a_leader_shows_how_large_its_proposals_are_and_no_other_does() {
     assert_eq!(shown(&mut world), lines(["-1", "-1", "-1", "8"]));
     world.desk.tell("status", &STATUS.replace(r#""role":"leader""#, r#""role":"follower""#));
     assert_eq!(shown(&mut world), [""; 0]);
+}
+
+/// Times of syncs and of snapshots were in the node's metrics alone.
+#[test]
+fn mntr_sums_up_syncs_snapshots_and_requests() {
+    let mut world = world();
+    let mut peer = world.connect(0);
+    world.create(&mut peer, "/a");
+    let mntr = world.word(0, "mntr");
+    let of = |name: &str| -> Vec<String> {
+        let lines = mntr.lines().filter_map(|line| line.strip_prefix("zk_")?.split_once('\t'));
+        let of_it = lines.filter_map(|(key, value)| Some((key.strip_suffix(name)?.strip_suffix('_')?, value)));
+        of_it.map(|(part, value)| format!("{part}={value}")).collect()
+    };
+    assert_eq!(of("fsynctime"), ["avg=2.5", "min=0", "max=5", "cnt=3", "sum=7"]);
+    assert_eq!(of("snapshottime"), ["avg=0.0", "min=0", "max=0", "cnt=0", "sum=0"]);
+    let written = ["avg=0.0", "min=0", "max=0", "cnt=1", "sum=0", "p50=0", "p95=0", "p99=0", "p999=0"];
+    assert_eq!(of("updatelatency"), written);
+    assert!(of("readlatency").contains(&"p999=0".to_owned()), "{mntr}");
 }
 
 #[test]

@@ -30,6 +30,9 @@ pub struct Facts {
     pub log_bytes: Option<u64>,
     /// Entries that the node put into the log as leader: how many since `srst`, and their bytes, the single ones in this term.
     pub proposed: Summary,
+    /// How long syncs of the log took, and writing snapshots, since `srst`: microseconds.
+    pub sync_micros: Summary,
+    pub snapshot_micros: Summary,
     pub snapshot_bytes: Option<u64>,
     pub open_files: Option<u64>,
     pub max_files: Option<u64>,

@@ -218,18 +218,26 @@ fn mntr(view: &View<'_>) -> String {
         say("proposal_count", &facts.proposed.count);
         say("leader_uptime", &view.leader_uptime_ms());
     }
-    for (name, latency) in [
-        ("readlatency", &stats.read_latency),
-        ("updatelatency", &stats.update_latency),
-        ("election_time", &stats.elections),
-        ("leader_unavailable_time", &stats.leaderless),
-    ] {
+    for (name, latency) in [("election_time", &stats.elections), ("leader_unavailable_time", &stats.leaderless)] {
         summary(&mut text, name, latency);
+    }
+    for (name, percentiles) in [("readlatency", &stats.read_latency), ("updatelatency", &stats.update_latency)] {
+        summary(&mut text, name, &percentiles.all);
+        for (digits, of_thousand) in [("50", 500), ("95", 950), ("99", 990), ("999", 999)] {
+            let _ = writeln!(text, "zk_p{digits}_{name}\t{}", percentiles.at(of_thousand));
+        }
+    }
+    for (name, micros) in [("fsynctime", &facts.sync_micros), ("snapshottime", &facts.snapshot_micros)] {
+        let ms = |micros: Option<u64>| micros.unwrap_or(0) / 1_000;
+        let average = decimal(micros.sum, micros.count.saturating_mul(1_000));
+        let _ = writeln!(text, "zk_avg_{name}\t{average}");
+        let _ = writeln!(text, "zk_min_{name}\t{}\nzk_max_{name}\t{}", ms(micros.min), ms(micros.max));
+        let _ = writeln!(text, "zk_cnt_{name}\t{}\nzk_sum_{name}\t{}", micros.count, micros.sum / 1_000);
     }
     text
 }
 
-/// A latency in the fields of ZooKeeper's summaries; percentiles are not kept here.
+/// Times in the fields of ZooKeeper's summaries.
 fn summary(text: &mut String, name: &str, latency: &Latency) {
     let (total, count) = (latency.total_ms, latency.count);
     let _ = writeln!(text, "zk_avg_{name}\t{}", decimal(total, count));

@@ -5,7 +5,9 @@ use std::cell::RefCell;
 use std::future::Future;
 use std::io;
 use std::io::IoSlice;
+use std::net::Ipv4Addr;
 use std::net::Shutdown;
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 
 use bytes::Bytes;
@@ -52,6 +54,34 @@ pub trait Connection: Send + Sync + 'static {
     fn finish(&self);
 }
 
+/// Listens at `HOST:PORT`; where `[::]` stands for all addresses and this machine has no IPv6, at all that it has.
+pub async fn listen_at(address: &str) -> io::Result<TcpListener> {
+    bind_by(address, TcpListener::bind).await
+}
+
+async fn bind_by<L, F>(address: &str, bind: impl Fn(String) -> F) -> io::Result<L>
+where
+    F: Future<Output = io::Result<L>>,
+{
+    let failed = match bind(address.to_owned()).await {
+        Err(error) if lacks_ipv6(&error) => error,
+        bound => return bound,
+    };
+    let all = address.parse::<SocketAddr>().ok().filter(|address| address.is_ipv6() && address.ip().is_unspecified());
+    // One address of many would be another place.
+    let Some(all) = all else { return Err(failed) };
+    let instead = SocketAddr::from((Ipv4Addr::UNSPECIFIED, all.port()));
+    let bound = bind(instead.to_string()).await?;
+    tracing::warn!("this machine has no IPv6 ({failed}): listening at {instead} instead of {address}");
+    Ok(bound)
+}
+
+/// Said by a system without IPv6, or with one that is switched off.
+fn lacks_ipv6(error: &io::Error) -> bool {
+    let errno = rustix::io::Errno::from_io_error(error);
+    matches!(errno, Some(rustix::io::Errno::AFNOSUPPORT | rustix::io::Errno::ADDRNOTAVAIL))
+}
+
 /// TCP.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tcp;
@@ -60,7 +90,7 @@ impl Net for Tcp {
     type Listener = TcpListener;
 
     async fn listen(&self, address: &str) -> io::Result<TcpListener> {
-        TcpListener::bind(address).await
+        listen_at(address).await
     }
 }
 
@@ -124,5 +154,44 @@ impl Connection for TcpStream {
             // A client that is gone already needs no word.
             let _gone = std::net::TcpStream::from(descriptor).shutdown(Shutdown::Write);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+    use std::cell::RefCell;
+
+    use rustix::io::Errno;
+
+    use super::*;
+
+    /// Tries to bind `address` where the system answers IPv6 addresses with `errno`: what was bound, or the error, and all tries.
+    async fn bound(address: &str, errno: Errno) -> (Result<String, Option<i32>>, Vec<String>) {
+        let tried = RefCell::new(Vec::new());
+        let bind = |address: String| {
+            tried.borrow_mut().push(address.clone());
+            std::future::ready(if address.starts_with('[') { Err(io::Error::from(errno)) } else { Ok(address) })
+        };
+        let bound = bind_by(address, bind).await.map_err(|error| error.raw_os_error());
+        (bound, tried.into_inner())
+    }
+
+    /// A file that is the same on all machines, `--client [::]:2181`, was an error on those without IPv6.
+    #[tokio::test]
+    async fn a_machine_without_ipv6_listens_at_all_addresses_that_it_has() {
+        for errno in [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL] {
+            let (at, tried) = bound("[::]:2181", errno).await;
+            assert_eq!((at.as_deref(), tried), (Ok("0.0.0.0:2181"), vec!["[::]:2181".into(), "0.0.0.0:2181".into()]));
+        }
+    }
+
+    #[tokio::test]
+    async fn an_address_that_is_one_of_many_and_an_error_of_another_kind_stay_what_they_are() {
+        for (address, errno) in [("[::1]:2181", Errno::AFNOSUPPORT), ("[::]:2181", Errno::ADDRINUSE)] {
+            let (at, tried) = bound(address, errno).await;
+            assert_eq!((at, tried), (Err(Some(errno.raw_os_error())), vec![address.to_owned()]));
+        }
+        assert_eq!(bound("0.0.0.0:1", Errno::AFNOSUPPORT).await.0.as_deref(), Ok("0.0.0.0:1"));
     }
 }

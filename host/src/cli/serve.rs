@@ -16,6 +16,7 @@ use crate::api;
 use crate::api::ApiOptions;
 use crate::config::ServeConfig;
 use crate::module;
+use crate::net;
 use crate::node::identity::IdentityError;
 use crate::node::start;
 use crate::node::start::RealNode;
@@ -149,7 +150,7 @@ where
 }
 
 async fn bind(flag: &str, address: &str) -> Result<TcpListener, Failure> {
-    TcpListener::bind(address).await.map_err(|error| cannot_listen(flag, address, &error))
+    net::listen_at(address).await.map_err(|error| cannot_listen(flag, address, &error))
 }
 
 pub(super) fn cannot_listen(flag: &str, address: &str, error: &io::Error) -> Failure {

@@ -13,7 +13,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use sha2::Digest;
 use sha2::Sha256;
-use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use super::ListenSettings;
@@ -39,6 +38,7 @@ use crate::log::NodeLog;
 use crate::log::ThreadDriver;
 use crate::module::DirCache;
 use crate::module::Limits;
+use crate::net;
 use crate::peer::message::PeerRequest;
 use crate::peer::message::PeerResponse;
 use crate::peer::tcp;
@@ -418,7 +418,7 @@ pub async fn start(config: &ServeConfig) -> Result<Running, StartError> {
     let held = lock(data_dir)?;
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     // Bound before anything is opened, so that a port in use is said at once; accepted from last.
-    let listener = TcpListener::bind(config.peer).await;
+    let listener = net::listen_at(&config.peer.to_string()).await;
     let listener = listener.map_err(|source| StartError::Listen { address: config.peer, source })?;
     let Place { cluster, founders, known, joined_index } = find_place(config, &*disk).await?;
 

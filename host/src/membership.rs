@@ -216,13 +216,19 @@ pub enum ChangeKind {
         /// Its digest.
         digest: [u8; 32],
     },
+    /// A full node keeps its replicas and votes nowhere any more; groups of a number of replicas get another voter for it where there is
+    /// one.
+    NodeDemote {
+        /// The node.
+        node: NodeId,
+    },
 }
 
 impl ChangeKind {
     /// The group it is about; `None` when it is about a node and all its groups.
     pub fn group(&self) -> Option<&str> {
         match self {
-            Self::NodeAdd { .. } | Self::NodeRemove { .. } => None,
+            Self::NodeAdd { .. } | Self::NodeRemove { .. } | Self::NodeDemote { .. } => None,
             Self::MemberAdd { group, .. }
             | Self::MemberPromote { group, .. }
             | Self::MemberRemove { group, .. }
@@ -256,6 +262,7 @@ impl fmt::Display for ChangeKind {
         match self {
             Self::NodeAdd { node, learner } => write!(f, "add node {node}{}", as_learner(learner)),
             Self::NodeRemove { node } => write!(f, "remove node {node}"),
+            Self::NodeDemote { node } => write!(f, "make node {node} a learner"),
             Self::MemberAdd { group, node, learner } => {
                 write!(f, "add node {node} to group {group}{}", as_learner(learner))
             }
@@ -311,10 +318,13 @@ pub struct NodeChanges {
 }
 
 impl NodeChanges {
-    /// The changes of membership, in the order in which they are carried out.
-    pub fn kinds(&self) -> Vec<ChangeKind> {
-        let added = self.add.iter().map(|add| ChangeKind::NodeAdd { node: add.node, learner: add.learner });
-        added.chain(self.remove.iter().map(|node| ChangeKind::NodeRemove { node: *node })).collect()
+    /// The changes of membership, in the order in which they are carried out, where `full` are the nodes that vote: who comes, who of
+    /// these only listens from now on, who goes.
+    pub fn kinds(&self, full: &BTreeSet<NodeId>) -> Vec<ChangeKind> {
+        let (listen, come): (Vec<_>, Vec<_>) = self.add.iter().partition(|add| add.learner && full.contains(&add.node));
+        let come = come.iter().map(|add| ChangeKind::NodeAdd { node: add.node, learner: add.learner });
+        let listen = listen.iter().map(|add| ChangeKind::NodeDemote { node: add.node });
+        come.chain(listen).chain(self.remove.iter().map(|node| ChangeKind::NodeRemove { node: *node })).collect()
     }
 }
 

@@ -46,7 +46,7 @@ pub enum Wish {
 /// What is to be done, additions first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// Who comes, or votes from now on.
+    /// Who comes, votes from now on, or does not any more.
     pub add: Servers,
     /// Who goes.
     pub remove: Vec<u64>,
@@ -81,8 +81,7 @@ impl<'a> ReconfigRequest<'a> {
 }
 
 impl Wish {
-    /// What makes those of `now` the wanted ones. `BadArguments` when nobody would vote, or a voter would have to become an
-    /// observer, which takes that it leaves and comes back.
+    /// What makes those of `now` the wanted ones. `BadArguments` when nobody would vote.
     pub fn plan(self, now: &Servers) -> Result<Plan, ErrorCode> {
         let wanted = match self {
             Self::Whole(servers) => servers,
@@ -91,8 +90,7 @@ impl Wish {
                 staying.map(|(server, votes)| (*server, *votes)).chain(joining).collect::<Servers>()
             }
         };
-        let is_demoted = |(server, votes): (&u64, &bool)| !votes && now.get(server) == Some(&true);
-        if !wanted.values().any(|votes| *votes) || wanted.iter().any(is_demoted) {
+        if !wanted.values().any(|votes| *votes) {
             return Err(ErrorCode::BadArguments);
         }
         let remove = now.keys().filter(|server| !wanted.contains_key(*server)).copied().collect();
@@ -225,7 +223,12 @@ mod tests {
         assert_eq!(plan("server.2=h:1:2;3", "2"), Ok((vec![], vec![])), "it goes and comes");
         assert_eq!(plan("", "9"), Ok((vec![], vec![])), "nobody knows it");
         assert_eq!(plan("", ""), Ok((vec![], vec![])));
-        assert_eq!(plan("server.2=h:1:2:observer;3", ""), Err(ErrorCode::BadArguments), "it votes");
+        assert_eq!(
+            plan("server.2=h:1:2:observer;3", ""),
+            Ok((vec![(2, false)], vec![])),
+            "a participant becomes an observer"
+        );
+        assert_eq!(plan("server.2=h:1:2:observer;3", "1,3"), Err(ErrorCode::BadArguments), "nobody would vote");
         assert_eq!(plan("", "1,2,3"), Err(ErrorCode::BadArguments), "nobody would vote");
         assert_eq!(plan("", "two"), Err(ErrorCode::BadArguments));
     }
@@ -234,6 +237,9 @@ mod tests {
     fn a_whole_configuration_replaces_what_there_is() {
         let members = "server.1=h:1:2:participant;3\nserver.4=h:1:2;3,\n\nversion=1a";
         let all = ReconfigRequest { members: Some(members), ..request("nonsense", "nonsense") };
+        let roles = ReconfigRequest { members: Some("server.1=h:1:2:observer;3,server.2=h:1:2;3"), ..all };
+        let swapped = roles.wish().unwrap().plan(&Servers::from([(1, true), (2, false)])).unwrap();
+        assert_eq!(swapped, Plan { add: Servers::from([(1, false), (2, true)]), remove: vec![] });
         let now = Servers::from([(1, true), (2, true), (3, false)]);
         let Plan { add, remove } = all.wish().unwrap().plan(&now).unwrap();
         assert_eq!((add, remove), (Servers::from([(4, true)]), vec![2, 3]));

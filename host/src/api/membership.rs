@@ -90,6 +90,20 @@ pub(super) async fn remove_node(State(context): State<Shared>, Id(node): Id) -> 
     begin(&context, ChangeKind::NodeRemove { node }).await
 }
 
+/// Lets a full node vote nowhere any more
+///
+/// It keeps its replicas as learners, serves clients, and becomes a full node again by `POST /v1/nodes`; a group of a number of
+/// replicas gets another voter for it where there is one. Answers the change at once.
+#[utoipa::path(post, path = "/v1/nodes/{id}/demote", tag = "membership", params(("id" = u64, Path)), responses(
+    (status = 202, description = "it has begun; `Location` names its record", body = Change),
+    (status = 404, description = "node_not_found", body = Problem, content_type = "application/problem+json"),
+    (status = 409, description = "already_exists, last_voter, change_in_progress", body = Problem, content_type = "application/problem+json"),
+    (status = "default", body = Problem, content_type = "application/problem+json"),
+))]
+pub(super) async fn demote_node(State(context): State<Shared>, Id(node): Id) -> Result<Response, Box<Problem>> {
+    begin(&context, ChangeKind::NodeDemote { node }).await
+}
+
 /// Says how much a node is to lead
 ///
 /// Whatever it was started with (`--election-priority`), until null is said or the node is removed. A leader hands over to a voter of

@@ -133,6 +133,7 @@ fn routes() -> Vec<(&'static str, MethodRouter<Shared>)> {
         ("/v1/leaders/balance", post(membership::balance)),
         ("/v1/nodes", get(membership::nodes).post(membership::add_node)),
         ("/v1/nodes/{id}", delete(membership::remove_node)),
+        ("/v1/nodes/{id}/demote", post(membership::demote_node)),
         ("/v1/nodes/{id}/priority", post(membership::set_priority)),
         ("/v1/changes", get(membership::changes)),
         ("/v1/changes/{id}", get(membership::change).delete(membership::cancel)),

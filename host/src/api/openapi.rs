@@ -36,6 +36,7 @@ use utoipa::OpenApi;
         super::membership::nodes,
         super::membership::add_node,
         super::membership::remove_node,
+        super::membership::demote_node,
         super::membership::set_priority,
         super::membership::members,
         super::membership::add_member,

@@ -44,6 +44,7 @@ const BALANCE_TIME_MAX: Duration = Duration::from_secs(600);
 Examples:
   statehouse serve --node-id 4 --data-dir d4 --http 127.0.0.1:7073 --peer 127.0.0.1:7173 --join 127.0.0.1:7170
   statehouse node add 4          votes, and holds a replica of every group that is on all nodes
+  statehouse node demote 4       keeps its replicas, and votes nowhere
   statehouse node rm 2           its replicas go first; the process ends by itself
   statehouse node priority 3 0   leads only while nobody else can
   statehouse node ls")]
@@ -63,6 +64,13 @@ enum NodeVerb {
         /// It receives everything and votes nowhere: more readers, and a spare
         #[arg(long)]
         learner: bool,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Let a full node vote nowhere any more: it keeps its replicas, and `node add` makes it a full one again
+    Demote {
+        /// The node's id
+        node: u64,
         #[command(flatten)]
         wait: Wait,
     },
@@ -249,6 +257,9 @@ pub(super) async fn run_node(verbs: NodeVerbs) -> Result<(), Failure> {
     match verbs.verb {
         NodeVerb::Add { node, learner, wait } => {
             change(&client, form, wait, post("/v1/nodes", &NewMember { node, learner })).await
+        }
+        NodeVerb::Demote { node, wait } => {
+            change(&client, form, wait, Call::post(format!("/v1/nodes/{node}/demote"), "", Repeat::Never)).await
         }
         NodeVerb::Rm { node, wait } => change(&client, form, wait, Call::delete(format!("/v1/nodes/{node}"))).await,
         NodeVerb::Priority { node, priority: Wanted(priority) } => {

@@ -52,6 +52,7 @@ fn every_verb_of_the_help_parses() {
         "serve --node-id 4 --peer 127.0.0.1:7173 --join 127.0.0.1:7170,127.0.0.1:7270",
         "node add 4",
         "node add 5 --learner --no-wait",
+        "node demote 4 --no-wait",
         "node rm 2",
         "node priority 3 0",
         "node priority 3 default -o json",

@@ -59,7 +59,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
         let nodes = self.wait_leaders_roster(CATALOG, CATALOG_NAME).await?;
         // What cannot be is said before the first step.
         check(changes, &nodes)?;
-        for kind in changes.kinds() {
+        for kind in changes.kinds(&nodes.voters()) {
             self.carry_out(kind, until).await?;
         }
         for wanted in &changes.priorities {
@@ -144,7 +144,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
 
 type InstantOf<P> = <<P as Platform>::Runtime as AsyncRuntime>::Instant;
 
-/// Whether all of them together can be: the nodes are known, a voter stays, and none becomes a learner. What is said of a node
+/// Whether all of them together can be: the nodes are known, and a voter stays. What is said of a node
 /// that goes is for nobody.
 fn check(changes: &NodeChanges, nodes: &Roster) -> ServiceResult<()> {
     let named = changes.add.iter().map(|add| add.node).chain(changes.remove.iter().copied());
@@ -157,12 +157,9 @@ fn check(changes: &NodeChanges, nodes: &Roster) -> ServiceResult<()> {
         return Err(ServiceError::new(ErrorCode::BadRequest, format!("node {gone} is to go")));
     }
     let mut voters = nodes.voters();
-    if let Some(add) = changes.add.iter().find(|add| add.learner && voters.contains(&add.node)) {
-        let detail = format!("node {} votes; to become a learner, it must leave and come back", add.node);
-        return Err(ServiceError::new(ErrorCode::BadRequest, detail));
-    }
     voters.extend(changes.add.iter().filter(|add| !add.learner).map(|add| add.node));
-    match changes.remove.iter().find(|node| voters.remove(*node) && voters.is_empty()) {
+    let listen = changes.add.iter().filter(|add| add.learner).map(|add| &add.node);
+    match listen.chain(&changes.remove).find(|node| voters.remove(*node) && voters.is_empty()) {
         Some(last) => Err(last_voter(CATALOG_NAME, *last)),
         None => Ok(()),
     }
@@ -177,7 +174,7 @@ mod tests {
     use crate::membership::RosterMember;
 
     #[test]
-    fn all_changes_together_must_leave_a_voter_and_demote_none() {
+    fn all_changes_together_must_leave_a_voter() {
         let member = |voter| RosterMember { address: String::new(), voter, matched: None, receives: None };
         let members = BTreeMap::from([(1, member(true)), (2, member(true)), (3, member(false))]);
         let nodes = Roster { members, ..Roster::default() };
@@ -191,11 +188,17 @@ mod tests {
         assert_eq!(checked(r#"{"add":[{"node":3}],"remove":[4]}"#), Err(ErrorCode::NodeNotFound));
         assert_eq!(checked(r#"{"remove":[1,2]}"#), Err(ErrorCode::LastVoter));
         assert_eq!(checked(r#"{"add":[{"node":3,"learner":true}],"remove":[2,1]}"#), Err(ErrorCode::LastVoter));
-        assert_eq!(checked(r#"{"add":[{"node":2,"learner":true}]}"#), Err(ErrorCode::BadRequest));
+        assert_eq!(checked(r#"{"add":[{"node":2,"learner":true}]}"#), Ok(()));
+        assert_eq!(checked(r#"{"add":[{"node":2,"learner":true}],"remove":[1]}"#), Err(ErrorCode::LastVoter));
+        assert_eq!(checked(r#"{"add":[{"node":2,"learner":true},{"node":3}],"remove":[1]}"#), Ok(()));
         assert_eq!(checked(r#"{"priorities":[{"node":2,"priority":0},{"node":3}],"lead":1}"#), Ok(()));
         assert_eq!(checked(r#"{"priorities":[{"node":4,"priority":9}]}"#), Err(ErrorCode::NodeNotFound));
         assert_eq!(checked(r#"{"lead":4}"#), Err(ErrorCode::NodeNotFound));
         assert_eq!(checked(r#"{"lead":2,"remove":[2]}"#), Err(ErrorCode::BadRequest));
         assert!(serde_json::from_str::<NodeChanges>(r#"{"priorities":[{"node":4,"priority":256}]}"#).is_err());
+        let all = r#"{"add":[{"node":2,"learner":true},{"node":3},{"node":4,"learner":true}],"remove":[1]}"#;
+        let kinds = serde_json::from_str::<NodeChanges>(all).unwrap().kinds(&nodes.voters());
+        let texts = kinds.iter().map(ChangeKind::to_string).collect::<Vec<_>>().join(", ");
+        assert_eq!(texts, "add node 3, add node 4 as a learner, make node 2 a learner, remove node 1");
     }
 }

@@ -194,6 +194,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
         match &change.kind {
             ChangeKind::NodeAdd { node, learner } => self.node_in(catalog, &target, *node, *learner).await,
             ChangeKind::NodeRemove { node } => self.node_out(catalog, &target, *node).await,
+            ChangeKind::NodeDemote { node } => self.node_listens(catalog, &target, *node).await,
             ChangeKind::MemberAdd { node, learner, .. } => self.member_in(&target, *node, *learner).await,
             ChangeKind::MemberRemove { node, .. } => self.member_out(&target, *node).await,
             ChangeKind::MemberPromote { node, .. } => {
@@ -430,6 +431,26 @@ impl<P: Platform, T: Transport> Node<P, T> {
         Ok(Step::Done)
     }
 
+    /// The node votes nowhere any more. The catalog goes last: while it votes there, new groups count on it.
+    async fn node_listens(&self, catalog: &Catalog, nodes: &Target<'_>, node: NodeId) -> Stepped {
+        let full = self.whole_roster(nodes).await?.voters();
+        for (name, entry) in catalog.groups.iter().filter(|(_, entry)| entry.hosts.contains(&node)) {
+            let target = Target { change: nodes.change, id: entry.id, name, hosts: Some(&entry.hosts), keeps: true };
+            let voters = self.whole_roster(&target).await?.voters();
+            if !voters.contains(&node) {
+                continue;
+            }
+            return match substitute(catalog, &full, entry, &voters, node) {
+                Some(to) => match self.member_in(&target, to, false).await? {
+                    Step::Done => waits(format!("group {name}: node {to} votes for node {node}")),
+                    step => Ok(step),
+                },
+                None => self.member_listens(&target, node).await,
+            };
+        }
+        self.member_listens(nodes, node).await
+    }
+
     /// The node leaves.
     async fn node_out(&self, catalog: &Catalog, nodes: &Target<'_>, node: NodeId) -> Stepped {
         let full = self.whole_roster(nodes).await?.voters();
@@ -454,7 +475,11 @@ impl<P: Platform, T: Transport> Node<P, T> {
         let nodes = self.wait_leaders_roster(CATALOG, CATALOG_NAME).await?;
         let known = |node: &NodeId| nodes.members.contains_key(node);
         let Some(name) = kind.group() else {
-            let (ChangeKind::NodeAdd { node, .. } | ChangeKind::NodeRemove { node }) = kind else { return Ok(()) };
+            let (ChangeKind::NodeAdd { node, .. } | ChangeKind::NodeRemove { node } | ChangeKind::NodeDemote { node }) =
+                kind
+            else {
+                return Ok(());
+            };
             if !known(node) {
                 return Err(no_node(*node));
             }
@@ -463,6 +488,9 @@ impl<P: Platform, T: Transport> Node<P, T> {
                     true => Err(full_node(*node)),
                     false => Ok(()),
                 };
+            }
+            if matches!(kind, ChangeKind::NodeDemote { .. }) && !nodes.voters().contains(node) {
+                return Err(ServiceError::new(ErrorCode::AlreadyExists, format!("node {node} is a learner already")));
             }
             if nodes.voters() == BTreeSet::from([*node]) {
                 return Err(last_voter(CATALOG_NAME, *node));
@@ -486,8 +514,11 @@ impl<P: Platform, T: Transport> Node<P, T> {
             Err(ServiceError::new(ErrorCode::AlreadyExists, detail))
         };
         match kind {
-            // The catalog checks it, and the replicas have tried it.
-            ChangeKind::NodeAdd { .. } | ChangeKind::NodeRemove { .. } | ChangeKind::GroupModule { .. } => Ok(()),
+            // Of a module the catalog checks it, and the replicas have tried it.
+            ChangeKind::NodeAdd { .. }
+            | ChangeKind::NodeRemove { .. }
+            | ChangeKind::NodeDemote { .. }
+            | ChangeKind::GroupModule { .. } => Ok(()),
             ChangeKind::MemberAdd { node, learner, .. } => match member(node) {
                 _ if !known(node) => Err(no_node(*node)),
                 Some(member) if member.voter => already(node, "voter"),
@@ -530,9 +561,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
 }
 
 fn full_node(node: NodeId) -> ServiceError {
-    let detail = format!(
-        "node {node} votes already, and does not become a learner: remove it (node rm {node}), start it with an empty directory, and add it as one"
-    );
+    let detail = format!("node {node} votes already: `node demote {node}` makes it a learner");
     ServiceError::new(ErrorCode::AlreadyExists, detail)
 }
 

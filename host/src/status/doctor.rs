@@ -112,7 +112,8 @@ impl Doctor<'_> {
         if let Some(disk) = &node.disk {
             self.disk(id, disk);
         }
-        let begun = self.changes().any(|change| matches!(change.kind, ChangeKind::NodeAdd { node, .. } if node == id));
+        let about = |kind: &ChangeKind| matches!(kind, ChangeKind::NodeAdd { node, .. } | ChangeKind::NodeDemote { node } if *node == id);
+        let begun = self.changes().any(|change| about(&change.kind));
         if node.role == "learner" && node.replicas == Some(1) && !begun {
             let what = format!("node {id} has joined, but votes nowhere and holds no group");
             let remedy =

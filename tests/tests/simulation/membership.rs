@@ -53,7 +53,11 @@ pub async fn run(world: Shared, mut random: SimRandom, until_ms: u64) {
                 begin(&world, at, ChangeKind::NodeAdd { node: other, learner }).await;
             }
             50..70 if ids.len() > NODES_MIN && voters(&world, at, "catalog").await > NODES_MIN => {
-                begin(&world, at, ChangeKind::NodeRemove { node: other }).await;
+                let kind = match random.chance(250) {
+                    true => ChangeKind::NodeDemote { node: other },
+                    false => ChangeKind::NodeRemove { node: other },
+                };
+                begin(&world, at, kind).await;
             }
             70..85 => {
                 let group = random.pick(&["catalog", "kv", "counter", "brittle"]).unwrap().to_string();

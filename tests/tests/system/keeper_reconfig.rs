@@ -6,6 +6,7 @@ use statehouse_tests::keeper::Connection;
 use statehouse_tests::keeper::Ensemble;
 use statehouse_tests::keeper::Hello;
 use statehouse_tests::keeper::Reply;
+use statehouse_tests::keeper::four_letters;
 use statehouse_tests::keeper::frame;
 use statehouse_tests::keeper::record;
 use statehouse_tests::wait;
@@ -122,4 +123,49 @@ fn a_client_adds_a_server_and_removes_the_leader() {
     let (mut again, same) = Connection::until_open(ensemble.client(fourth), &Hello::again(&welcome));
     assert_eq!(same.session, welcome.session);
     assert_eq!(again.stat("/alive").unwrap(), Ok(alive));
+}
+
+/// It had to leave, and to come back with an empty directory. The one that leads becomes an observer, with its clients; then it votes again,
+/// and one of the other two is not needed.
+#[test]
+fn a_participant_becomes_an_observer_and_votes_again() {
+    let mut ensemble = Ensemble::start(3, &FLAGS);
+    let changes = ensemble.leader();
+    let others: Vec<usize> = (0..3).filter(|number| *number != changes).collect();
+    let (mut keeps, welcome) = Connection::until_open(ensemble.client(changes), &Hello::new(TIMEOUT_MS));
+    assert_eq!(keeps.create("/alive", b"", EPHEMERAL).unwrap().error, 0);
+    let (mut client, _) = Connection::until_open(ensemble.client(others[0]), &Hello::new(TIMEOUT_MS));
+    let proof = frame(|out| _ = out.i32(AUTH_XID).i32(op::AUTH).i32(0).text("digest").text("super:test"));
+    client.send(&proof).unwrap();
+    assert_eq!(client.reply().unwrap().error, 0);
+    let role = |role: &str| format!("server.{0}=127.0.0.1:2888:3888:{role};127.0.0.1:2181", changes + 1);
+
+    let reply = client.ask(op::RECONFIG, &reconfig(Some(&role("observer")), None, -1)).unwrap();
+    assert_eq!(participants(&reply), others);
+    let line = config(&reply).0.into_iter().find(|line| line.starts_with(&format!("server.{}=", changes + 1)));
+    assert!(line.as_ref().is_some_and(|line| line.ends_with(":observer")), "{line:?}");
+    assert!(others.contains(&ensemble.leader()));
+    wait::until("it says that it observes", || {
+        let said = four_letters(ensemble.client(changes), "srvr").unwrap();
+        if said.contains("Mode: observer\n") { Ok(()) } else { Err(said) }
+    });
+    assert_eq!(keeps.create("/through-the-observer", b"", 0).unwrap().error, 0, "of the session that it always had");
+    let only =
+        ensemble.http(others[0]).send(&Request::new("GET", "/v1/groups/catalog/members")).unwrap().expect(200).json();
+    assert_eq!(only["members"][changes]["role"], "learner", "{only}");
+    ensemble.restart(changes);
+    assert_eq!(participants(&read_config(&mut client, false)), others, "it is none after a restart, too");
+
+    let reply = client.ask(op::RECONFIG, &reconfig(Some(&role("participant")), None, -1)).unwrap();
+    assert_eq!(participants(&reply), [0, 1, 2]);
+    ensemble.kill(others[1]);
+    let (mut again, same) = Connection::until_open(ensemble.client(changes), &Hello::again(&welcome));
+    assert_eq!(same.session, welcome.session);
+    wait::until("two of three are enough", || match again.create("/with-its-vote", b"", 0) {
+        Ok(reply) if [0, -110].contains(&reply.error) => Ok(()),
+        other => {
+            (again, _) = Connection::until_open(ensemble.client(changes), &Hello::again(&welcome));
+            Err(format!("{other:?}"))
+        }
+    });
 }

@@ -302,8 +302,14 @@ fn the_command_line_adds_removes_and_moves() {
     assert_eq!(cluster.voters(1, "kv"), [2, 3, 4]);
     assert_eq!(run("member ls kv").ok().matches("learner").count(), 1);
     run("member demote kv 1").fails(1, &["already_exists", "learner"]);
-    run("node add 1 --learner").fails(1, &["already_exists", "node rm 1"]);
+    run("node add 1 --learner").fails(1, &["already_exists", "node demote 1"]);
     run("member promote kv 1").ok();
+    // In all groups and in the catalog, and back.
+    run("node demote 1").ok();
+    assert_eq!((cluster.voters(2, "kv"), cluster.voters(2, "catalog")), (vec![2, 3, 4], vec![2, 3, 4]));
+    run("node demote 1").fails(1, &["already_exists", "a learner already"]);
+    run("node add 1").ok();
+    assert_eq!((cluster.voters(2, "kv"), cluster.voters(2, "catalog")), (vec![1, 2, 3, 4], vec![1, 2, 3, 4]));
     run("member rm kv 2").ok();
     run("group move kv --from 1 --to 2").ok();
     assert_eq!(cluster.voters(1, "kv"), [2, 3, 4]);

@@ -102,12 +102,14 @@ fn joining_and_leaving_come_in_one_and_bulk_is_made_of_them() {
     let whole = texts(None, None, Some("server.1=a:1:1:participant\nserver.4=d:4:4;2181"), -1);
     assert_eq!(world.error(&mut peer, op::RECONFIG, &whole), 0);
     assert_eq!(world.error(&mut peer, op::RECONFIG, &texts(None, None, None, -1)), 0);
+    assert_eq!(world.error(&mut peer, op::RECONFIG, &joins("server.2=b:1:1:observer;3")), 0, "a participant observes");
     assert_eq!(
         *asked.borrow(),
         [
             r#"{"add":[{"node":4,"learner":true},{"node":5,"learner":false}],"remove":[2],"wait_ms":60000}"#,
             r#"{"add":[{"node":4,"learner":false}],"remove":[2],"wait_ms":60000}"#,
             r#"{"add":[],"remove":[],"wait_ms":60000}"#,
+            r#"{"add":[{"node":2,"learner":true}],"remove":[],"wait_ms":60000}"#,
         ]
     );
 }
@@ -169,7 +171,7 @@ fn what_cannot_be_is_refused_before_the_host_is_asked() {
     for refused in [
         joins("some thing"),
         joins("server.4=h:1"),
-        joins("server.2=b:1:1:observer;3"),
+        joins("server.1=a:1:1:observer;3,server.2=b:1:1:observer;3"),
         texts(None, Some("two"), None, -1),
         texts(None, Some("1,2"), None, -1),
         texts(None, None, Some(""), -1),

@@ -72,6 +72,10 @@ pub struct ServeConfig {
     #[arg(long, value_name = "ADDR,…", value_delimiter = ',', value_parser = parse_address, help_heading = "Cluster")]
     pub join: Vec<String>,
 
+    /// How long the nodes at --join are asked to let this one in before it gives up; 0: until they do
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, help_heading = "Cluster")]
+    pub join_seconds: u64,
+
     /// The address that other nodes reach --peer at, when it is another: what --join tells them
     #[arg(long, value_name = "ADDR", value_parser = parse_address, help_heading = "Cluster")]
     pub advertise_peer: Option<String>,

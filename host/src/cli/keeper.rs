@@ -106,9 +106,10 @@ async fn offer(node: RealNode, keeper: KeeperConfig) -> Result<(), Failure> {
         Failure::here(format!("this program was built without {MODULE}"), "build it as its README says")
     })?;
     let params = keeper.params();
+    let observer = keeper.observer.then(|| node.id());
     let mut since = tokio::time::Instant::now();
     loop {
-        match ensure::step(&node, wasm, &params).await.map_err(refused)? {
+        match ensure::step(&node, wasm, &params, observer).await.map_err(refused)? {
             Standing::Serving(group, notes) => {
                 notes.iter().for_each(|note| tracing::warn!("{note}"));
                 let at: Vec<_> = group.listeners.iter().map(|listener| listener.address.as_str()).collect();

@@ -10,11 +10,13 @@ use sha2::Sha256;
 
 use super::settings::GROUP;
 use super::settings::MODULE;
+use crate::membership::ChangeKind;
 use crate::service::ErrorCode;
 use crate::service::GroupRequest;
 use crate::service::GroupView;
 use crate::service::Service;
 use crate::service::ServiceError;
+use crate::types::NodeId;
 
 /// How far one look came.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,12 +27,17 @@ pub enum Standing {
     NotYet(String),
 }
 
-/// Takes the next steps towards a group that serves on this node.
+/// Takes the next steps towards a group that serves on this node; `observer` is this node, if it is to serve without a vote.
 ///
 /// # Errors
 /// What no waiting will heal: the module or the params are refused, the name is taken by another module's group.
-pub async fn step(service: &dyn Service, wasm: &'static [u8], params: &Value) -> Result<Standing, ServiceError> {
-    match towards(service, wasm, params).await {
+pub async fn step(
+    service: &dyn Service,
+    wasm: &'static [u8],
+    params: &Value,
+    observer: Option<NodeId>,
+) -> Result<Standing, ServiceError> {
+    match towards(service, wasm, params, observer).await {
         Err(error) if is_passing(error.code) => Ok(Standing::NotYet(error.detail)),
         done => done,
     }
@@ -46,13 +53,19 @@ fn is_passing(code: ErrorCode) -> bool {
             | ErrorCode::Timeout
             | ErrorCode::DiskFull
             | ErrorCode::Unavailable
+            | ErrorCode::ChangeInProgress
             // Removed between two looks.
             | ErrorCode::ModuleNotFound
             | ErrorCode::GroupNotFound
     )
 }
 
-async fn towards(service: &dyn Service, wasm: &'static [u8], params: &Value) -> Result<Standing, ServiceError> {
+async fn towards(
+    service: &dyn Service,
+    wasm: &'static [u8],
+    params: &Value,
+    observer: Option<NodeId>,
+) -> Result<Standing, ServiceError> {
     let group = match service.group_get(GROUP.to_owned()).await {
         Ok(group) => group,
         Err(error) if error.code == ErrorCode::GroupNotFound => {
@@ -66,14 +79,39 @@ async fn towards(service: &dyn Service, wasm: &'static [u8], params: &Value) -> 
         let detail = format!("group {GROUP} is there and runs module {}, not {MODULE}", group.module);
         return Err(ServiceError::new(ErrorCode::AlreadyExists, detail));
     }
+    let role = match observer {
+        Some(node) => service.member_list(GROUP.to_owned()).await?.into_iter().find(|member| member.id == node),
+        None => None,
+    };
+    if let (Some(node), None) = (observer, &role) {
+        return observe(service, node).await.map(Standing::NotYet);
+    }
     match group.listeners.iter().find(|listener| listener.state != "listening") {
         _ if group.listeners.is_empty() => Ok(Standing::NotYet("the group is being opened".to_owned())),
         Some(other) => Ok(Standing::NotYet(format!("{}: {}", other.address, other.state))),
         None => {
-            let notes = notes(&group, wasm, params);
+            let mut notes = notes(&group, wasm, params);
+            if let Some(voter) = role.filter(|member| member.role == "voter") {
+                let id = voter.id;
+                notes.push(format!(
+                    "node {id} votes, and was told to observe: `statehouse node demote {id}` takes its vote"
+                ));
+            }
             Ok(Standing::Serving(Box::new(group), notes))
         }
     }
+}
+
+/// This node becomes a learner of every group that is on all nodes; what is waited for. An operator who gave it a vote meanwhile is not
+/// overruled: then it is a member.
+async fn observe(service: &dyn Service, node: NodeId) -> Result<String, ServiceError> {
+    // A change that is refused is an entry of the catalog, too: so it looks first.
+    let changes = service.change_list().await?;
+    if let Some(running) = changes.iter().find(|change| change.is_running()) {
+        return Ok(format!("change {} goes on: {}", running.id, running.kind));
+    }
+    let begun = service.change_begin(ChangeKind::NodeAdd { node, learner: true }).await?;
+    Ok(format!("change {} has begun: {}", begun.id, begun.kind))
 }
 
 async fn load(service: &dyn Service, wasm: &'static [u8]) -> Result<(), ServiceError> {
@@ -129,7 +167,7 @@ mod tests {
         let params = json!({"skip_acl": false});
         // The fake has no listeners: the step after the group's making is waited for.
         for _ in 0..3 {
-            let standing = step(&service, WASM, &params).await.unwrap();
+            let standing = step(&service, WASM, &params, None).await.unwrap();
             assert_eq!(standing, Standing::NotYet("the group is being opened".to_owned()));
         }
         let groups = service.group_list().await.unwrap();
@@ -138,13 +176,23 @@ mod tests {
         assert_eq!(groups[0].params, params);
     }
 
+    /// Nobody has to say `node add --learner` for it, and it does not say it twice.
+    #[tokio::test]
+    async fn an_observer_makes_itself_a_learner_once() {
+        let service = Fake::new(1);
+        for look in ["change 1 has begun: add node 4 as a learner", "change 1 goes on: add node 4 as a learner"] {
+            let standing = step(&service, WASM, &json!({}), Some(4)).await.unwrap();
+            assert_eq!(standing, Standing::NotYet(look.to_owned()));
+        }
+    }
+
     #[tokio::test]
     async fn a_group_of_another_module_is_not_taken_over() {
         let service = Fake::new(1);
         service.module_add("counter".to_owned(), Bytes::from_static(WASM)).await.unwrap();
         let other = GroupRequest { name: GROUP.to_owned(), module: "counter".to_owned(), ..GroupRequest::default() };
         service.group_create(other).await.unwrap();
-        let error = step(&service, WASM, &json!({})).await.unwrap_err();
+        let error = step(&service, WASM, &json!({}), None).await.unwrap_err();
         assert!(error.detail.contains("runs module counter"), "{error}");
     }
 

@@ -133,6 +133,12 @@ pub struct KeeperConfig {
           action = clap::ArgAction::Set, hide_possible_values = true, hide_default_value = true)]
     pub reconfig_enabled: bool,
 
+    /// This node serves clients and never votes, as ZooKeeper's observers: it joins (--join), and adds itself as a learner
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
+          default_missing_value = "true", value_parser = BoolishValueParser::new(),
+          action = clap::ArgAction::Set, hide_possible_values = true, hide_default_value = true)]
+    pub observer: bool,
+
     /// * How often containers and nodes with a time to live are looked through, milliseconds
     #[arg(long, value_name = "MS", default_value_t = 60_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub container_check_interval_ms: u64,
@@ -241,6 +247,12 @@ impl KeeperConfig {
                 "leave that --listen out",
             );
         }
+        if self.observer && node.join.is_empty() {
+            return refuse(
+                "--observer is said, and no --join: an observer comes to those that vote".to_owned(),
+                "name some of them with --join, or leave --observer out",
+            );
+        }
         let (min, max) = self.session_timeouts(&node);
         let ticks = |count: u64| self.tick_time_ms.saturating_mul(count);
         let shortest = min.unwrap_or_else(|| ticks(2).min(10_000));
@@ -341,6 +353,14 @@ mod tests {
         assert!(parse(&["--reconfig-enabled"]).node(node()).unwrap().adapters_change_nodes);
         let said = ServeConfig { adapters_change_nodes: true, ..node() };
         assert!(parse(&[]).node(said).unwrap().adapters_change_nodes);
+    }
+
+    #[test]
+    fn an_observer_needs_somebody_to_observe() {
+        let refused = parse(&["--observer"]).node(node()).unwrap_err();
+        assert!(refused.to_string().contains("no --join"), "{refused}");
+        let joining = ServeConfig { join: vec!["a:1".to_owned()], ..node() };
+        assert!(parse(&["--observer"]).node(joining).is_ok());
     }
 
     #[test]

@@ -7,7 +7,6 @@
 //! - All members read the same cluster out of the same server lines: nothing of this machine enters it.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -386,24 +385,16 @@ impl Reading {
             ));
         };
         self.set("node-id", from, id);
-        if own.is_observer || self.last("peerType").is_some_and(|line| line.value().eq_ignore_ascii_case("observer")) {
-            return Err(own.line.refuse(
-                format!("server.{id} is this member, and an observer: such a one joins those that vote, and no file can say how"),
-                "start it by flags with --join when those that vote are up; `statehouse node add N --learner` makes it serve",
-            ));
+        if let Some(line) = self.last("peerType").filter(|line| is_observer(line.value()) != own.is_observer) {
+            self.ignore(&line, format!("server.{id} says which it is, for the other members too"));
         }
-        let mut cluster = String::new();
-        for (id, server) in servers {
-            if server.is_observer {
-                self.ignore(
-                    &server.line,
-                    "an observer is no member from the start: it joins those that vote, with --join, as a learner",
-                );
-                continue;
-            }
-            let comma = if cluster.is_empty() { "" } else { "," };
-            // Writing into a string does not fail.
-            let _ = write!(cluster, "{comma}{id}={}:{}", server.host, server.port);
+        // An observer is no member from the start: it joins those that vote.
+        let voters: BTreeMap<u64, &Server> =
+            servers.iter().filter(|(_, server)| !server.is_observer).map(|(id, server)| (*id, server)).collect();
+        if voters.is_empty() {
+            return Err(own
+                .line
+                .refuse("all servers are observers, and nobody votes", "make one of them a participant"));
         }
         let is_wildcard = |server: &Server| bare(&server.host).parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified());
         if let Some((id, server)) = servers.iter().find(|(_, server)| servers.len() > 1 && is_wildcard(server)) {
@@ -412,8 +403,19 @@ impl Reading {
                 "write the name by which the other members reach it; quorumListenOnAllIPs=true listens on all addresses",
             ));
         }
-        self.set("initial-cluster", "server.N", cluster);
         let own_key = format!("server.{id}");
+        let address = |server: &Server| format!("{}:{}", server.host, server.port);
+        if own.is_observer {
+            let voters: Vec<String> = voters.values().map(|server| address(server)).collect();
+            self.set("observer", &own_key, true);
+            self.set("join", "server.N", voters.join(","));
+            // In whichever order the members are started.
+            self.set("join-seconds", "server.N", 0);
+            self.set("advertise-peer", &own_key, address(own));
+        } else {
+            let voters: Vec<String> = voters.iter().map(|(id, server)| format!("{id}={}", address(server))).collect();
+            self.set("initial-cluster", "server.N", voters.join(","));
+        }
         let on_all = match self.last("quorumListenOnAllIPs") {
             Some(line) => line.flag()?,
             None => false,
@@ -574,8 +576,8 @@ impl Reading {
                 }
             }
             "peerType" => {
-                if !line.value().eq_ignore_ascii_case("participant") && !line.value().eq_ignore_ascii_case("observer") {
-                    return Err(line.refuse(format!("peerType is `{}`", line.value()), "write participant"));
+                if !line.value().eq_ignore_ascii_case("participant") && !is_observer(line.value()) {
+                    return Err(line.refuse(format!("peerType is `{}`", line.value()), "write participant or observer"));
                 }
             }
             "dataDir"
@@ -614,6 +616,10 @@ fn host_and_rest(text: &str) -> Option<(String, &str)> {
         }
     };
     (!host.is_empty() && host != "[]").then_some((host, rest))
+}
+
+fn is_observer(role: &str) -> bool {
+    role.eq_ignore_ascii_case("observer")
 }
 
 fn bare(host: &str) -> &str {

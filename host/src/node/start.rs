@@ -11,6 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use openraft::Instant;
+use openraft::async_runtime::AsyncRuntime;
 use sha2::Digest;
 use sha2::Sha256;
 use tokio::task::JoinHandle;
@@ -202,8 +204,8 @@ pub(crate) fn lock(data_dir: &Path) -> Result<File, StartError> {
     Ok(file)
 }
 
-/// How long a node tries to join before it gives up; who starts it may start it again.
-const JOIN_PATIENCE: Duration = Duration::from_secs(30);
+/// Who still does not let a node in is told of again so often.
+const JOIN_REMINDER: Duration = Duration::from_secs(30);
 /// One attempt at one address.
 const JOIN_ANSWER_TIME_MAX: Duration = Duration::from_secs(15);
 const JOIN_PAUSE: Duration = Duration::from_millis(250);
@@ -215,6 +217,7 @@ async fn join(
     own: Option<[u8; 16]>,
 ) -> Result<([u8; 16], BTreeMap<NodeId, String>, u64), StartError> {
     type Answer = PeerResponse<<RealPlatform as Platform>::Runtime>;
+    type Now = <<RealPlatform as Platform>::Runtime as AsyncRuntime>::Instant;
     let request = PeerRequest::<<RealPlatform as Platform>::Runtime>::Join {
         node: config.node_id,
         address: config.peer_address(),
@@ -223,7 +226,14 @@ async fn join(
     let request = Bytes::from(codec::encode(&request).map_err(broken)?);
     let mut failed = String::new();
     let tried = async {
+        // What was said of each.
+        let mut said: BTreeMap<&str, String> = BTreeMap::new();
+        let mut reminded = Now::now();
         loop {
+            if reminded.elapsed() >= JOIN_REMINDER {
+                reminded = Now::now();
+                said.clear();
+            }
             for address in &config.join {
                 let asked =
                     tcp::ask_as_stranger(address, config.node_id, own, request.clone(), JOIN_ANSWER_TIME_MAX).await;
@@ -237,15 +247,16 @@ async fn join(
                     }
                     Err(error) => error.to_string(),
                 };
-                if reason != failed {
+                if said.insert(address, reason.clone()).as_ref() != Some(&reason) {
                     tracing::warn!(%reason, "cannot join yet");
-                    failed = reason;
                 }
+                failed = reason;
             }
             pause(JOIN_PAUSE).await;
         }
     };
-    let tried = tokio::time::timeout(JOIN_PATIENCE, tried).await;
+    let patience = if config.join_seconds == 0 { Duration::MAX } else { Duration::from_secs(config.join_seconds) };
+    let tried = tokio::time::timeout(patience, tried).await;
     tried.unwrap_or(Err(StartError::NotJoined(failed)))
 }
 

@@ -12,6 +12,8 @@ use std::process::Stdio;
 
 use statehouse_tests::cluster::free_ports;
 use statehouse_tests::http::Http;
+use statehouse_tests::keeper::Connection;
+use statehouse_tests::keeper::Hello;
 use statehouse_tests::keeper::Keeper;
 use statehouse_tests::keeper::connect;
 use statehouse_tests::keeper::four_letters;
@@ -101,6 +103,7 @@ impl Client {
 }
 
 const NO_NODE: i32 = -101;
+const NODE_EXISTS: i32 = -110;
 
 /// Three machines of an ensemble, each with its own file, on one: each starts from nothing but that file.
 /// Three members' files of an ensemble, by ZooKeeper's names.
@@ -115,7 +118,7 @@ impl Ensemble {
     }
 
     fn port(&self, what: u16, id: u16) -> u16 {
-        self.base + what * 4 + id
+        self.base + what * 5 + id
     }
 
     fn client(&self, id: u16) -> SocketAddr {
@@ -123,10 +126,16 @@ impl Ensemble {
     }
 
     fn start(&self, id: u16, words: &str, more: &[&str]) -> Keeper {
+        self.start_of(&["participant"; 3], id, words, more)
+    }
+
+    /// Starts the member `id` of servers with these roles, the first of which is number 1.
+    fn start_of(&self, roles: &[&str], id: u16, words: &str, more: &[&str]) -> Keeper {
         let port = |what: u16, id: u16| self.port(what, id);
-        let servers: String = (1..=3)
-            .map(|id| format!("server.{id}=127.0.0.1:{}:{};127.0.0.1:{}\n", port(1, id), port(2, id), port(0, id)))
-            .collect();
+        let server = |(id, role): (u16, &&str)| {
+            format!("server.{id}=127.0.0.1:{}:{}:{role};127.0.0.1:{}\n", port(1, id), port(2, id), port(0, id))
+        };
+        let servers: String = (1..).zip(roles).map(server).collect();
         let data = self.folder.path().join(format!("zk{id}"));
         std::fs::create_dir_all(&data).unwrap();
         std::fs::write(data.join("myid"), format!("{id}\n")).unwrap();
@@ -192,6 +201,54 @@ fn an_ensembles_files_start_its_members() {
     second.until_it_serves(client(2));
     assert_eq!(Client::until_open(client(2), 0).data("/b").unwrap(), b"without the second");
     assert!(folder.path().join("zk2/statehouse/log").is_dir(), "our data is below dataDir");
+}
+
+/// A member whose line says `:observer` was refused, and had to be started and added by hand. It is started first here: it asks until the
+/// others are up.
+#[test]
+fn an_ensembles_file_starts_an_observer_that_no_majority_counts() {
+    const ROLES: [&str; 4] = ["participant", "participant", "participant", "observer"];
+    let ensemble = Ensemble::new();
+    let start = |id| ensemble.start_of(&ROLES, id, "srvr,mntr", &[]);
+    let observer = start(4);
+    wait::until("it says for whom it waits", || match observer.said() {
+        said if said.contains("cannot join yet") => Ok(()),
+        said => Err(said),
+    });
+    let mut keepers: Vec<Keeper> = (1..=3).map(start).collect();
+    let client = |id| ensemble.client(id);
+    observer.until_it_serves(client(4));
+    assert!(four_letters(client(4), "srvr").unwrap().contains("Mode: observer\n"));
+    let mut at_it = Client::until_open(client(4), 0);
+    assert_eq!(at_it.create("/a", b"of the observer").1, 0);
+    let mut first = Client::until_open(client(1), 0);
+    assert_eq!(first.data("/a").unwrap(), b"of the observer");
+    assert_eq!(first.create("/b", b"of the first").1, 0);
+    assert_eq!(at_it.data("/b").unwrap(), b"of the first");
+    let config = wait::until("a configuration of four", || {
+        let config = String::from_utf8(at_it.data("/zookeeper/config").unwrap()).unwrap();
+        let roles = (config.matches(":participant").count(), config.matches(":observer").count());
+        if roles == (3, 1) { Ok(config) } else { Err(config) }
+    });
+    assert!(config.contains(&format!("server.4=127.0.0.1:{}:", ensemble.port(1, 4))), "{config}");
+
+    // Were it counted, two of four would be no majority.
+    observer.kill();
+    keepers.pop().unwrap().kill();
+    let mut first = wait::until("two of three go on", || {
+        let (mut client, _) = Connection::open(client(1), &Hello::new(10_000))?;
+        match client.create("/c", b"without it", 0)?.error {
+            0 | NODE_EXISTS => Ok(client),
+            error => Err(io::Error::other(format!("error {error}"))),
+        }
+    });
+    // It comes back by itself, and nobody has to be asked: it is a member.
+    let observer = start(4);
+    observer.until_it_serves(client(4));
+    assert_eq!(Client::until_open(client(4), 0).data("/c").unwrap(), b"without it");
+    assert_eq!(first.create("/d", b"", 0).unwrap().error, 0);
+    let said = observer.said();
+    assert_eq!(said.matches("this node has joined").count(), 1, "{said}");
 }
 
 #[test]

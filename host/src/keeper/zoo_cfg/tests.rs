@@ -127,8 +127,27 @@ fn the_dynamic_file_is_followed() {
     assert_eq!(value(&cfg, "initial-cluster"), Some("1=[fd00::1]:2888,2=b:2888,3=c:2888"));
     assert_eq!((value(&cfg, "client"), value(&cfg, "peer")), (Some("[fd00::1]:2181"), Some("[fd00::1]:2888")));
     assert_eq!((value(&cfg, "skip-acl"), value(&cfg, "reconfig-enabled")), (Some("true"), Some("true")));
-    assert_eq!(ignored(&cfg), [(4, "server.4"), (5, "version")]);
+    assert_eq!(ignored(&cfg), [(5, "version")]);
     assert!(cfg.ignored[0].file.ends_with("zoo.cfg.dynamic.100000000"));
+}
+
+/// An observer was refused; it had to be started by flags, and added by hand.
+#[test]
+fn an_observer_joins_those_that_vote() {
+    let servers = "server.1=a:2888:3888\nserver.2=b:2888:3888:participant;2181\nserver.3=c:2889:3888:observer;2181\n\
+                   server.4=d:2888:3888:observer;2181\n";
+    let cfg = read_one(Some("3"), &format!("dataDir={{dir}}\npeerType=observer\n{servers}"));
+    assert_eq!((value(&cfg, "observer"), value(&cfg, "node-id")), (Some("true"), Some("3")));
+    assert_eq!((value(&cfg, "join"), value(&cfg, "join-seconds")), (Some("a:2888,b:2888"), Some("0")));
+    assert_eq!((value(&cfg, "advertise-peer"), value(&cfg, "peer")), (Some("c:2889"), Some("10.0.0.7:2889")));
+    assert_eq!((value(&cfg, "initial-cluster"), value(&cfg, "client")), (None, Some("0.0.0.0:2181")));
+    assert_eq!(ignored(&cfg), []);
+    // Which it is stands in its line, which all members read.
+    let cfg = read_one(Some("4"), &format!("dataDir={{dir}}\npeerType=participant\n{servers}"));
+    assert_eq!((value(&cfg, "observer"), ignored(&cfg)), (Some("true"), vec![(2, "peerType")]));
+    let cfg = read_one(Some("2"), &format!("dataDir={{dir}}\npeerType=observer\n{servers}"));
+    assert_eq!((value(&cfg, "observer"), ignored(&cfg)), (None, vec![(2, "peerType")]));
+    assert_eq!((value(&cfg, "join"), value(&cfg, "initial-cluster")), (None, Some("1=a:2888,2=b:2888")));
 }
 
 /// Keys that operators put into the file with the system property's prefix, and without.
@@ -234,8 +253,8 @@ fn what_contradicts_itself_is_refused_with_file_and_line() {
         ),
         (
             Some("2"),
-            "dataDir={dir}\nserver.1=a:1:2\nserver.2=b:1:2:observer\n",
-            "zoo.cfg:3: server.2 is this member, and an observer: such a one joins",
+            "dataDir={dir}\nserver.1=a:1:2:observer\nserver.2=b:1:2:observer\n",
+            "zoo.cfg:3: all servers are observers, and nobody votes",
         ),
         (
             Some("1"),

@@ -109,7 +109,7 @@ pub struct KeeperConfig {
           action = clap::ArgAction::Set, hide_possible_values = true, hide_default_value = true)]
     pub quorum_reads: bool,
 
-    /// * Ask for no permission
+    /// Ask the clients of this node for no permission
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
           default_missing_value = "true", value_parser = BoolishValueParser::new(),
           action = clap::ArgAction::Set, hide_possible_values = true, hide_default_value = true)]
@@ -196,7 +196,6 @@ impl KeeperConfig {
     pub fn params(&self) -> Value {
         json!({
             "compatibility": self.compatibility.name(),
-            "skip_acl": self.skip_acl,
             "enforce_quota": self.enforce_quota,
             "extended_types": self.extended_types,
             "reconfig_enabled": self.reconfig_enabled,
@@ -229,6 +228,7 @@ impl KeeperConfig {
             ("super_digest", self.super_digest.clone().map(Value::from)),
             ("digest_auth", Some(self.digest_auth.into())),
             ("read_only_mode", Some(self.read_only_mode.into())),
+            ("skip_acl", Some(self.skip_acl.into())),
             ("audit", Some(self.audit.into())),
             ("outstanding_limit", Some(self.outstanding_limit.into())),
             ("quorum_reads", Some(self.quorum_reads.into())),

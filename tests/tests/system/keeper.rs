@@ -17,9 +17,11 @@ use statehouse_tests::keeper::Hello;
 use statehouse_tests::keeper::Keeper;
 use statehouse_tests::keeper::connect;
 use statehouse_tests::keeper::four_letters;
+use statehouse_tests::keeper::record;
 use statehouse_tests::program;
 use statehouse_tests::program::run;
 use statehouse_tests::wait;
+use znode_tree::wire::op;
 
 /// What Debian's ZooKeeper 3.8 wrote: `tests/keeper/make.py`.
 fn dump() -> PathBuf {
@@ -201,6 +203,41 @@ fn an_ensembles_files_start_its_members() {
     second.until_it_serves(client(2));
     assert_eq!(Client::until_open(client(2), 0).data("/b").unwrap(), b"without the second");
     assert!(folder.path().join("zk2/statehouse/log").is_dir(), "our data is below dataDir");
+}
+
+/// It was fixed when the group was made, and a restart with another value only said so. Nobody may read the node but who knows a password;
+/// the server is told not to ask, and to ask again.
+#[test]
+fn a_restart_switches_the_checks_of_acls_off_and_on_again() {
+    const NO_AUTH: i32 = -102;
+    let folder = tempfile::tempdir().unwrap();
+    let base = free_ports();
+    let [client, http, peer] = [0, 1, 2].map(|at| format!("127.0.0.1:{}", base + at));
+    let data = folder.path().join("data");
+    let fixed = ["--data-dir", data.to_str().unwrap(), "--client", &client, "--http", &http, "--peer", &peer];
+    let log = folder.path().join("log");
+    let address: SocketAddr = client.parse().unwrap();
+    let secret = record(|out| {
+        out.text("/secret").buffer(Some(b"1")).count(1).i32(31).text("digest").text("anna:unknown").i32(0);
+    });
+    let mut is_there = false;
+    for skip in [false, true, false, true] {
+        let flag = format!("--skip-acl={skip}");
+        let keeper = Keeper::start(&log, &[&fixed[..], &[&flag]].concat());
+        keeper.until_it_serves(address);
+        let (mut connection, _) = Connection::until_open(address, &Hello::new(10_000));
+        if !std::mem::replace(&mut is_there, true) {
+            assert_eq!(connection.ask(op::CREATE, &secret).unwrap().error, 0);
+        }
+        let read = record(|out| _ = out.text("/secret").bool(false));
+        let expected = if skip { 0 } else { NO_AUTH };
+        assert_eq!(connection.ask(op::GET_DATA, &read).unwrap().error, expected, "skip-acl={skip}");
+        let acl = connection.ask(op::GET_ACL, &record(|out| _ = out.text("/secret"))).unwrap();
+        assert_eq!(acl.error, expected);
+        assert!(!skip || String::from_utf8_lossy(&acl.body).contains("anna"), "it is kept");
+        assert!(!keeper.said().contains("as the group was made with"), "{}", keeper.said());
+        keeper.stop();
+    }
 }
 
 /// A member whose line says `:observer` was refused, and had to be started and added by hand. It is started first here: it asks until the

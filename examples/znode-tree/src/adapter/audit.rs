@@ -130,7 +130,7 @@ mod tests {
     #[test]
     fn a_line_says_who_did_what_and_how_it_ended() {
         let settings = Settings::parse(b"{}").unwrap();
-        let mut identities = Identities::new("10.0.0.1:4711");
+        let mut identities = Identities::new("10.0.0.1:4711", false);
         let mut lines = String::new();
         let anonymous = deeds(op::CREATE, &create("/a", 0));
         write(&mut lines, &Who { session: 255, identities: &identities }, &anonymous, 0, b"\0\0\0\x02/a");
@@ -165,7 +165,7 @@ mod tests {
             }
             MultiHeader::END.write(out);
         });
-        let (mut lines, identities) = (String::new(), Identities::new("[::1]:1"));
+        let (mut lines, identities) = (String::new(), Identities::new("[::1]:1", false));
         write(&mut lines, &Who { session: 1, identities: &identities }, &deeds, 0, &failed);
         assert!(lines.ends_with("result=failure\n"), "{lines}");
     }

@@ -14,12 +14,19 @@ const IDENTITIES_BYTES_MAX: usize = 60 << 10;
 
 /// The identities of a connection, in the order they were proved: first the address it comes from.
 #[derive(Debug, Default)]
-pub struct Identities(Vec<(&'static str, Box<str>)>);
+pub struct Identities {
+    /// All that go along with a request.
+    all: Vec<(&'static str, Box<str>)>,
+    /// What the client has proved, and is told of, begins here: before it is what was given to it.
+    own_from: usize,
+}
 
 impl Identities {
-    /// Of a connection from `peer` (`127.0.0.1:50123`, `[::1]:50123`).
-    pub fn new(peer: &str) -> Self {
-        Self(vec![("ip", address(peer).into())])
+    /// Of a connection from `peer` (`127.0.0.1:50123`, `[::1]:50123`); of one that is `trusted` no permission is asked, whoever it is.
+    pub fn new(peer: &str, trusted: bool) -> Self {
+        let given = trusted.then(|| (SUPER, "".into()));
+        let all: Vec<_> = given.into_iter().chain([("ip", address(peer).into())]).collect();
+        Self { own_from: usize::from(trusted), all }
     }
 
     /// Takes in what an auth packet proves; false when it proves nothing.
@@ -32,12 +39,12 @@ impl Identities {
         match scheme {
             "digest" if settings.digest_auth => {
                 let digest = digest(proof);
-                let known: usize = self.0.iter().map(|(scheme, id)| written_bytes(scheme, id)).sum();
+                let known: usize = self.all.iter().map(|(scheme, id)| written_bytes(scheme, id)).sum();
                 if known + written_bytes(scheme, &digest) > IDENTITIES_BYTES_MAX {
                     return false;
                 }
                 if settings.super_digest.as_deref() == Some(&*digest) {
-                    self.add("super", "".into());
+                    self.add(SUPER, "".into());
                 }
                 self.add("digest", digest.into());
                 true
@@ -49,21 +56,28 @@ impl Identities {
     }
 
     fn add(&mut self, scheme: &'static str, id: Box<str>) {
-        if !self.0.iter().any(|(known, proved)| *known == scheme && *proved == id) {
-            self.0.push((scheme, id));
+        if !self.own().any(|(known, proved)| *known == scheme && *proved == id) {
+            self.all.push((scheme, id));
         }
     }
 
     /// All of them, for a call.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Identity<'_>> {
-        self.0.iter().map(|(scheme, id)| Identity { scheme, id })
+        self.all.iter().map(|(scheme, id)| Identity { scheme, id })
+    }
+
+    fn own(&self) -> impl ExactSizeIterator<Item = &(&'static str, Box<str>)> {
+        self.all.get(self.own_from..).unwrap_or_default().iter()
     }
 
     /// Scheme and user of each, as whoAmI tells them: never what a password was made into.
     pub fn users(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
-        self.0.iter().map(|(scheme, id)| (*scheme, id.split(':').next().filter(|_| *scheme != "ip").unwrap_or(id)))
+        self.own().map(|(scheme, id)| (*scheme, id.split(':').next().filter(|_| *scheme != "ip").unwrap_or(id)))
     }
 }
+
+/// Whose requests need no permission.
+const SUPER: &str = "super";
 
 /// What an identity takes in a call, bytes.
 fn written_bytes(scheme: &str, id: &str) -> usize {
@@ -115,6 +129,18 @@ mod tests {
         assert_eq!(base64(&[0xfb, 0xff, 0xfe]), "+//+");
     }
 
+    #[test]
+    fn what_is_given_to_all_clients_is_nobodys_own() {
+        let mut identities = Identities::new("10.0.0.1:4711", true);
+        assert!(identities.prove(&Settings::parse(b"{}").unwrap(), "digest", b"user1:12345"));
+        let users: Vec<_> = identities.users().collect();
+        assert_eq!(users, [("ip", "10.0.0.1"), ("digest", "user1")]);
+        let all: Vec<_> = identities.iter().collect();
+        assert!(crate::acl::is_super(&all) && all.len() == 3, "{all:?}");
+        let stranger = Identities::new("10.0.0.1:4711", false);
+        assert!(!crate::acl::is_super(&stranger.iter().collect::<Vec<_>>()));
+    }
+
     /// From ZooKeeper's own command line manual.
     #[test]
     fn a_digest_is_the_one_zookeeper_documents() {
@@ -124,7 +150,7 @@ mod tests {
     #[test]
     fn proofs_add_up_and_the_super_user_is_known_by_its_digest() {
         let settings = Settings::parse(br#"{"params":{"super_digest":"user1:+owfoSBn/am19roBPzR1/MfCblE="}}"#).unwrap();
-        let mut identities = Identities::new("10.0.0.1:4711");
+        let mut identities = Identities::new("10.0.0.1:4711", false);
         assert!(identities.prove(&settings, "digest", b"other:secret"));
         assert!(identities.prove(&settings, "digest", b"other:secret"));
         assert!(identities.prove(&settings, "ip", b""));
@@ -138,7 +164,7 @@ mod tests {
 
     #[test]
     fn names_without_end_are_not_taken_in() {
-        let mut identities = Identities::new("10.0.0.1:4711");
+        let mut identities = Identities::new("10.0.0.1:4711", false);
         let settings = Settings::parse(b"{}").unwrap();
         assert!(!identities.prove(&settings, "digest", &vec![b'x'; 1 << 20]));
         let taken = (0..10_000).take_while(|at| identities.prove(&settings, "digest", format!("{at}:").as_bytes()));

@@ -97,7 +97,7 @@ enum Taken {
 }
 
 impl Connection {
-    pub fn new(id: ConnectionId, peer: &str, now_ms: u64) -> Self {
+    pub fn new(id: ConnectionId, peer: &str, now_ms: u64, trusted: bool) -> Self {
         Self {
             id,
             peer: peer.into(),
@@ -105,7 +105,7 @@ impl Connection {
             phase: Phase::New,
             session: None,
             read_only: None,
-            identities: Identities::new(peer),
+            identities: Identities::new(peer, trusted),
             format: Format::default(),
             requests: Requests::default(),
             stats: ConnectionStats::default(),

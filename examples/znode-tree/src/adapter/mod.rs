@@ -196,7 +196,8 @@ impl Adapter for ZooKeeper {
         let shared = &mut self.shared;
         match input {
             Input::Opened { connection, peer } => {
-                self.connections.insert(connection, Connection::new(connection, peer, io.time_ms()));
+                self.connections
+                    .insert(connection, Connection::new(connection, peer, io.time_ms(), self.shared.settings.skip_acl));
             }
             Input::Data { connection, bytes } => {
                 if let Some(connection) = self.connections.get_mut(&connection) {

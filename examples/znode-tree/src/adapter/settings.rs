@@ -49,6 +49,8 @@ struct Listen {
     #[serde(deserialize_with = "flag")]
     read_only_mode: Option<bool>,
     #[serde(deserialize_with = "flag")]
+    skip_acl: Option<bool>,
+    #[serde(deserialize_with = "flag")]
     audit: Option<bool>,
     #[serde(deserialize_with = "number")]
     client_port: Option<u64>,
@@ -121,6 +123,8 @@ pub struct Settings {
     /// Whether clients that would take it may read here when there is no leader. ZooKeeper's.
     pub read_only_mode: bool,
     /// Whether who changed what is written to the log.
+    /// The clients here need no permission.
+    pub skip_acl: bool,
     pub audit: bool,
     /// The port that `conf` shows; 0 when it is not known.
     pub client_port: u64,
@@ -169,6 +173,7 @@ impl Settings {
             digest_auth: listen.digest_auth.unwrap_or(true),
             quorum_reads: listen.quorum_reads.unwrap_or(false),
             read_only_mode: listen.read_only_mode.unwrap_or(false) && !is_clickhouse,
+            skip_acl: listen.skip_acl.unwrap_or(false),
             audit: listen.audit.unwrap_or(false),
             client_port: listen.client_port.or(port).unwrap_or(0),
             container_check_interval_ms: params.container_check_interval_ms,

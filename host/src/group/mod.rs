@@ -445,6 +445,8 @@ impl<P: Platform, T: Transport> Group<P, T> {
             "log_bytes_held": timing.log_bytes_held,
             "append_entries_max": APPEND_ENTRIES_MAX,
             "commands_batch_max": propose::BATCH_PROPOSALS,
+            "commands_batch_bytes_max": propose::BATCH_BYTES,
+            "caught_up_entries": crate::membership::LAG_MAX,
             "commands_waiting_max": PROPOSALS_MAX,
             "session_check_ms": u64::try_from(duties::IDLE.as_millis()).unwrap_or(u64::MAX),
             "transfer_part_bytes": self.transfers.part_bytes(),

@@ -18,7 +18,7 @@ use crate::codec;
 /// Proposals that go to the leader in one message: so many at most,
 pub(super) const BATCH_PROPOSALS: usize = 512;
 /// and so many bytes of commands, or one. A peer's frame has its limit, and what breaks a connection breaks it for all groups.
-const BATCH_BYTES: usize = 8 << 20;
+pub(super) const BATCH_BYTES: usize = 8 << 20;
 
 /// What became of a batch: places of the refused ones, places of those nobody knows about.
 #[derive(Debug, Default)]

@@ -30,7 +30,7 @@ use super::words;
 use crate::jute::Malformed;
 
 /// Bytes kept of all clients together, about: parts of frames, requests that are not answered.
-const KEPT_BYTES_MAX: usize = 128 << 20;
+pub const KEPT_BYTES_MAX: usize = 128 << 20;
 /// A connection that keeps less does not count: beyond the bound too, all can go on with small requests.
 const KEPT_BYTES_FREE: usize = 64 << 10;
 

@@ -10,7 +10,7 @@ use crate::world::path_watch;
 const STATUS: &str = r#"{"node":1,"role":"leader","term":3,"first_term":2,"last_term":3,"leader":1,"applied":9,"commit":9,"last":9,"snapshot":null,
     "data_dir":"/data","settings":{"heartbeat_ms":200,"election_timeout_ms":1000,"snapshot_entries":100000,"snapshots_kept":2,
     "log_entries_kept":10000,"log_segment_bytes":67108864,"log_cache_bytes":16777216,"append_entries_max":1024,
-    "commands_batch_max":512,"commands_waiting_max":16384,"session_check_ms":500,"request_timeout_ms":5000,
+    "commands_batch_max":512,"commands_batch_bytes_max":8388608,"caught_up_entries":1000,"commands_waiting_max":16384,"session_check_ms":500,"request_timeout_ms":5000,
     "transfer_part_bytes":1048576,"connections_per_address_max":60},
     "proposed":{"count":8,"sum":900,"last":70,"min":30,"max":400},
     "sync_micros":{"count":3,"sum":7500,"last":1500,"min":999,"max":5001},
@@ -425,14 +425,18 @@ fn clickhouses_conf_has_its_names_in_its_order_with_the_values_that_hold() {
     let expected = format!(
         "server_id=1\nenable_ipv6=true\ntcp_port=0\nfour_letter_word_allow_list={allowed}\n\
          min_session_timeout_ms=10000\nsession_timeout_ms=100000\noperation_timeout_ms=5000\n\
-         dead_session_check_period_ms=500\nttl_gc_period_ms=60000\ncontainer_gc_period_ms=60000\n\
-         heart_beat_interval_ms=200\nelection_timeout_lower_bound_ms=1000\nelection_timeout_upper_bound_ms=1500\n\
-         leadership_expiry_ms=1200\nreserved_log_items=10000\nsnapshot_distance=100000\nsnapshots_to_keep=2\n\
-         max_request_queue_size=16384\nmax_requests_batch_size=512\nmax_request_size=1048575\n\
-         max_requests_append_size=1024\nmax_log_file_size=67108864\nlatest_logs_cache_size_threshold=16777216\n\
-         snapshot_transfer_chunk_size=1048576\nauto_forwarding=true\nquorum_reads=false\nforce_sync=true\n\
-         compress_logs=false\ncompress_snapshots_with_zstd_format=false\nasync_replication=true\nuse_xid_64=true\n\
-         check_node_acl_on_remove=false\nlog_storage_path=/data/log\nlog_storage_disk=LocalLogDisk\n\
+         dead_session_check_period_ms=500\nttl_gc_period_ms=60000\nttl_gc_batch_size=1000\n\
+         container_gc_period_ms=60000\ncontainer_gc_batch_size=1000\nheart_beat_interval_ms=200\n\
+         election_timeout_lower_bound_ms=1000\nelection_timeout_upper_bound_ms=1500\nleadership_expiry_ms=1200\n\
+         reserved_log_items=10000\nsnapshot_distance=100000\nauto_forwarding=true\nsleep_before_leader_change_ms=0\n\
+         snapshots_to_keep=2\nfresh_log_gap=1000\nmax_request_queue_size=16384\nmax_requests_batch_size=512\n\
+         max_requests_batch_bytes_size=8388608\nparallel_read_threads=0\nmax_request_size=1048575\n\
+         max_requests_append_size=1024\nquorum_reads=false\nforce_sync=true\ncompress_logs=false\n\
+         compress_snapshots_with_zstd_format=false\nmax_log_file_size=67108864\nlog_file_overallocate_size=0\n\
+         min_request_size_for_cache=0\nasync_replication=true\nlatest_logs_cache_size_threshold=16777216\n\
+         use_xid_64=true\ncheck_node_acl_on_remove=false\nsnapshot_transfer_chunk_size=1048576\n\
+         max_request_queue_bytes_size=134217728\noptimize_read_order=false\nlog_readahead_enabled=false\n\
+         log_readahead_commit_window_bytes=0\nlog_storage_path=/data/log\nlog_storage_disk=LocalLogDisk\n\
          snapshot_storage_path=/data/groups\nsnapshot_storage_disk=LocalSnapshotDisk\n"
     );
     assert_eq!(conf, expected);

@@ -6,7 +6,9 @@ use std::fmt::Write;
 use super::View;
 use super::zookeeper::by_connection;
 use super::zookeeper::by_path;
+use crate::REAPED_PER_ENTRY;
 use crate::adapter::connection::Connection;
+use crate::adapter::connection::KEPT_BYTES_MAX;
 use crate::keeper;
 
 const NOT_SERVING: &str = "This instance is not currently serving requests";
@@ -194,6 +196,13 @@ fn dump(view: &View<'_>) -> String {
     text
 }
 
+/// A setting's value.
+#[derive(Clone, Copy)]
+enum Said {
+    Number(u64),
+    Flag(bool),
+}
+
 /// What is a setting of ClickHouse Keeper and has a meaning here, under its name and in its order, with the value that holds. What
 /// has none (its threads, its caches, its own Raft's limits) is left out: whoever reads it shall not take it for set.
 fn conf(view: &View<'_>) -> String {
@@ -209,42 +218,61 @@ fn conf(view: &View<'_>) -> String {
     say("four_letter_word_allow_list", &settings.words.text());
     let longest_election_ms = host.election_timeout_ms.map(|shortest_ms| shortest_ms.saturating_add(shortest_ms / 2));
     let leadership_ms = host.election_timeout_ms.zip(host.heartbeat_ms).map(|(one, other)| one.saturating_add(other));
-    let numbers = [
-        ("min_session_timeout_ms", Some(settings.min_session_timeout_ms)),
-        ("session_timeout_ms", Some(settings.max_session_timeout_ms)),
-        ("operation_timeout_ms", host.request_timeout_ms),
-        ("dead_session_check_period_ms", host.session_check_ms),
-        ("ttl_gc_period_ms", Some(settings.container_check_interval_ms)),
-        ("container_gc_period_ms", Some(settings.container_check_interval_ms)),
-        ("heart_beat_interval_ms", host.heartbeat_ms),
-        ("election_timeout_lower_bound_ms", host.election_timeout_ms),
-        ("election_timeout_upper_bound_ms", longest_election_ms),
-        ("leadership_expiry_ms", leadership_ms),
-        ("reserved_log_items", host.log_entries_kept),
-        ("snapshot_distance", host.snapshot_entries),
-        ("snapshots_to_keep", host.snapshots_kept),
-        ("max_request_queue_size", host.commands_waiting_max),
-        ("max_requests_batch_size", host.commands_batch_max),
-        ("max_request_size", Some(settings.jute_maxbuffer as u64)),
-        ("max_requests_append_size", host.append_entries_max),
-        ("max_log_file_size", host.log_segment_bytes),
-        ("latest_logs_cache_size_threshold", host.log_cache_bytes),
-        ("snapshot_transfer_chunk_size", host.transfer_part_bytes),
+    let number = |value: u64| Some(Said::Number(value));
+    let flag = |value: bool| Some(Said::Flag(value));
+    let host_said = |value: Option<u64>| value.map(Said::Number);
+    let reaped = number(REAPED_PER_ENTRY as u64);
+    let coordination_settings = [
+        ("min_session_timeout_ms", number(settings.min_session_timeout_ms)),
+        ("session_timeout_ms", number(settings.max_session_timeout_ms)),
+        ("operation_timeout_ms", host_said(host.request_timeout_ms)),
+        ("dead_session_check_period_ms", host_said(host.session_check_ms)),
+        ("ttl_gc_period_ms", number(settings.container_check_interval_ms)),
+        ("ttl_gc_batch_size", reaped),
+        ("container_gc_period_ms", number(settings.container_check_interval_ms)),
+        ("container_gc_batch_size", reaped),
+        ("heart_beat_interval_ms", host_said(host.heartbeat_ms)),
+        ("election_timeout_lower_bound_ms", host_said(host.election_timeout_ms)),
+        ("election_timeout_upper_bound_ms", host_said(longest_election_ms)),
+        ("leadership_expiry_ms", host_said(leadership_ms)),
+        ("reserved_log_items", host_said(host.log_entries_kept)),
+        ("snapshot_distance", host_said(host.snapshot_entries)),
+        ("auto_forwarding", flag(true)),
+        // A leader that is removed hands over before, and nothing waits.
+        ("sleep_before_leader_change_ms", number(0)),
+        ("snapshots_to_keep", host_said(host.snapshots_kept)),
+        ("fresh_log_gap", host_said(host.caught_up_entries)),
+        ("max_request_queue_size", host_said(host.commands_waiting_max)),
+        ("max_requests_batch_size", host_said(host.commands_batch_max)),
+        ("max_requests_batch_bytes_size", host_said(host.commands_batch_bytes_max)),
+        // 0 is "disabled" here and below.
+        ("parallel_read_threads", number(0)),
+        ("max_request_size", number(settings.jute_maxbuffer as u64)),
+        ("max_requests_append_size", host_said(host.append_entries_max)),
+        ("quorum_reads", flag(settings.quorum_reads)),
+        ("force_sync", flag(true)),
+        ("compress_logs", flag(false)),
+        ("compress_snapshots_with_zstd_format", flag(false)),
+        ("max_log_file_size", host_said(host.log_segment_bytes)),
+        ("log_file_overallocate_size", number(0)),
+        ("min_request_size_for_cache", number(0)),
+        ("async_replication", flag(true)),
+        ("latest_logs_cache_size_threshold", host_said(host.log_cache_bytes)),
+        ("use_xid_64", flag(true)),
+        ("check_node_acl_on_remove", flag(false)),
+        ("snapshot_transfer_chunk_size", host_said(host.transfer_part_bytes)),
+        ("max_request_queue_bytes_size", number(KEPT_BYTES_MAX as u64)),
+        ("optimize_read_order", flag(false)),
+        ("log_readahead_enabled", flag(false)),
+        ("log_readahead_commit_window_bytes", number(0)),
     ];
-    for (key, value) in numbers.iter().filter_map(|(key, value)| Some((key, value.as_ref()?))) {
-        say(key, value);
-    }
-    for (key, value) in [
-        ("auto_forwarding", true),
-        ("quorum_reads", settings.quorum_reads),
-        ("force_sync", true),
-        ("compress_logs", false),
-        ("compress_snapshots_with_zstd_format", false),
-        ("async_replication", true),
-        ("use_xid_64", true),
-        ("check_node_acl_on_remove", false),
-    ] {
-        say(key, &value);
+    for (key, value) in coordination_settings {
+        match value {
+            Some(Said::Number(number)) => say(key, &number),
+            Some(Said::Flag(flag)) => say(key, &flag),
+            // An older host does not say it.
+            None => {}
+        }
     }
     if let Some(data_dir) = &facts.data_dir {
         say("log_storage_path", &format_args!("{data_dir}/log"));

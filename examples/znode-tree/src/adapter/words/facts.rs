@@ -54,6 +54,8 @@ pub struct HostSettings {
     pub log_cache_bytes: Option<u64>,
     pub append_entries_max: Option<u64>,
     pub commands_batch_max: Option<u64>,
+    pub commands_batch_bytes_max: Option<u64>,
+    pub caught_up_entries: Option<u64>,
     pub commands_waiting_max: Option<u64>,
     pub session_check_ms: Option<u64>,
     pub request_timeout_ms: Option<u64>,

@@ -882,14 +882,17 @@ impl<P: Platform> RaftStateMachine<Types<P::Runtime>> for StateMachine<P> {
     }
 }
 
+/// Entries that are yet to be applied.
+type Batch<P> = std::vec::IntoIter<EntryResponder<Types<<P as Platform>::Runtime>>>;
+
 /// The job of one turn of a batch; what is left of it. (A function, since the compiler does not see of a closure in the middle of
 /// [`StateMachine::apply`] that it can go to another thread.)
 fn turn<P: Platform>(
     shared: Arc<Shared>,
     factory: Arc<dyn ModelFactory>,
-    mut batch: std::vec::IntoIter<EntryResponder<Types<P::Runtime>>>,
+    mut batch: Batch<P>,
     mut loud: usize,
-) -> impl FnOnce() -> Result<(std::vec::IntoIter<EntryResponder<Types<P::Runtime>>>, usize), Fault> + Send + 'static {
+) -> impl FnOnce() -> Result<(Batch<P>, usize), Fault> + Send + 'static {
     move || {
         shared.apply_turn(&*factory, &mut batch, &mut loud)?;
         Ok((batch, loud))

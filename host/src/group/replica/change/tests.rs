@@ -152,7 +152,7 @@ fn a_change_of_module_takes_the_state_over_at_its_entry_and_snapshots_say_which_
 
     let folder = tempfile::tempdir().unwrap();
     let store = SnapshotStore::open(Arc::new(RealDisk), folder.path().to_owned(), 2, 0).unwrap();
-    one.shared.write_snapshot(&store, &WordsFactory, None).unwrap();
+    one.shared.write_snapshot::<crate::platform::RealPlatform>(&store, &WordsFactory, None).unwrap();
     let newest = store.newest().unwrap().found.unwrap();
     assert_eq!((newest.0.module, newest.0.change), ([2; 32], 4));
     assert_eq!(newest.0.made().unwrap().unwrap().module, "m2");

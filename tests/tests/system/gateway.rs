@@ -10,6 +10,7 @@ use serde_json::json;
 use statehouse_tests::cluster::Cluster;
 use statehouse_tests::lines::Lines;
 use statehouse_tests::modules;
+use statehouse_tests::proxy::Proxy;
 use statehouse_tests::wait;
 
 /// Where the adapters of a cluster's nodes listen: each node at its own port, as `statehouse local` does it.
@@ -23,7 +24,11 @@ fn address(cluster: &Cluster, node: u64) -> SocketAddr {
 /// A cluster whose group `lines` listens at every node.
 #[track_caller]
 fn start(nodes: u64, flags: &[&str]) -> Cluster {
-    let mut cluster = Cluster::prepare(nodes, flags);
+    start_prepared(Cluster::prepare(nodes, flags))
+}
+
+#[track_caller]
+fn start_prepared(mut cluster: Cluster) -> Cluster {
     for node in &mut cluster.nodes {
         let offset = node.id.to_string();
         node.add_flags(&["--listen-port-offset", &offset]);
@@ -192,11 +197,14 @@ fn an_adapter_that_panics_costs_its_connections_and_nothing_else() {
 /// again. That is nobody's failure.
 #[test]
 fn a_replica_that_jumps_by_a_snapshot_sends_its_clients_away_once() {
-    let cluster = start(3, &["--snapshot-entries", "50", "--follower-log-bytes", "0"]);
+    let mut cluster = Cluster::prepare(3, &["--snapshot-entries", "50", "--follower-log-bytes", "0"]);
+    let network = Proxy::before(&mut cluster);
+    let cluster = start_prepared(cluster);
     let mut here = connect(&cluster, 1);
     let mut there = connect(&cluster, 3);
     assert_eq!(there.ask("watch"), "watching");
-    cluster.node(3).freeze();
+    // Not frozen: it would find in its sockets what it was sent before anyone noticed.
+    network.isolate(3);
     wait::until("a leader besides node 3", || {
         let leader = cluster.node(1).group("lines")["leader"].as_u64();
         if matches!(leader, Some(1 | 2)) { Ok(()) } else { Err(leader) }
@@ -210,7 +218,9 @@ fn a_replica_that_jumps_by_a_snapshot_sends_its_clients_away_once() {
         let status = cluster.node(1).group("lines");
         if status["purged"].as_u64() > Some(100) { Ok(()) } else { Err(status) }
     });
-    cluster.node(3).thaw();
+    // With all that is on its way.
+    network.break_all();
+    network.mend();
     wait::until("the client of node 3 is sent away", || match there.receive() {
         Ok(word) if !word.is_empty() => Err(word),
         _ => Ok(()),

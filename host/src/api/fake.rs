@@ -29,6 +29,7 @@ use crate::service::FileStream;
 use crate::service::GroupRequest;
 use crate::service::GroupView;
 use crate::service::MemberView;
+use crate::service::ModuleUseView;
 use crate::service::ModuleView;
 use crate::service::NodeView;
 use crate::service::RestoreRequest;
@@ -90,6 +91,8 @@ struct State {
 
 struct Group {
     module: String,
+    /// The one that it began with.
+    first: String,
     params: serde_json::Value,
     listen: Vec<String>,
     listen_params: serde_json::Value,
@@ -156,6 +159,7 @@ impl Fake {
 
     fn group_view(&self, name: &str, group: &Group) -> GroupView {
         let applied = group.applied;
+        let used = |name: &String| ModuleUseView { name: name.clone(), digest: "00".repeat(32), index: 0, since_ms: 0 };
         GroupView {
             name: name.into(),
             id: 1,
@@ -184,7 +188,7 @@ impl Fake {
             }],
             listeners: Vec::new(),
             connections: 0,
-            modules: Vec::new(),
+            modules: [&group.first, &group.module].into_iter().map(used).collect(),
         }
     }
 
@@ -318,7 +322,17 @@ impl Service for Fake {
             return now(Err(error(ErrorCode::AlreadyExists, format!("there is a group {name:?}"))));
         }
         let (sessions, events) = (BTreeMap::new(), Vec::new());
-        let group = Group { module, params, listen, listen_params, applied: 1, sum: 0, sessions, events };
+        let group = Group {
+            first: module.clone(),
+            module,
+            params,
+            listen,
+            listen_params,
+            applied: 1,
+            sum: 0,
+            sessions,
+            events,
+        };
         let view = self.group_view(&name, &group);
         state.groups.insert(name, group);
         now(Ok(view))
@@ -468,7 +482,10 @@ impl Service for Fake {
         now(Ok(vec![node(1, "voter"), node(2, "learner")]))
     }
     fn module_change(&self, group: String, module: String) -> BoxFuture<'_, ServiceResult<Change>> {
-        let kind = self.with_group(&group.clone(), |_| Ok(ChangeKind::GroupModule { group, module, digest: [0; 32] }));
+        let kind = self.with_group(&group.clone(), |found| {
+            found.module.clone_from(&module);
+            Ok(ChangeKind::GroupModule { group, module, digest: [0; 32] })
+        });
         Box::pin(async move { self.change_begin(kind?).await })
     }
     fn module_try(&self, group: String, _: String) -> BoxFuture<'_, ServiceResult<Vec<TriedView>>> {

@@ -75,7 +75,9 @@ async fn towards(
         }
         Err(error) => return Err(error),
     };
-    if group.module != MODULE {
+    // What an operator let it run since is a keeper's too (`group upgrade`).
+    let began_with = group.modules.first().map_or(&group.module, |first| &first.name);
+    if began_with != MODULE && group.module != MODULE {
         let detail = format!("group {GROUP} is there and runs module {}, not {MODULE}", group.module);
         return Err(ServiceError::new(ErrorCode::AlreadyExists, detail));
     }
@@ -146,7 +148,12 @@ fn notes(group: &GroupView, wasm: &[u8], params: &Value) -> Vec<String> {
         notes.push(format!("{name} is {made}, as the group was made with; this node was told {wanted}"));
     }
     if hex::encode(Sha256::digest(wasm)) != group.digest {
-        notes.push(format!("the group runs another version of module {MODULE} than came with this program"));
+        notes.push(format!(
+            "the group runs module {} ({}), not the version that came with this program: `module push --bundled {MODULE} --name NAME` and \
+             `group upgrade {GROUP} --module NAME` let it",
+            group.module,
+            group.digest.get(..12).unwrap_or(&group.digest)
+        ));
     }
     notes
 }
@@ -194,6 +201,18 @@ mod tests {
         service.group_create(other).await.unwrap();
         let error = step(&service, WASM, &json!({}), None).await.unwrap_err();
         assert!(error.detail.contains("runs module counter"), "{error}");
+    }
+
+    /// It was taken for a group of somebody else's, and the node ended at its next start.
+    #[tokio::test]
+    async fn a_group_that_an_operator_upgraded_is_a_keepers_still() {
+        let service = Fake::new(1);
+        step(&service, WASM, &json!({}), None).await.unwrap();
+        service.module_change(GROUP.to_owned(), "znode-tree-2".to_owned()).await.unwrap();
+        let group = service.group_get(GROUP.to_owned()).await.unwrap();
+        assert_eq!(group.module, "znode-tree-2");
+        let standing = step(&service, WASM, &json!({}), None).await.unwrap();
+        assert_eq!(standing, Standing::NotYet("the group is being opened".to_owned()));
     }
 
     #[test]

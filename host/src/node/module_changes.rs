@@ -6,10 +6,12 @@
 //! - Once it has begun it is the group's log that decides. The change's record runs until that is known, whoever leads the catalog;
 //!   so no entry comes late into a group of which the catalog believes something else.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use openraft::async_runtime::AsyncRuntime;
 
 use super::Node;
 use super::changes::Step;
@@ -37,6 +39,9 @@ use crate::types::NodeId;
 /// One try to propose it. A large state takes longer to go over: the next try is told what came of the first.
 const PROPOSE_TIME_MAX: Duration = Duration::from_secs(2);
 
+/// Once a majority has tried it, the others are waited for no longer between two answers.
+const LATE_TIME_MAX: Duration = Duration::from_secs(10);
+
 impl<P: Platform, T: Transport> Node<P, T> {
     /// Tries the module on a copy of the state at every replica of the group. An error when one refuses it, or fewer than a
     /// majority of the voters answer.
@@ -45,15 +50,39 @@ impl<P: Platform, T: Transport> Node<P, T> {
         let digest = catalog.check_module_change(group, module, None)?.digest;
         let Some(entry) = catalog.groups.get(group) else { return Err(crate::catalog::no_group(group)) };
         let voters = self.wait_leaders_roster(entry.id, group).await?.voters();
-        let tried = join_all(entry.hosts.iter().map(|node| self.try_module_at(*node, entry.id, digest))).await;
-        let tried: Vec<TriedView> = tried.into_iter().collect::<ServiceResult<_>>()?;
-        let fit: BTreeSet<NodeId> = tried.iter().filter(|one| one.failure.is_none()).map(|one| one.node).collect();
-        if voters.intersection(&fit).count() <= voters.len() / 2 {
+        let mut asked: FuturesUnordered<_> =
+            entry.hosts.iter().map(|node| self.try_module_at(*node, entry.id, digest)).collect();
+        let mut tried: BTreeMap<NodeId, TriedView> = BTreeMap::new();
+        let fit = |tried: &BTreeMap<NodeId, TriedView>| {
+            let fits = |voter: &&NodeId| tried.get(voter).is_some_and(|one| one.failure.is_none());
+            voters.iter().filter(fits).count()
+        };
+        let is_majority = |count: usize| count > voters.len() / 2;
+        loop {
+            // Who hangs is not waited for as long as a large state may take.
+            let patience = if is_majority(fit(&tried)) { LATE_TIME_MAX } else { FILE_TIME_MAX };
+            match P::Runtime::timeout(patience, asked.next()).await {
+                Ok(Some(one)) => {
+                    let one = one?;
+                    tried.insert(one.node, one);
+                }
+                Ok(None) => break,
+                Err(_) => {
+                    let failure = Some("it has not answered yet".to_string());
+                    for node in entry.hosts.iter().copied() {
+                        tried.entry(node).or_insert(TriedView { node, index: None, failure: failure.clone() });
+                    }
+                    break;
+                }
+            }
+        }
+        let count = fit(&tried);
+        let tried: Vec<TriedView> = tried.into_values().collect();
+        if !is_majority(count) {
             let why =
                 tried.iter().filter_map(|one| one.failure.as_ref().map(|why| format!("node {}: {why}", one.node)));
             let detail = format!(
-                "group {group}: module {module} was tried by {} of its voters {voters:?}, which is no majority; {}",
-                voters.intersection(&fit).count(),
+                "group {group}: module {module} was tried by {count} of its voters {voters:?}, which is no majority; {}",
                 why.collect::<Vec<_>>().join("; ")
             );
             return Err(ServiceError::new(ErrorCode::Unavailable, detail));

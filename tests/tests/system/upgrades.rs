@@ -7,6 +7,9 @@ use serde_json::json;
 use statehouse_tests::cluster::Cluster;
 use statehouse_tests::http::Answer;
 use statehouse_tests::http::Request;
+use statehouse_tests::keeper::Connection;
+use statehouse_tests::keeper::Ensemble;
+use statehouse_tests::keeper::Hello;
 use statehouse_tests::load::Load;
 use statehouse_tests::load::Session;
 use statehouse_tests::load::assert_exactly_once;
@@ -199,8 +202,11 @@ fn without_a_majority_that_has_tried_it_no_module_changes() {
     cluster.wait_ready();
     assert_eq!(cluster.node(1).client().get("/v1/changes").expect(200).json()["changes"], json!([]));
     assert_eq!(cluster.node(1).group("counter")["module"], "counter");
-    cluster.node_mut(3).kill();
+    // One that hangs holds up nobody for long, and goes over when it is back.
+    cluster.node(3).freeze();
     upgrade(&mut cluster, 1, "counter", "counter-2");
+    cluster.node(3).thaw();
+    cluster.assert_equal_state("counter");
 }
 
 /// Saved after a change and restored into a new group, it goes on with the second module, and can change again: changes are
@@ -235,4 +241,38 @@ fn a_group_that_changed_its_module_is_saved_restored_and_changed_again() {
     other.start_all();
     assert_eq!(query(&other, 1, "again", get), before);
     assert_eq!(other.node(1).group("again")["module"], "kv");
+}
+
+/// A keeper's clients take up their sessions at the new module's adapter, with their ephemeral nodes; and nodes that start again later
+/// take the group for theirs, though its module has another name.
+#[test]
+fn a_keepers_tree_goes_over_with_its_sessions_and_ephemeral_nodes() {
+    let mut keepers = Ensemble::start(3, &[]);
+    let (mut client, welcome) = Connection::until_open(keepers.client(0), &Hello::new(20_000));
+    assert_eq!(client.create("/lasting", b"1", 0).unwrap().error, 0);
+    assert_eq!(client.create("/lock", b"mine", 1).unwrap().error, 0);
+    let mut http = keepers.http(1);
+    let twin = modules::twin(modules::bundled("znode-tree"));
+    http.post("/v1/modules?name=znode-tree-2", twin).expect(201);
+    let body = br#"{"module":"znode-tree-2"}"#;
+    let begun = http.ask(&Request::new("PUT", "/v1/groups/keeper/module").body(body)).expect(202).json();
+    wait::until("the change", || {
+        let change = http.get(&format!("/v1/changes/{}", begun["id"])).expect(200).json();
+        if change["state"] == "done" { Ok(()) } else { Err(change) }
+    });
+    wait::until("the old connection to be cut", || match client.ping().and_then(|()| client.reply()) {
+        Ok(reply) => Err(format!("{reply:?}")),
+        Err(_) => Ok(()),
+    });
+    let look = |address| {
+        let (mut client, again) = Connection::until_open(address, &Hello::again(&welcome));
+        assert_eq!(again.session, welcome.session);
+        assert_eq!(client.stat("/lock").unwrap().unwrap().ephemeral_owner, welcome.session);
+        assert_eq!(client.stat("/lasting").unwrap().unwrap().ephemeral_owner, 0);
+    };
+    look(keepers.client(2));
+    for number in 0..3 {
+        keepers.restart(number);
+        look(keepers.client(number));
+    }
 }

@@ -652,10 +652,13 @@ impl<P: Platform, T: Transport> Group<P, T> {
     }
 
     /// Tries whether the state as it is here would go over to the module that `factory` begins with; nothing of it is kept. The index
-    /// of the state.
-    pub async fn try_module(&self, factory: impl ModelFactory) -> ServiceResult<(u64, Answer)> {
-        let shared = self.shared.clone();
-        let tried = self.platform.run_guest(move || shared.try_module(&factory)).await;
+    /// of the state. `turn` is held as long as it is tried.
+    pub async fn try_module(
+        &self,
+        factory: impl ModelFactory,
+        turn: impl Send + 'static,
+    ) -> ServiceResult<(u64, Answer)> {
+        let tried = self.shared.try_module(&self.platform, factory, turn).await;
         tried.ok_or_else(|| self.error(ErrorCode::Internal, "a guest job failed"))
     }
 

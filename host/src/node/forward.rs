@@ -65,8 +65,8 @@ impl<P: Platform, T: Transport> Node<P, T> {
             }
             GroupCall::TryModule(digest) => {
                 // It compiles, and takes the memory of two states: as many at once as modules are tried at the door.
-                let _turn = self.0.gates.clone().acquire_owned().await;
-                let (index, answer) = group.try_module(self.trial_of(group.id(), digest).await?).await?;
+                let turn = self.0.gates.clone().acquire_owned().await;
+                let (index, answer) = group.try_module(self.trial_of(group.id(), digest).await?, turn).await?;
                 Ok(Applied { index, reply: answer? })
             }
             GroupCall::Snapshot => Ok(Applied { index: group.snapshot().await?, reply: Bytes::new() }),

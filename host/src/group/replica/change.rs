@@ -88,8 +88,24 @@ impl Shared {
         *lock(&self.closed)
     }
 
-    /// Tries whether a copy of the state as it is now goes over to the module that `factory` begins with; the index of that state.
-    pub fn try_module(&self, factory: &dyn ModelFactory) -> (u64, Answer) {
+    /// Tries whether a copy of the state as it is now goes over to the module that `factory` begins with; the index of that state,
+    /// `None` when the job was lost.
+    pub async fn try_module<P: Platform>(
+        self: &Arc<Self>,
+        platform: &P,
+        factory: impl ModelFactory,
+        turn: impl Send + 'static,
+    ) -> Option<(u64, Answer)> {
+        let shared = self.clone();
+        let job = move || {
+            // It goes with the job, which ends also when nobody waits for it any more.
+            let _turn = turn;
+            shared.try_module_here(&factory)
+        };
+        platform.run_guest(job).await
+    }
+
+    fn try_module_here(&self, factory: &dyn ModelFactory) -> (u64, Answer) {
         let (context, frozen) = {
             let mut core = self.core();
             let context = core.context(self.seed);

@@ -10,6 +10,7 @@ use crate::disk::RealDisk;
 use crate::group::model::FrozenModel;
 use crate::group::waiters::Delivered;
 use crate::module::Outcome;
+use crate::platform::RealPlatform;
 use crate::types::Origin;
 
 /// Remembers what it was told, and which modules told it: a module says `NUMBER:` before each word. That of the number 13 reads
@@ -191,4 +192,23 @@ fn a_machine_that_cannot_run_the_new_module_stops_its_replica() {
     assert!(fault.to_string().contains("no memory"), "{fault}");
     assert!(one.shared.fault().unwrap().contains("no memory"));
     assert_eq!(one.shared.applied(), 0, "the entry is not applied here");
+}
+
+/// A node tried a new module on the states of two groups at once, which is as many as it has memory for. Whoever had asked went
+/// away, and took the turns along; the trials went on, and the node began two more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trial_keeps_its_turn_until_it_has_ended_also_when_nobody_waits_for_it() {
+    let speaker = Speaker::new(None);
+    let turns = Arc::new(tokio::sync::Semaphore::new(1));
+    {
+        let turn = turns.clone().try_acquire_owned().unwrap();
+        let state = speaker.shared.core();
+        let asked = speaker.shared.try_module(&RealPlatform, WordsFactory, turn);
+        let mut asked = Box::pin(asked);
+        assert!(futures_util::poll!(&mut asked).is_pending());
+        drop(asked);
+        assert_eq!(turns.available_permits(), 0, "the trial is under way, and waits for the state");
+        drop(state);
+    }
+    let _turn = turns.acquire().await.unwrap();
 }

@@ -87,7 +87,6 @@ const LOUD_LINES_MAX: usize = 16;
 /// The replicated state and how far it has come.
 pub struct Core {
     model: Box<dyn Model>,
-    in_force: InForce,
     /// The host's part.
     pub host: HostState,
     /// The last applied entry.
@@ -150,7 +149,7 @@ pub struct Shared {
     /// Sessions whose commands were applied here lately: signs of life for the leader.
     heard: Mutex<Vec<u64>>,
     current: Mutex<Option<(Head, SnapshotFile)>>,
-    /// The same as in [`Core`], without its lock.
+    /// Changes only under the lock of [`Core`]; read also without.
     in_force: Mutex<InForce>,
     closed: Mutex<bool>,
     /// Why the replica stopped, once it did: the same as in [`Core`], without its lock.
@@ -209,15 +208,14 @@ impl Shared {
         factory: &dyn ModelFactory,
         newest: Option<(Head, SnapshotFile)>,
     ) -> io::Result<Self> {
-        let mut core = match &newest {
+        let (mut core, in_force) = match &newest {
             Some((_, file)) => restore(factory, file)?,
             None => {
                 let (model, effects) = factory.create().map_err(io::Error::other)?;
                 let mut host = HostState::default();
                 host.take_timers(&effects);
-                Core {
+                let core = Core {
                     model,
-                    in_force: InForce { module: factory.first(), change: 0 },
                     host,
                     applied: None,
                     membership: StoredMembership::default(),
@@ -225,7 +223,8 @@ impl Shared {
                     term: 0,
                     fault: None,
                     inboxes: Vec::new(),
-                }
+                };
+                (core, InForce { module: factory.first(), change: 0 })
             }
         };
         core.effects.clear();
@@ -239,7 +238,7 @@ impl Shared {
             seed,
             waiters: Waiters::default(),
             events,
-            in_force: Mutex::new(core.in_force.clone()),
+            in_force: Mutex::new(in_force),
             closed: Mutex::default(),
             facts: Mutex::new(Facts::of(&core.host)),
             core: Mutex::new(core),
@@ -551,14 +550,15 @@ impl Shared {
             if lock(&self.current).as_ref().is_some_and(written) {
                 return Ok(Some(last_log_id.index));
             }
+            let InForce { module, change } = lock(&self.in_force).clone();
             let head = Head {
                 group: self.group,
                 last_log_id,
                 membership: core.membership.clone(),
-                module: core.in_force.module.digest,
+                module: module.digest,
                 host_state: codec::encode(&core.host)?,
-                made: factory.made(&core.in_force.module.name),
-                change: core.in_force.change,
+                made: factory.made(&module.name),
+                change,
             };
             let frozen = core.model.freeze().map_err(io::Error::other)?;
             (head, frozen, lock(&self.progress).bytes)
@@ -609,7 +609,7 @@ impl Shared {
     }
 }
 
-fn restore(factory: &dyn ModelFactory, file: &SnapshotFile) -> io::Result<Core> {
+fn restore(factory: &dyn ModelFactory, file: &SnapshotFile) -> io::Result<(Core, InForce)> {
     let (head, mut payload) = file.reader()?;
     let host = codec::decode(&head.host_state)?;
     let model = factory
@@ -617,9 +617,8 @@ fn restore(factory: &dyn ModelFactory, file: &SnapshotFile) -> io::Result<Core> 
         .map_err(|error| io::Error::other(format!("snapshot {}: {error}", file.path().display())))?;
     let made = head.made().map_err(|error| io::Error::other(format!("snapshot {}: {error}", file.path().display())))?;
     let name = made.map_or_else(|| factory.first().name, |made| made.module);
-    Ok(Core {
+    let core = Core {
         model,
-        in_force: InForce { module: ModuleRef { digest: head.module, name }, change: head.change },
         host,
         applied: Some(head.last_log_id),
         membership: head.membership,
@@ -627,7 +626,8 @@ fn restore(factory: &dyn ModelFactory, file: &SnapshotFile) -> io::Result<Core> 
         term: 0,
         fault: None,
         inboxes: Vec::new(),
-    })
+    };
+    Ok((core, InForce { module: ModuleRef { digest: head.module, name }, change: head.change }))
 }
 
 impl Core {
@@ -852,14 +852,14 @@ impl<P: Platform> RaftStateMachine<Types<P::Runtime>> for StateMachine<P> {
         };
         wait_for_module::<P>(self.shared.clone(), self.factory.clone(), head.module).await?;
         let installed = self.platform.run_guest(move || -> io::Result<()> {
-            let new = restore(&*factory, &snapshot)?;
+            let (new, in_force) = restore(&*factory, &snapshot)?;
             let file = store.adopt(&snapshot, &head)?;
             let index = head.last_log_id.index;
             {
                 let mut core = shared.core();
                 let inboxes = std::mem::take(&mut core.inboxes);
                 *core = new;
-                *lock(&shared.in_force) = core.in_force.clone();
+                *lock(&shared.in_force) = in_force;
                 *lock(&shared.facts) = Facts::of(&core.host);
                 for inbox in &inboxes {
                     inbox.jump(index);

@@ -19,6 +19,7 @@ use super::changes::Stepped;
 use super::changes::waits;
 use super::copies::FILE_TIME_MAX;
 use crate::catalog::CatalogCommand;
+use crate::catalog::no_group;
 use crate::group::model::WasmFactory;
 use crate::membership::Change;
 use crate::membership::ChangeKind;
@@ -48,7 +49,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
     pub(super) async fn try_module(&self, group: &str, module: &str) -> ServiceResult<(ChangeKind, Vec<TriedView>)> {
         let catalog = self.fresh_catalog().await?;
         let digest = catalog.check_module_change(group, module, None)?.digest;
-        let Some(entry) = catalog.groups.get(group) else { return Err(crate::catalog::no_group(group)) };
+        let Some(entry) = catalog.groups.get(group) else { return Err(no_group(group)) };
         let voters = self.wait_leaders_roster(entry.id, group).await?.voters();
         let mut asked: FuturesUnordered<_> =
             entry.hosts.iter().map(|node| self.try_module_at(*node, entry.id, digest)).collect();
@@ -96,7 +97,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
         let module = self.compiled(digest).await.map_err(|why| ServiceError::new(ErrorCode::Unavailable, why))?;
         let catalog = self.0.view.get();
         let entry = catalog.groups.values().find(|entry| entry.id == group);
-        let entry = entry.ok_or_else(|| crate::catalog::no_group(&group.to_string()))?;
+        let entry = entry.ok_or_else(|| no_group(&group.to_string()))?;
         let context = Context { index: 0, time_ms: entry.created_ms, seed: entry.seed, session: 0 };
         Ok(WasmFactory::trial(module, entry.limits.clone(), entry.params.clone(), context))
     }

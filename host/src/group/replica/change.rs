@@ -140,24 +140,24 @@ impl Core {
         change: u64,
         module: ModuleRef,
     ) -> Result<Answer, Fault> {
-        if change <= self.in_force.change {
+        let InForce { module: old, change: last } = lock(&shared.in_force).clone();
+        if change <= last {
             let detail = format!(
                 "change {change} of the module came to this group before, or one after it did; it runs module {} now",
-                self.in_force.module.name
+                old.name
             );
-            let known = change == self.in_force.change && module.digest == self.in_force.module.digest;
+            let known = change == last && module.digest == old.digest;
             let answer = if known { Ok(Bytes::new()) } else { Err(ServiceError::new(ErrorCode::Rejected, detail)) };
             return Ok(answer.map_err(|error| ServiceError { index: Some(index), ..error }));
         }
-        self.in_force.change = change;
-        if module.digest != self.in_force.module.digest {
+        if module.digest != old.digest {
             let context = Context { index, ..self.context(shared.seed) };
             let context = Context { seed: state::entry_seed(shared.seed, index), ..context };
             match factory.succeed(module.digest, &context, self.model.freeze()?) {
                 Ok(model) => self.model = model,
                 Err(Refusal::Fault(fault)) => return Err(fault),
                 Err(Refusal::Outcome(outcome)) => {
-                    *lock(&shared.in_force) = self.in_force.clone();
+                    lock(&shared.in_force).change = change;
                     return Ok(state::answer_of(outcome, index));
                 }
             }
@@ -165,12 +165,11 @@ impl Core {
         tracing::info!(
             group = shared.group,
             index,
-            from = self.in_force.module.name,
+            from = old.name,
             to = module.name,
             "the group goes over to another module"
         );
-        self.in_force.module = module;
-        *lock(&shared.in_force) = self.in_force.clone();
+        *lock(&shared.in_force) = InForce { module, change };
         // What the old module's adapter knows of the state is the old module's: it begins anew, as the new one's.
         for inbox in &self.inboxes {
             inbox.jump(index);

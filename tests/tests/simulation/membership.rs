@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use openraft::async_runtime::AsyncRuntime;
+use statehouse::membership::Change;
 use statehouse::membership::ChangeKind;
 use statehouse::service::ApplyRequest;
 use statehouse::service::Service;
@@ -122,20 +123,35 @@ pub async fn watch_removals(world: Shared) {
     }
 }
 
+/// A node that runs.
+pub fn someone(world: &Shared) -> Option<NodeId> {
+    world.cluster.ids().into_iter().find(|id| world.cluster.node(*id).is_some())
+}
+
+/// The changes of a kind, as a node lists them, once none of them runs; else what is waited for.
+pub async fn ended_changes(
+    world: &Shared,
+    at: NodeId,
+    is_meant: impl Fn(&ChangeKind) -> bool,
+) -> Result<Vec<Change>, String> {
+    let listed = world.cluster.call(at, |node| async move { node.change_list().await }).await;
+    let Ok(Ok(mut changes)) = listed else { return Err(format!("{listed:?}")) };
+    changes.retain(|change| is_meant(&change.kind));
+    match changes.iter().find(|change| change.is_running()) {
+        Some(change) => Err(format!("{change:?}")),
+        None => Ok(changes),
+    }
+}
+
 /// After the last fault: what runs must end, and whoever is there becomes a full node.
 pub async fn finish(world: &Shared, until_ms: u64) {
     let mut waits_for = String::new();
     while now_ms() < until_ms {
         sleep_ms(100).await;
         let ids = world.cluster.ids();
-        let Some(at) = ids.iter().copied().find(|id| world.cluster.node(*id).is_some()) else { continue };
-        let changes = world.cluster.call(at, |node| async move { node.change_list().await }).await;
-        let Ok(Ok(changes)) = changes else {
-            waits_for = format!("{changes:?}");
-            continue;
-        };
-        if let Some(change) = changes.iter().find(|change| change.is_running()) {
-            waits_for = format!("{change:?}");
+        let Some(at) = someone(world) else { continue };
+        if let Err(why) = ended_changes(world, at, |_| true).await {
+            waits_for = why;
             continue;
         }
         let members = world.cluster.call(at, |node| async move { node.member_list("catalog".to_string()).await }).await;

@@ -5,6 +5,8 @@ use statehouse::membership::ChangeState;
 use statehouse::service::Service;
 use statehouse::sim::SimRandom;
 
+use crate::membership::ended_changes;
+use crate::membership::someone;
 use crate::modules::modules;
 use crate::world::Shared;
 use crate::world::now_ms;
@@ -45,23 +47,20 @@ pub async fn finish(world: &Shared, until_ms: u64) {
     let mut waits_for = String::new();
     while now_ms() < until_ms {
         sleep_ms(100).await;
-        let ids = world.cluster.ids();
-        let Some(at) = ids.iter().copied().find(|id| world.cluster.node(*id).is_some()) else { continue };
-        let changes = world.cluster.call(at, |node| async move { node.change_list().await }).await;
-        let Ok(Ok(changes)) = changes else {
-            waits_for = format!("{changes:?}");
-            continue;
+        let Some(at) = someone(world) else { continue };
+        let of_modules = |kind: &ChangeKind| matches!(kind, ChangeKind::GroupModule { .. });
+        let changes = match ended_changes(world, at, of_modules).await {
+            Ok(changes) => changes,
+            Err(why) => {
+                waits_for = why;
+                continue;
+            }
         };
-        let of_modules = || changes.iter().filter(|change| matches!(change.kind, ChangeKind::GroupModule { .. }));
-        if let Some(change) = of_modules().find(|change| change.is_running()) {
-            waits_for = format!("{change:?}");
-            continue;
-        }
         waits_for = differing(world).await;
         if !waits_for.is_empty() {
             continue;
         }
-        for change in of_modules() {
+        for change in changes {
             match &change.state {
                 ChangeState::Done => world.count("modules changed"),
                 other => world.problem(format!("{} came to {other:?}", change.kind)),

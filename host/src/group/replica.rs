@@ -9,6 +9,9 @@
 //! - A [`Fault`] is this machine's trouble: the replica stops and nothing of the entry is answered.
 
 mod change;
+mod facts;
+mod machine;
+mod queries;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -18,28 +21,21 @@ use std::sync::MutexGuard;
 use std::sync::PoisonError;
 
 use bytes::Bytes;
-use futures_util::Stream;
-use futures_util::StreamExt;
 use openraft::Instant;
-use openraft::OptionalSend;
-use openraft::RaftSnapshotBuilder;
-use openraft::alias::SnapshotMetaOf;
-use openraft::alias::SnapshotOf;
 use openraft::async_runtime::AsyncRuntime;
 use openraft::storage::EntryResponder;
-use openraft::storage::RaftStateMachine;
 use sha2::Digest;
 use sha2::Sha256;
 use tokio::sync::Notify;
 use tokio::sync::oneshot;
 
 use self::change::InForce;
-use self::change::modules_of;
-use self::change::wait_for_module;
+use self::facts::Facts;
+pub use self::machine::StateMachine;
+use self::queries::Queries;
 use super::events::Events;
 use super::inbox::Inbox;
 use super::inbox::Note;
-use super::inbox::Ticket;
 use super::model::Model;
 use super::model::ModelFactory;
 use super::model::ModuleRef;
@@ -101,33 +97,6 @@ pub struct Core {
     inboxes: Vec<Arc<Inbox>>,
 }
 
-/// What of [`HostState`] is asked for at any moment and as often as clients like. Changed with it, and its lock is never held while
-/// guest code runs.
-#[derive(Debug, PartialEq, Eq)]
-struct Facts {
-    /// Open sessions and what their clients must show.
-    secrets: BTreeMap<u64, [u8; 16]>,
-    /// Armed timers.
-    timers: usize,
-}
-
-impl Facts {
-    fn of(host: &HostState) -> Self {
-        let secrets = host.sessions.iter().map(|(id, session)| (*id, session.secret));
-        Self { secrets: secrets.collect(), timers: host.timers.len() }
-    }
-
-    /// Entry `index` was applied, and this was its outcome.
-    fn follow(&mut self, index: u64, kind: &EntryKind, answer: &Answer, host: &HostState) {
-        self.timers = host.timers.len();
-        match (kind, answer) {
-            (EntryKind::OpenSession { secret, .. }, Ok(_)) => drop(self.secrets.insert(index, *secret)),
-            (EntryKind::CloseSession { id, .. }, Ok(_)) => drop(self.secrets.remove(id)),
-            _ => {}
-        }
-    }
-}
-
 /// What the node's other parts share with the state machine.
 pub struct Shared {
     /// The group.
@@ -170,25 +139,6 @@ struct Progress {
     /// Payload bytes applied since the last snapshot.
     bytes: u64,
     waiting: BTreeMap<u64, Vec<oneshot::Sender<()>>>,
-}
-
-#[derive(Default)]
-struct Queries {
-    waiting: Vec<Query>,
-    /// Whose reader has enough to read: they wait until it has read.
-    parked: Vec<Query>,
-    running: bool,
-}
-
-struct Query {
-    session: u64,
-    query: Bytes,
-    to: AnswerTo,
-}
-
-enum AnswerTo {
-    Caller(oneshot::Sender<(u64, Answer)>),
-    Inbox(Arc<Inbox>, Ticket),
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -351,73 +301,6 @@ impl Shared {
         }
     }
 
-    /// Answers `query` from this replica's state as it is now. Queries that come while others run are
-    /// answered in one go.
-    pub async fn query<P: Platform>(self: &Arc<Self>, platform: &P, session: u64, query: Bytes) -> (u64, Answer) {
-        let (sender, receiver) = oneshot::channel();
-        let start = {
-            let mut queries = lock(&self.queries);
-            queries.waiting.push(Query { session, query, to: AnswerTo::Caller(sender) });
-            !std::mem::replace(&mut queries.running, true)
-        };
-        if start {
-            self.start_queries(platform).await;
-        }
-        receiver.await.unwrap_or_else(|_| {
-            let detail = format!("the query of group {} was not answered: a guest job failed", self.group);
-            (0, Err(ServiceError::new(ErrorCode::Internal, detail)))
-        })
-    }
-
-    /// Answers queries by notes, from this replica's state as it is when their turn comes.
-    pub async fn query_to<P: Platform>(
-        self: &Arc<Self>,
-        platform: &P,
-        inbox: &Arc<Inbox>,
-        asked: impl IntoIterator<Item = (Ticket, u64, Bytes)>,
-    ) {
-        if self.enqueue(inbox, asked) {
-            self.start_queries(platform).await;
-        }
-    }
-
-    /// As [`Self::query_to`], on this thread, which is one for guest code.
-    pub fn query_here(&self, inbox: &Arc<Inbox>, asked: impl IntoIterator<Item = (Ticket, u64, Bytes)>) {
-        if self.enqueue(inbox, asked) {
-            self.run_queries();
-        }
-    }
-
-    /// Adds queries, and those that were held up. Whether the caller has to run them.
-    fn enqueue(&self, inbox: &Arc<Inbox>, asked: impl IntoIterator<Item = (Ticket, u64, Bytes)>) -> bool {
-        let mut queries = lock(&self.queries);
-        let to = |ticket| AnswerTo::Inbox(inbox.clone(), ticket);
-        let parked = std::mem::take(&mut queries.parked);
-        queries.waiting.extend(parked);
-        let asked = asked.into_iter().map(|(ticket, session, query)| Query { session, query, to: to(ticket) });
-        queries.waiting.extend(asked);
-        !queries.waiting.is_empty() && !std::mem::replace(&mut queries.running, true)
-    }
-
-    async fn start_queries<P: Platform>(self: &Arc<Self>, platform: &P) {
-        let shared = self.clone();
-        // One that is lost gives up for itself; one that was never begun belongs to a node that stops.
-        let _lost = platform.run_guest(move || shared.run_queries()).await;
-    }
-
-    /// A job that ran queries ended before its time.
-    fn give_up_queries(&self) {
-        let core = self.core();
-        let mut queries = lock(&self.queries);
-        queries.running = false;
-        queries.waiting.clear();
-        // Whose queries went with the job is not known: all readers begin anew.
-        for inbox in &core.inboxes {
-            inbox.jump(self.applied());
-            inbox.wake();
-        }
-    }
-
     /// Why the replica stopped, once it did.
     pub fn fault(&self) -> Option<String> {
         lock(&self.fault).clone()
@@ -435,56 +318,7 @@ impl Shared {
     /// The gateway listens no more.
     pub fn unlisten(&self, inbox: &Arc<Inbox>) {
         self.core().inboxes.retain(|other| !Arc::ptr_eq(other, inbox));
-        let others = |query: &Query| !matches!(&query.to, AnswerTo::Inbox(other, _) if Arc::ptr_eq(other, inbox));
-        lock(&self.queries).parked.retain(others);
-    }
-
-    fn run_queries(&self) {
-        struct Running<'a>(&'a Shared);
-        impl Drop for Running<'_> {
-            fn drop(&mut self) {
-                if std::thread::panicking() {
-                    self.0.give_up_queries();
-                }
-            }
-        }
-        let _running = Running(self);
-        loop {
-            let batch = {
-                let mut queries = lock(&self.queries);
-                if queries.waiting.is_empty() {
-                    queries.running = false;
-                    return;
-                }
-                std::mem::take(&mut queries.waiting)
-            };
-            let mut parked = Vec::new();
-            let mut core = self.core();
-            for Query { session, query, to } in batch {
-                if let AnswerTo::Inbox(inbox, _) = &to {
-                    // Its gateway listens no more: parked, it would hold up all that come after it, for ever.
-                    if !core.inboxes.iter().any(|other| Arc::ptr_eq(other, inbox)) {
-                        continue;
-                    }
-                    if !parked.is_empty() || inbox.is_full() {
-                        parked.push(Query { session, query, to });
-                        continue;
-                    }
-                }
-                let (index, answer) = core.query(self.seed, session, &query);
-                match to {
-                    AnswerTo::Caller(sender) => drop(sender.send((index, answer))),
-                    AnswerTo::Inbox(inbox, ticket) => inbox.push(Note::Answered { ticket, index, answer }),
-                }
-            }
-            // Still under the core's lock, so that `unlisten` finds them; and before the readers are told to look, or one
-            // could have room again and nobody would know of what waits for it.
-            if !parked.is_empty() {
-                lock(&self.queries).parked.append(&mut parked);
-                core.inboxes.iter().for_each(|inbox| inbox.hold_up());
-            }
-            core.inboxes.iter().for_each(|inbox| inbox.wake());
-        }
+        lock(&self.queries).give_up_parked_of(inbox);
     }
 
     /// Applies what of `batch` comes before its fuel is burnt.
@@ -631,19 +465,6 @@ fn restore(factory: &dyn ModelFactory, file: &SnapshotFile) -> io::Result<(Core,
 }
 
 impl Core {
-    fn query(&mut self, seed: u64, session: u64, query: &[u8]) -> (u64, Answer) {
-        let context = Context { session, ..self.context(seed) };
-        let index = context.index;
-        let answer = match &self.fault {
-            Some(fault) => Err(stopped(fault)),
-            None => match self.model.query(&context, query) {
-                Ok(outcome) => state::answer_of(outcome, index),
-                Err(fault) => Err(stopped(&fault)),
-            },
-        };
-        (index, answer)
-    }
-
     fn apply_proposal(
         &mut self,
         shared: &Shared,
@@ -758,21 +579,6 @@ fn stopped(fault: &Fault) -> ServiceError {
     ServiceError::new(ErrorCode::GroupStopped, fault.to_string())
 }
 
-/// openraft's handle on the replica.
-pub struct StateMachine<P: Platform> {
-    shared: Arc<Shared>,
-    factory: Arc<dyn ModelFactory>,
-    store: SnapshotStore,
-    platform: P,
-}
-
-impl<P: Platform> StateMachine<P> {
-    /// Applies to `shared`, keeps snapshots in `store`.
-    pub fn new(shared: Arc<Shared>, factory: Arc<dyn ModelFactory>, store: SnapshotStore, platform: P) -> Self {
-        Self { shared, factory, store, platform }
-    }
-}
-
 /// A sync that failed ends the process (rule 2): the kernel may have dropped the pages.
 pub fn die_of_sync<P: Platform>(platform: &P, error: &SnapshotError) {
     if matches!(error, SnapshotError::Sync { .. }) {
@@ -787,118 +593,6 @@ fn die_of_inner_sync<P: Platform>(platform: &P, error: &io::Error) {
     }
 }
 
-fn job_failed() -> io::Error {
-    io::Error::other("a guest job panicked or the node is stopping")
-}
-
-impl<P: Platform> RaftStateMachine<Types<P::Runtime>> for StateMachine<P> {
-    type SnapshotData = SnapshotFile;
-    type SnapshotBuilder = Builder<P>;
-
-    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
-        let shared = self.shared.clone();
-        let state = self.platform.run_guest(move || {
-            let core = shared.core();
-            (core.applied, core.membership.clone())
-        });
-        state.await.ok_or_else(job_failed)
-    }
-
-    async fn apply<Strm>(&mut self, entries: Strm) -> Result<(), io::Error>
-    where
-        Strm: Stream<Item = Result<EntryResponder<Types<P::Runtime>>, io::Error>> + Unpin + OptionalSend,
-    {
-        let mut batches = entries.ready_chunks(BATCH_ENTRIES);
-        while let Some(batch) = batches.next().await {
-            let batch = batch.into_iter().collect::<Result<Vec<_>, _>>()?;
-            let modules = modules_of(&batch);
-            for module in modules {
-                wait_for_module::<P>(self.shared.clone(), self.factory.clone(), module).await?;
-            }
-            let (mut batch, mut loud) = (batch.into_iter(), LOUD_LINES_MAX);
-            while batch.len() > 0 {
-                let job = turn::<P>(self.shared.clone(), self.factory.clone(), batch, loud);
-                match self.platform.run_guest(job).await.ok_or_else(job_failed)? {
-                    Ok(rest) => (batch, loud) = rest,
-                    Err(fault) => {
-                        tracing::error!(group = self.shared.group, %fault, "this replica stops");
-                        return Err(io::Error::other(fault));
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<Self::SnapshotBuilder> {
-        let (shared, store) = (self.shared.clone(), self.store.clone());
-        Some(Builder { shared, store, factory: self.factory.clone(), platform: self.platform.clone() })
-    }
-
-    #[expect(clippy::unreachable, reason = "openraft calls it only from the default of try_create_snapshot_builder")]
-    async fn get_snapshot_builder(&mut self) -> Self::SnapshotBuilder {
-        unreachable!("try_create_snapshot_builder is implemented")
-    }
-
-    async fn install_snapshot(
-        &mut self,
-        _meta: &SnapshotMetaOf<Types<P::Runtime>>,
-        snapshot: SnapshotFile,
-    ) -> Result<(), io::Error> {
-        let (shared, factory, store) = (self.shared.clone(), self.factory.clone(), self.store.clone());
-        let head = {
-            let snapshot = snapshot.clone();
-            self.platform.run_guest(move || snapshot.reader().map(|(head, _)| head)).await.ok_or_else(job_failed)??
-        };
-        wait_for_module::<P>(self.shared.clone(), self.factory.clone(), head.module).await?;
-        let installed = self.platform.run_guest(move || -> io::Result<()> {
-            let (new, in_force) = restore(&*factory, &snapshot)?;
-            let file = store.adopt(&snapshot, &head)?;
-            let index = head.last_log_id.index;
-            {
-                let mut core = shared.core();
-                let inboxes = std::mem::take(&mut core.inboxes);
-                *core = new;
-                *lock(&shared.in_force) = in_force;
-                *lock(&shared.facts) = Facts::of(&core.host);
-                for inbox in &inboxes {
-                    inbox.jump(index);
-                    inbox.wake();
-                }
-            }
-            shared.waiters.snapshot_installed(head.last_log_id.committed_leader_id().term);
-            shared.events.jump(index.saturating_add(1));
-            *lock(&shared.current) = Some((head, file));
-            lock(&shared.progress).bytes = 0;
-            shared.advance(index, 0);
-            Ok(())
-        });
-        let installed = installed.await.ok_or_else(job_failed)?;
-        installed.inspect_err(|error| die_of_inner_sync(&self.platform, error))
-    }
-
-    async fn get_current_snapshot(&mut self) -> Result<Option<SnapshotOf<Types<P::Runtime>, SnapshotFile>>, io::Error> {
-        Ok(lock(&self.shared.current).clone().map(|(head, file)| snapshot_of::<P>(&head, file)))
-    }
-}
-
-/// Entries that are yet to be applied.
-type Batch<P> = std::vec::IntoIter<EntryResponder<Types<<P as Platform>::Runtime>>>;
-
-/// The job of one turn of a batch; what is left of it. (A function, since the compiler does not see of a closure in the middle of
-/// [`StateMachine::apply`] that it can go to another thread.)
-fn turn<P: Platform>(
-    shared: Arc<Shared>,
-    factory: Arc<dyn ModelFactory>,
-    mut batch: Batch<P>,
-    mut loud: usize,
-) -> impl FnOnce() -> Result<(Batch<P>, usize), Fault> + Send + 'static {
-    move || {
-        shared.apply_turn(&*factory, &mut batch, &mut loud)?;
-        Ok((batch, loud))
-    }
-}
-
 fn payload_bytes(payload: &Payload) -> u64 {
     match payload {
         Payload::Normal(proposal) => match &proposal.kind {
@@ -906,40 +600,6 @@ fn payload_bytes(payload: &Payload) -> u64 {
             _ => 64,
         },
         _ => 64,
-    }
-}
-
-fn snapshot_of<P: Platform>(head: &Head, file: SnapshotFile) -> SnapshotOf<Types<P::Runtime>, SnapshotFile> {
-    let meta = SnapshotMetaOf::<Types<P::Runtime>> {
-        last_log_id: Some(head.last_log_id),
-        last_membership: head.membership.clone(),
-    };
-    SnapshotOf::<Types<P::Runtime>, SnapshotFile> { meta, snapshot: file }
-}
-
-/// Gives openraft the group's newest snapshot. The duties write it first and tell openraft then
-/// ([`Shared::take_snapshot`]), so that a disk that is full does not stop the group.
-pub struct Builder<P: Platform> {
-    shared: Arc<Shared>,
-    store: SnapshotStore,
-    factory: Arc<dyn ModelFactory>,
-    platform: P,
-}
-
-impl<P: Platform> RaftSnapshotBuilder<Types<P::Runtime>> for Builder<P> {
-    type SnapshotData = SnapshotFile;
-
-    async fn build_snapshot(&mut self) -> Result<SnapshotOf<Types<P::Runtime>, SnapshotFile>, io::Error> {
-        let current = lock(&self.shared.current).clone();
-        if let Some((head, file)) = current {
-            return Ok(snapshot_of::<P>(&head, file));
-        }
-        let written = self.shared.take_snapshot(&self.platform, &self.store, &self.factory, None).await;
-        written.ok_or_else(job_failed)??;
-        let current = lock(&self.shared.current).clone();
-        let (head, file) =
-            current.ok_or_else(|| io::Error::other("nothing was applied that a snapshot could cover"))?;
-        Ok(snapshot_of::<P>(&head, file))
     }
 }
 

@@ -4,7 +4,10 @@ use std::io::Write;
 use std::time::Duration;
 
 use openraft::EntryPayload;
+use openraft::RaftSnapshotBuilder;
+use openraft::alias::SnapshotMetaOf;
 use openraft::async_runtime::AsyncRuntime;
+use openraft::storage::RaftStateMachine;
 use openraft::vote::leader_id_std::CommittedLeaderId;
 
 use super::*;
@@ -123,7 +126,8 @@ fn a_sync_that_fails_for_consensus_ends_the_process_too() {
         let store = store_on(&disk);
         disk.fail_sync(0);
         let (shared, factory) = (covering(77), factory.clone());
-        let mut builder = Builder { shared, store, factory: factory.clone(), platform };
+        let mut machine = StateMachine::new(shared, factory.clone(), store, platform);
+        let mut builder = machine.try_create_snapshot_builder(false).await.unwrap();
         builder.build_snapshot().await.unwrap_err();
         assert!(life.last_words().unwrap().contains("could not be synced"), "{:?}", life.last_words());
 

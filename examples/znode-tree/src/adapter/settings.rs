@@ -122,9 +122,9 @@ pub struct Settings {
     pub quorum_reads: bool,
     /// Whether clients that would take it may read here when there is no leader. ZooKeeper's.
     pub read_only_mode: bool,
-    /// Whether who changed what is written to the log.
     /// The clients here need no permission.
     pub skip_acl: bool,
+    /// Whether who changed what is written to the log.
     pub audit: bool,
     /// The port that `conf` shows; 0 when it is not known.
     pub client_port: u64,

@@ -278,7 +278,7 @@ fn a_multi_read_takes_lists_as_well() {
     assert_eq!(code, 0, "ClickHouse's list with stats and data was refused, and the other reads with it");
     let mut reader = Reader::new(&body);
     let mut header = || MultiHeader::read(&mut reader).map(|header| (header.op, header.err));
-    assert_eq!(header(), Ok((op::FILTERED_LIST, 0)));
+    assert_eq!(header(), Ok((op::GET_CHILDREN2, 0)), "Keeper answers it as a list");
     reader.texts().unwrap();
     Stat::read(&mut reader).unwrap();
     let mut header = || MultiHeader::read(&mut reader).map(|header| (header.op, header.err));
@@ -296,8 +296,22 @@ fn a_multi_read_takes_lists_as_well() {
     assert_eq!(reader.count(), Ok(Some(2)));
     (0..2).for_each(|_| _ = reader.buffer().unwrap());
     let mut header = || MultiHeader::read(&mut reader).map(|header| (header.op, header.err));
-    assert_eq!(header(), Ok((op::ERROR, -101)));
-    assert_eq!(reader.i32(), Ok(-101));
+    assert_eq!(header(), Ok((op::GET_CHILDREN2, -101)));
+    assert_eq!(header(), Ok((op::GET_DATA, 0)));
+}
+
+/// ClickHouse 26.9 asked in a multiRead which of a table's keys were there, and failed with `std::bad_cast` when one was not: the
+/// answer was headed as an error, as ZooKeeper's is.
+#[test]
+fn an_entry_of_a_multi_read_that_fails_keeps_its_operation() {
+    let mut group = group();
+    let asked = [read(op::EXISTS, "/a"), read(op::GET_DATA, "/b"), read(op::GET_CHILDREN, "/c"), filtered("/d", 0)];
+    let (code, body) = group.read(&framed(op::MULTI_READ, &asked));
+    let mut reader = Reader::new(&body);
+    for operation in [op::EXISTS, op::GET_DATA, op::GET_CHILDREN, op::GET_CHILDREN2] {
+        assert_eq!(MultiHeader::read(&mut reader), Ok(MultiHeader { op: operation, done: false, err: -101 }));
+    }
+    assert_eq!((code, MultiHeader::read(&mut reader), reader.rest().len()), (0, Ok(MultiHeader::END), 0));
 }
 
 #[test]

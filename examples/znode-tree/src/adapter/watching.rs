@@ -172,7 +172,7 @@ fn set_watches(
     }
 }
 
-/// A multiRead with watches: walks request and answer side by side.
+/// A multiRead with watches (ClickHouse's): walks request and answer side by side.
 fn watch_many(watches: &mut Watches, connection: ConnectionId, request: &[u8], answer: &[u8]) -> Result<(), Malformed> {
     let (mut request, mut answer) = (Reader::new(request), Reader::new(answer));
     loop {
@@ -201,8 +201,8 @@ fn watch_many(watches: &mut Watches, connection: ConnectionId, request: &[u8], a
             }
             _ => (false, false),
         };
-        if answered.op == op::ERROR {
-            if answer.i32()? == ErrorCode::NoNode.number() {
+        if answered.err != 0 {
+            if answered.err == ErrorCode::NoNode.number() {
                 watches.add(connection, path, missing);
             }
             continue;

@@ -3,6 +3,9 @@
 //! The results are framed as the requests are: a header before each, and one that says `done` after
 //! the last. Of a multi that fails every result is an error: 0 for those before the one that failed,
 //! that one's, and `RuntimeInconsistency` for those after it; the reply itself has no error.
+//!
+//! An entry of a multiRead that fails is such an error too. ClickHouse Keeper's keeps its operation, and has its code in the header
+//! alone: ClickHouse takes an error for an answer of another kind than it asked for.
 
 use crate::ZnodeTree;
 use crate::call::ANSWER_BYTES_MAX;
@@ -133,13 +136,21 @@ impl ZnodeTree {
             }
             let start = out.len();
             let writer = &mut Writer::new(out);
-            MultiHeader { op: header.op, done: false, err: 0 }.write(writer);
+            // ClickHouse Keeper answers a filtered list as a list.
+            let is_filtered = header.op == op::FILTERED_LIST;
+            let operation = if is_filtered { op::GET_CHILDREN2 } else { header.op };
+            MultiHeader { op: operation, done: false, err: 0 }.write(writer);
             match self.read_one(header.op, identities, &mut reader, writer) {
                 Ok(()) => {}
                 Err(ErrorCode::MarshallingError) => return Err(ErrorCode::MarshallingError),
                 Err(code) => {
                     out.truncate(start);
-                    write_error(code, &mut Writer::new(out));
+                    let writer = &mut Writer::new(out);
+                    if self.is_clickhouse() {
+                        MultiHeader { op: operation, done: false, err: code.number() }.write(writer);
+                    } else {
+                        write_error(code, writer);
+                    }
                 }
             }
             check_length(&Writer::new(out))?;

@@ -1,3 +1,4 @@
+use znode_tree::wire::MultiHeader;
 use znode_tree::wire::op;
 
 use crate::world::Peer;
@@ -43,6 +44,27 @@ fn watches_on_missing_nodes_are_left_by_exists_alone() {
         world.create(&mut other, path);
     }
     assert_eq!(world.events(&mut watcher), [event(1, "/e")]);
+}
+
+/// ClickHouse's: ZooKeeper's multiRead sets none.
+#[test]
+fn a_multi_read_leaves_watches_on_missing_nodes_by_exists_alone_too() {
+    let mut world = World::with(1, r#"{"compatibility":"clickhouse"}"#, r#"{"params":{"compatibility":"clickhouse"}}"#);
+    let mut watcher = world.connect(0);
+    world.create(&mut watcher, "/a");
+    let asked = [("/e", op::EXISTS), ("/d", op::GET_DATA), ("/c", op::GET_CHILDREN), ("/a", op::GET_DATA)];
+    let many = body(|out| {
+        for (path, operation) in asked {
+            MultiHeader { op: operation, done: false, err: -1 }.write(out);
+            out.raw(&path_watch(path, true));
+        }
+        MultiHeader::END.write(out);
+    });
+    assert_eq!(world.error(&mut watcher, op::MULTI_READ, &many), 0);
+    let mut other = world.connect(0);
+    ["/e", "/d", "/c"].into_iter().for_each(|path| world.create(&mut other, path));
+    world.ask(&mut other, op::SET_DATA, &set_data("/a", "x"));
+    assert_eq!(world.events(&mut watcher), [event(1, "/e"), event(3, "/a")]);
 }
 
 #[test]

@@ -488,7 +488,8 @@ impl<'call> Io<'call> {
     /// Asks the host about itself or for a service; [`Input::Told`] brings JSON. `status`: node, role,
     /// term, indexes, members, traffic (docs/abi.md lists the fields); `reset`: what it sums up begins anew; `snapshot`: takes one now;
     /// `lead`: asks that this node becomes leader; `yield`: that it hands over; `change {…}`: nodes come and go, lead and
-    /// are to lead, where the operator lets adapters ask for it.
+    /// are to lead; `recover`: this node goes on without the others, who are lost for good: both where the operator lets adapters
+    /// ask for it.
     pub fn ask(&mut self, token: Token, what: &str) {
         record(self.out, ASK, &[token], &[what.as_bytes()]);
     }

@@ -207,6 +207,10 @@ pub struct ServeConfig {
     #[arg(skip)]
     pub listen_params: BTreeMap<String, serde_json::Value>,
 
+    /// The groups whose adapters may have this node go on without the others: for verbs that are built on `serve`
+    #[arg(skip)]
+    pub recovered_by: BTreeSet<String>,
+
     /// Added to the ports that `group create --listen` says, so that several nodes find room on one machine
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Clients of adapters")]
     pub listen_port_offset: u16,

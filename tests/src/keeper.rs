@@ -396,7 +396,10 @@ impl Ensemble {
         let (client, http) = (self.client(number).to_string(), self.port(7070, number).to_string());
         let (peer, peers) = (self.port(7170, number).to_string(), peers.join(","));
         let mut args = vec!["--node-id", &id, "--data-dir", data.to_str().unwrap(), "--log-segment-bytes", "8MiB"];
-        args.extend(["--client", &client, "--http", &http, "--peer", &peer, "--four-letter-words", "*"]);
+        args.extend(["--client", &client, "--http", &http, "--peer", &peer]);
+        if !self.flags.iter().any(|flag| flag == "--four-letter-words") {
+            args.extend(["--four-letter-words", "*"]);
+        }
         let through = self.port(7170, 0).to_string();
         match number {
             joins if joins >= self.founders => args.extend(["--join", &through]),
@@ -428,6 +431,33 @@ impl Ensemble {
             let leads = |answer: &io::Result<String>| answer.as_ref().is_ok_and(|said| said.contains("Mode: leader"));
             answers.iter().find(|(_, answer)| leads(answer)).map(|(number, _)| *number).ok_or(answers)
         })
+    }
+
+    /// Starts a node that was killed, with its directory and its flags; whether it will serve is another matter.
+    pub fn start_again(&mut self, number: usize) {
+        self.spawn(number);
+    }
+
+    /// Everything that a running node printed.
+    pub fn said(&self, number: usize) -> String {
+        self.node(number).said()
+    }
+
+    /// Makes a node that has joined a full one, asked at another.
+    #[track_caller]
+    pub fn add(&self, through: usize, number: usize) {
+        let server = format!("http://{}", self.port(7070, through));
+        let id = (number + 1).to_string();
+        program::run(program::command().args(["node", "add", &id, "--server", &server]), b"").ok();
+    }
+
+    /// The nodes that vote in a group, by number, as `through` knows it.
+    #[track_caller]
+    pub fn voters(&self, through: usize, group: &str) -> Vec<usize> {
+        let path = format!("/v1/groups/{group}/members");
+        let view = self.http(through).send(&Request::new("GET", &path)).unwrap().expect(200).json();
+        let members = view["members"].as_array().unwrap().iter().filter(|member| member["role"] == "voter");
+        members.map(|member| usize::try_from(member["id"].as_u64().unwrap()).unwrap() - 1).collect()
     }
 
     /// Starts a node that joins through the first one, and waits until it has; its number. It gets no clients yet.

@@ -54,8 +54,8 @@ const SCHEMES: [(&str, &str); 8] = [
     ("super", ""),
     ("", ""),
 ];
-const WORDS: [&str; 13] =
-    ["ruok", "mntr", "srvr", "stat", "cons", "dump", "wchs", "wchc", "wchp", "conf", "crst", "isro", "rcfg"];
+const WORDS: [&str; 14] =
+    ["ruok", "mntr", "srvr", "stat", "cons", "dump", "wchs", "wchc", "wchp", "conf", "crst", "isro", "rcfg", "rcvr"];
 /// What stands behind `rcfg`.
 const PLANS: [&str; 6] = [
     r#"{"actions":[]}"#,
@@ -232,11 +232,12 @@ pub fn rounds<A: Played>(bytes: &[u8], count: usize, mut look: impl FnMut(&A)) {
     ]);
     let listen = choices.one_of(&[
         r#"{"four_letter_words":"*"}"#,
-        r#"{"four_letter_words":"*","quorum_reads":true,"outstanding_limit":3}"#,
+        r#"{"four_letter_words":"*,rcvr","quorum_reads":true,"outstanding_limit":3}"#,
         r#"{"four_letter_words":"*","jute_maxbuffer":1024,"tick_time_ms":1000,"read_only_mode":true,"audit":true}"#,
     ]);
     let settings = format!(r#"{{"params":{params},"listen":{listen},"node":1}}"#);
     let mut desk = Desk::new(NODES, params, &settings);
+    desk.tell("recover check", r#"{"recovers":false}"#);
     let mut changes = 0;
     desk.change_by(move |_| {
         changes += 1;

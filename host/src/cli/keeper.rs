@@ -97,7 +97,7 @@ pub(super) fn run(keeper: Keeper, ensemble: Option<Ensemble>) -> Result<(), Fail
         tracing::warn!("{note}");
     }
     let client = keeper.client.clone();
-    serve::run_with(node, vec![("--client", client)], move |node| offer(node, keeper))
+    serve::run_with(node, vec![("--client", client)], move |node| offer(node, keeper.clone()))
 }
 
 /// Sees to it that this node serves ZooKeeper's clients; ends when it does.

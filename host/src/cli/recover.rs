@@ -36,7 +36,7 @@ Examples:
   statehouse log inspect --data-dir d1                                        which survivor has the most? compare `last`
   statehouse recover --unsafe-force-new-cluster --data-dir d1 --dry-run       what would be done and lost
   statehouse recover --unsafe-force-new-cluster --data-dir d1                 asks before it does it
-  statehouse serve --node-id 1 --data-dir d1                                  with its old flags; without --join
+  statehouse serve --node-id 1 --data-dir d1                                  with its old flags
   statehouse serve --node-id 4 --data-dir d4 --join ADDR-OF-NODE-1            and so on, with empty directories
 
 If it is cut short, the node does not start until it is run again.")]
@@ -66,13 +66,7 @@ const CONFIRMATION: &str = "lose what is not here";
 
 impl From<RecoverError> for Failure {
     fn from(error: RecoverError) -> Self {
-        match error {
-            RecoverError::Refused { what, remedy } => Self::here(what, remedy),
-            other => Self::here(
-                other.to_string(),
-                "put right what the message names and run the same again: it goes on where it stopped",
-            ),
-        }
+        Self::here(error.to_string(), error.remedy())
     }
 }
 
@@ -80,15 +74,13 @@ pub(super) fn run(recover: &Recover) -> Result<(), Failure> {
     debug_assert!(recover.unsafe_force_new_cluster, "the parser requires it");
     // Looked for first: taking the lock would make a directory where there is none.
     drop(Directory::open(&recover.data_dir)?);
-    let _held = start::lock(&recover.data_dir).map_err(|error| Failure::here(error.to_string(), error.remedy()))?;
-    let (mut directory, damaged) = Directory::open(&recover.data_dir)?;
-    // By this very process.
-    directory.holder = None;
+    let held = start::lock(&recover.data_dir).map_err(|error| Failure::here(error.to_string(), error.remedy()))?;
+    let (directory, damaged) = Directory::open_held(&held, &recover.data_dir)?;
     if let Some(error) = damaged {
         output::note(format!("note: {error}"));
     }
     let plan = Plan::make(&directory, recover.advertise_peer.clone(), RealPlatform.wall_ms())?;
-    output::note(words(&plan));
+    output::note(plan.words());
     if recover.dry_run {
         output::note("\nNothing was changed.");
         return tell(recover, &plan, None);
@@ -101,56 +93,11 @@ pub(super) fn run(recover: &Recover) -> Result<(), Failure> {
     RealPlatform.fill_random(&mut drawn);
     let cluster = plan.carry_out(&disk, &recover.data_dir, drawn)?;
     output::note(format!(
-        "Node {} is a cluster of its own now. Start it with its old flags (without --join), then let others join it with empty \
+        "Node {} is a cluster of its own now. Start it with its old flags, then let others join it with empty \
          directories: `statehouse serve --join {}`.",
         plan.identity.node, plan.address
     ));
     tell(recover, &plan, Some(&cluster))
-}
-
-/// What is about to happen, for people.
-fn words(plan: &Plan) -> String {
-    let node = plan.identity.node;
-    let mut text = Vec::new();
-    if plan.goes_on() {
-        text.push(format!("An earlier recovery of node {node} was cut short; this finishes it.\n"));
-    }
-    let others: Vec<String> = plan.others.iter().map(|(id, address)| format!("{id} ({address})")).collect();
-    text.push(format!(
-        "Node {node} of cluster {} becomes a cluster of its own, with {} groups besides the catalog.",
-        plan.identity.cluster,
-        plan.kept.len().saturating_sub(1)
-    ));
-    text.push("\nWhat may be lost:".to_owned());
-    text.push(format!(
-        "- Commands that were acknowledged to clients and had not reached node {node}: nobody can tell from here whether there are any."
-    ));
-    let (groups, entries) = plan.undecided();
-    text.push(match entries {
-        0 => "- Every entry here was known to be committed.".to_owned(),
-        _ => format!(
-            "- {entries} entries of {groups} groups are here and were not known to be committed. They become so: among them may be commands \
-             whose clients were told that they failed, or were told nothing."
-        ),
-    });
-    for doubt in &plan.doubts {
-        text.push(format!("- {doubt}."));
-    }
-    for lost in &plan.lost {
-        let why = match &lost.unreadable {
-            Some(why) => format!("cannot go on: {why} Its files are set aside in groups/{:x}.unreadable", lost.id),
-            None => format!("has no replica here, it was on nodes {:?}", lost.hosts),
-        };
-        text.push(format!("- Group {} (module {}) is lost: it {why}.", lost.name, lost.module));
-    }
-    if !others.is_empty() {
-        text.push(format!(
-            "\nThe other nodes, {}, must never be started again on their old directories: two of them may make a majority, and \
-             would serve the old state beside this one. They are refused by this node. Empty their directories before they join it.",
-            others.join(", ")
-        ));
-    }
-    text.join("\n")
 }
 
 fn confirm() -> Result<(), Failure> {

@@ -1,5 +1,6 @@
 //! `statehouse serve`: this process becomes a node.
 
+use std::fs::File;
 use std::io;
 use std::io::Read;
 use std::num::NonZero;
@@ -10,6 +11,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::SignalKind;
 use tokio::signal::unix::signal;
 use tokio::sync::oneshot;
+use tokio::sync::watch;
 
 use super::Failure;
 use crate::api;
@@ -18,6 +20,7 @@ use crate::config::ServeConfig;
 use crate::module;
 use crate::net;
 use crate::node::identity::IdentityError;
+use crate::node::recovery;
 use crate::node::start;
 use crate::node::start::RealNode;
 use crate::node::start::StartError;
@@ -51,24 +54,38 @@ pub(super) fn run_with<F, D>(
     duty: F,
 ) -> Result<(), Failure>
 where
-    F: FnOnce(RealNode) -> D,
+    F: Fn(RealNode) -> D,
     D: Future<Output = Result<(), Failure>>,
 {
     raise_open_files();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .worker_threads(worker_threads(&config))
-        // The blocking pool runs guest code; these stacks are address space, not memory.
-        .thread_stack_size(module::GUEST_STACK_BYTES)
-        .on_thread_start(module::mark_guest_thread)
-        .build();
-    let runtime = runtime.map_err(|error| {
-        Failure::here(format!("cannot start: {error}"), "check the limits on open files and processes")
-    })?;
-    let served = runtime.block_on(serve(config, addresses, duty));
-    // What still blocks in the background has nothing left to say.
-    runtime.shutdown_timeout(Duration::from_secs(1));
-    served
+    let told = Told::listen(config.exit_with_parent)?;
+    loop {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .worker_threads(worker_threads(&config))
+            // The blocking pool runs guest code; these stacks are address space, not memory.
+            .thread_stack_size(module::GUEST_STACK_BYTES)
+            .on_thread_start(module::mark_guest_thread)
+            .build();
+        let runtime = runtime.map_err(cannot_run)?;
+        let served = runtime.block_on(serve(&config, &addresses, &duty, told.clone()));
+        // What still blocks in the background has nothing left to say. Nor has any task of a node that is to live again.
+        runtime.shutdown_timeout(Duration::from_secs(1));
+        let Some(held) = served? else { return Ok(()) };
+        if let Some(why) = told.why() {
+            tracing::warn!(why, "stopped before it was recovered; nothing was changed");
+            return Ok(());
+        }
+        // Before the first write it starts as what it was; after it, the start finishes this or says why it cannot.
+        if let Err(error) = recovery::recover(&held, &config.data_dir) {
+            tracing::error!(%error, remedy = error.remedy(), "the node cannot be recovered");
+        }
+        tracing::info!("starting again");
+    }
+}
+
+fn cannot_run(error: io::Error) -> Failure {
+    Failure::here(format!("cannot start: {error}"), "check the limits on open files and processes")
 }
 
 /// Every client connection is an open file. The limit that shells and service managers set is a soft one, made for
@@ -94,25 +111,30 @@ fn worker_threads(config: &ServeConfig) -> usize {
     }
 }
 
-async fn serve<F, D>(config: ServeConfig, addresses: Vec<(&'static str, String)>, duty: F) -> Result<(), Failure>
+/// One life of the node. Its directory's lock, when it ended to be recovered.
+async fn serve<F, D>(
+    config: &ServeConfig,
+    addresses: &[(&'static str, String)],
+    duty: &F,
+    told: Told,
+) -> Result<Option<File>, Failure>
 where
-    F: FnOnce(RealNode) -> D,
+    F: Fn(RealNode) -> D,
     D: Future<Output = Result<(), Failure>>,
 {
-    let told = Told::listen(config.exit_with_parent)?;
     // Before the disk is touched: a port in use is the commonest mistake.
     let listener = bind("--http", &config.http.to_string()).await?;
     for (flag, address) in addresses {
-        drop(bind(flag, &address).await?);
+        drop(bind(flag, address).await?);
     }
     let told = told.wait();
     tokio::pin!(told);
     let started = tokio::select! {
-        started = start::start(&config) => started,
+        started = start::start(config) => started,
         // A log without room for its next segment waits for it also here, and nobody answers yet who could say so.
         why = &mut told => {
             tracing::info!(why, "stopping before it was started");
-            return Ok(());
+            return Ok(None);
         }
     };
     let running = started.map_err(|error| match &error {
@@ -121,7 +143,7 @@ where
         }
         _ => Failure::here(error.to_string(), error.remedy()),
     })?;
-    let api = api::serve(listener, Arc::new(running.node.clone()), ApiOptions::from(&config))
+    let api = api::serve(listener, Arc::new(running.node.clone()), ApiOptions::from(config))
         .map_err(|error| cannot_listen("--http", &config.http.to_string(), &error))?;
     tracing::info!(node = config.node_id, http = %api.address(), peer = %config.peer, data_dir = %config.data_dir.display(), "serving");
     let duty = duty(running.node.clone());
@@ -139,6 +161,13 @@ where
                 format!("to bring the node back, empty {} and start it with --join", config.data_dir.display());
             ("it was removed from the cluster", Err(Failure::Removed { what, remedy }))
         }
+        () = running.node.asked_to_recover() => {
+            tracing::warn!("stopping, to go on without the other nodes");
+            // At once: until it is down the others may come back.
+            let held = running.shutdown().await;
+            api.shutdown(GRACE).await;
+            return Ok(Some(held));
+        }
     };
     tracing::info!(why, "stopping");
     // First, and while clients are still served: they wait for the next leader to begin, not for this node to end.
@@ -146,7 +175,7 @@ where
     api.shutdown(GRACE).await;
     running.shutdown().await;
     tracing::info!("stopped");
-    result
+    result.map(|()| None)
 }
 
 async fn bind(flag: &str, address: &str) -> Result<TcpListener, Failure> {
@@ -168,21 +197,23 @@ pub(super) fn cannot_listen(flag: &str, address: &str, error: &io::Error) -> Fai
     Failure::here(format!("cannot listen on {flag} {address}: {error}"), remedy)
 }
 
-/// Listens for the wish to stop, from before the node starts.
-struct Told {
-    interrupt: tokio::signal::unix::Signal,
-    terminate: tokio::signal::unix::Signal,
-    parent_gone: oneshot::Receiver<()>,
-}
+/// The wish to stop, listened for from before the node starts until the process ends: on a thread of its own, so that none is lost
+/// between two lives of the node.
+#[derive(Clone)]
+struct Told(watch::Receiver<Option<&'static str>>);
 
 impl Told {
     fn listen(exit_with_parent: bool) -> Result<Self, Failure> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(cannot_run)?;
+        let entered = runtime.enter();
         let listen = |kind| {
             signal(kind).map_err(|error| {
                 Failure::here(format!("cannot listen for signals: {error}"), "run it outside of what forbids that")
             })
         };
-        let (gone, parent_gone) = oneshot::channel();
+        let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
+        drop(entered);
+        let (gone, mut parent_gone) = oneshot::channel();
         if exit_with_parent {
             std::thread::spawn(move || {
                 // The parent never writes: whatever ends the reading is its end.
@@ -193,28 +224,38 @@ impl Told {
             // Kept open for ever: this source never speaks.
             std::mem::forget(gone);
         }
-        Ok(Self {
-            interrupt: listen(SignalKind::interrupt())?,
-            terminate: listen(SignalKind::terminate())?,
-            parent_gone,
-        })
+        let (tell, told) = watch::channel(None);
+        let thread = std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+            runtime.block_on(async move {
+                let why = tokio::select! {
+                    _ = interrupt.recv() => "interrupted (SIGINT)",
+                    _ = terminate.recv() => "told to (SIGTERM)",
+                    _ = &mut parent_gone => "the parent process is gone",
+                };
+                tell.send_replace(Some(why));
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                }
+                tracing::warn!("told a second time: stopping at once");
+                std::process::exit(1);
+            });
+        });
+        thread.map_err(cannot_run)?;
+        Ok(Self(told))
     }
 
-    /// Waits for the wish; from then on a second one ends the process at once.
+    /// Why to stop, once that is so. From then on a second wish ends the process at once.
+    fn why(&self) -> Option<&'static str> {
+        *self.0.borrow()
+    }
+
+    /// Waits until it is so.
     async fn wait(mut self) -> &'static str {
-        let why = tokio::select! {
-            _ = self.interrupt.recv() => "interrupted (SIGINT)",
-            _ = self.terminate.recv() => "told to (SIGTERM)",
-            _ = &mut self.parent_gone => "the parent process is gone",
-        };
-        tokio::spawn(async move {
-            tokio::select! {
-                _ = self.interrupt.recv() => {}
-                _ = self.terminate.recv() => {}
-            }
-            tracing::warn!("told a second time: stopping at once");
-            std::process::exit(1);
-        });
-        why
+        match self.0.wait_for(Option::is_some).await.map(|why| *why) {
+            Ok(Some(why)) => why,
+            // Nobody listens any more.
+            _ => std::future::pending().await,
+        }
     }
 }

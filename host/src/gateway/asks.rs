@@ -35,8 +35,10 @@ impl<P: Platform, T: Transport> Shared<P, T> {
                 serde_json::json!({})
             }
             "change" => self.change(rest).await?,
+            "recover" => self.recover(rest).await?,
             other => {
-                let detail = format!("there is no {other:?} to ask for: status, reset, snapshot, lead, yield, change");
+                let known = "status, reset, snapshot, lead, yield, change, recover";
+                let detail = format!("there is no {other:?} to ask for: {known}");
                 return Err(ServiceError::new(ErrorCode::BadRequest, detail));
             }
         };
@@ -59,6 +61,24 @@ impl<P: Platform, T: Transport> Shared<P, T> {
             .map_err(|error| ServiceError::new(ErrorCode::BadRequest, format!("change: {error}")))?;
         let roster = changer(changes).await?;
         Ok(serde_json::json!({ "done": true, "leader": roster.leader, "members": self.members(&roster.views()) }))
+    }
+
+    async fn recover(&self, how: &str) -> Result<serde_json::Value, ServiceError> {
+        let only_check = match how {
+            "" => false,
+            "check" => true,
+            other => {
+                let detail = format!("recover: {other:?} is neither `check` nor nothing");
+                return Err(ServiceError::new(ErrorCode::BadRequest, detail));
+            }
+        };
+        let Some(recoverer) = &self.options.recoverer else {
+            let (node, group) = (self.options.group.node(), self.name());
+            let detail = format!("node {node} was not started to be recovered by clients of group {group}");
+            return Err(ServiceError::new(ErrorCode::Forbidden, detail));
+        };
+        recoverer(only_check).await?;
+        Ok(serde_json::json!({ "recovers": !only_check }))
     }
 
     /// Members, with how much each is to lead.

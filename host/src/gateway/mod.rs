@@ -70,6 +70,9 @@ pub struct ClientLimits {
 /// Changes the cluster's nodes; the members of the gateway's group afterwards, as its leader sees them.
 pub type MemberChanger = Arc<dyn Fn(NodeChanges) -> BoxFuture<'static, ServiceResult<Roster>> + Send + Sync>;
 
+/// Has this node go on without the others, who are lost for good; told `true` it only says whether it would.
+pub type Recoverer = Arc<dyn Fn(bool) -> BoxFuture<'static, ServiceResult<()>> + Send + Sync>;
+
 /// What a gateway is made of.
 pub struct GatewayOptions<P: Platform, T: Transport> {
     /// The group. Its module has an adapter, and so has each that it comes to run.
@@ -90,6 +93,8 @@ pub struct GatewayOptions<P: Platform, T: Transport> {
     pub data_dir: PathBuf,
     /// How the adapter changes the cluster's nodes, if it may.
     pub changer: Option<MemberChanger>,
+    /// How the adapter has the node go on without the others, if it may.
+    pub recoverer: Option<Recoverer>,
 }
 
 /// How one listener stands.

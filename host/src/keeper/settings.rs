@@ -20,6 +20,9 @@ pub const GROUP: &str = "keeper";
 /// The bundled module that it runs.
 pub const MODULE: &str = "znode-tree";
 
+/// The word of an operator who gives up the other servers. Whoever reaches the port may say it: only who names it lets it be said.
+const RECOVER_WORD: &str = "rcvr";
+
 /// A call carries a request's bytes, who sent it, and little more.
 const CALL_OVERHEAD_BYTES: u64 = 64 << 10;
 
@@ -192,6 +195,11 @@ fn parse_super(text: &str) -> Result<String, String> {
 }
 
 impl KeeperConfig {
+    /// Whether a four-letter word is allowed by its name.
+    fn names_word(&self, word: &str) -> bool {
+        self.four_letter_words.iter().flat_map(|words| words.split(',')).any(|named| named.trim() == word)
+    }
+
     /// The params that the group is made with.
     pub fn params(&self) -> Value {
         json!({
@@ -271,6 +279,9 @@ impl KeeperConfig {
         node.listen.push((GROUP.to_owned(), Some(self.client.clone())));
         node.listen_params.insert(GROUP.to_owned(), listen_params);
         node.adapters_change_nodes |= self.reconfig_enabled;
+        if self.names_word(RECOVER_WORD) {
+            node.recovered_by.insert(GROUP.to_owned());
+        }
         node.command_bytes_max = node.command_bytes_max.max(self.jute_max_buffer + CALL_OVERHEAD_BYTES);
         node.log_segment_bytes = node.log_segment_bytes.max((node.command_bytes_max * 4).next_multiple_of(1 << 20));
         // A client that asked for several of the longest replies is not one that does not read.
@@ -353,6 +364,13 @@ mod tests {
         assert!(parse(&["--reconfig-enabled"]).node(node()).unwrap().adapters_change_nodes);
         let said = ServeConfig { adapters_change_nodes: true, ..node() };
         assert!(parse(&[]).node(said).unwrap().adapters_change_nodes);
+    }
+
+    #[test]
+    fn who_names_the_word_that_gives_up_the_others_lets_the_adapter_do_so_and_a_star_does_not() {
+        let may = |args: &[&str]| parse(args).node(node()).unwrap().recovered_by.contains(GROUP);
+        assert!(may(&["--four-letter-words", "ruok, rcvr"]) && may(&["--four-letter-words", "*,rcvr"]));
+        assert!(!may(&[]) && !may(&["--four-letter-words", "*"]) && !may(&["--four-letter-words", "ruok"]));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Which gateways run on this node, and where they listen.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -40,6 +41,8 @@ pub struct ListenSettings {
     pub idle: Option<Duration>,
     /// Whether adapters may have nodes come and go.
     pub adapters_change_nodes: bool,
+    /// The groups whose adapters may have this node go on without the others.
+    pub recovered_by: BTreeSet<String>,
 }
 
 impl Default for ListenSettings {
@@ -54,6 +57,7 @@ impl Default for ListenSettings {
             queued_bytes_max: 64 << 20,
             idle: None,
             adapters_change_nodes: false,
+            recovered_by: BTreeSet::new(),
         }
     }
 }
@@ -160,6 +164,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
                 log: setup.log.clone(),
                 data_dir: setup.data_dir.clone(),
                 changer: settings.listen.adapters_change_nodes.then(|| self.member_changer(entry.id)),
+                recoverer: settings.listen.recovered_by.contains(name).then(|| self.recoverer()),
             }));
         }
         for refused in &refused {

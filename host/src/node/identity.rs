@@ -15,7 +15,7 @@ use crate::types::NodeId;
 pub const FORMAT: u32 = 1;
 
 /// The file's content.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// The directory's format.
     pub format: u32,
@@ -26,10 +26,16 @@ pub struct Identity {
     /// Whether the node came to a cluster that was there: then it never begins one.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub joined: bool,
-    /// Whether `statehouse recover` has begun and not finished: then no node starts here. From this mark on the directory is the
-    /// new cluster's.
+    /// Whether a recovery has begun and not finished: then no node starts here. From this mark on the directory is the new
+    /// cluster's.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub recovering: bool,
+    /// Whether the next start finishes that: it was asked of a running node, and nobody waits at a terminal.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub resumes: bool,
+    /// Whether the node began its cluster by a recovery: then the nodes that it once joined through need not be of it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub recovered: bool,
 }
 
 const NAME: &str = "identity.json";

@@ -16,6 +16,7 @@ mod join;
 mod metrics;
 mod module_changes;
 mod modules;
+pub mod recovery;
 pub mod removal;
 pub mod repair;
 mod roster;
@@ -162,6 +163,8 @@ struct Inner<P: Platform, T: Transport> {
     repair: Mutex<Option<repair::Repair>>,
     /// See [`removal`].
     removed: removal::Removed,
+    /// See [`recovery`].
+    lost_others: recovery::LostOthers,
     copies: copies::Copies<P>,
     /// Who may try a module: each takes a thread for seconds, of those that groups apply entries on.
     gates: Arc<tokio::sync::Semaphore>,
@@ -249,6 +252,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
             settled: Mutex::new(settled),
             repair: Mutex::new(repair),
             removed: removal::Removed::default(),
+            lost_others: recovery::LostOthers::default(),
             copies: copies::Copies::new(bases),
             gates: Arc::new(tokio::sync::Semaphore::new(GATES_MAX)),
         }));

@@ -26,6 +26,7 @@ use super::identity;
 use super::identity::Identity;
 use super::identity::IdentityError;
 use super::join::NOT_NOW;
+use super::recovery;
 use super::removal;
 use super::repair;
 use super::settle;
@@ -41,6 +42,7 @@ use crate::log::ThreadDriver;
 use crate::module::DirCache;
 use crate::module::Limits;
 use crate::net;
+use crate::offline::recover::RecoverError;
 use crate::peer::message::PeerRequest;
 use crate::peer::message::PeerResponse;
 use crate::peer::tcp;
@@ -93,6 +95,9 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
+    /// It was being made a cluster of its own, and that cannot be finished.
+    #[error("its recovery cannot be finished: {0}")]
+    Recovery(#[from] RecoverError),
     /// The log cannot be opened.
     #[error(transparent)]
     Log(#[from] LogError),
@@ -138,6 +143,7 @@ impl StartError {
                 "start it again when the others are well; docs/operations/disaster.md says what else can be done"
                     .to_string()
             }
+            Self::Recovery(error) => error.remedy(),
             Self::Log(_) => "the message names file and offset; docs/operations.md says what can be done".to_string(),
             Self::Refused(_) => "the message says what is in the way".to_string(),
             Self::NotJoined(_) => {
@@ -157,7 +163,7 @@ pub struct Running {
     peers: JoinHandle<()>,
     writer: ThreadDriver,
     /// Held as long as the node runs.
-    _lock: File,
+    lock: File,
 }
 
 /// What the node is in its cluster.
@@ -293,9 +299,15 @@ async fn find_place(config: &ServeConfig, disk: &dyn Disk) -> Result<Place, Star
     if let (Some(cluster), true) = (own, settled || config.join.is_empty()) {
         // Not to depend on the others for a restart: only a "no" counts.
         let greeted = config.join.iter().map(|address| tcp::greet_as_stranger(address, config.node_id, cluster));
+        let recovered = found.as_ref().is_some_and(|found| found.recovered);
         for answer in futures_util::future::join_all(greeted).await {
-            if let Err(StrangerError::Refused(words)) = answer {
-                return Err(StartError::Refused(words));
+            match answer {
+                // It began its own cluster since it joined theirs.
+                Err(StrangerError::Refused(words)) if recovered => {
+                    tracing::warn!(words, "a node that --join names is not of this cluster, which began by a recovery");
+                }
+                Err(StrangerError::Refused(words)) => return Err(StartError::Refused(words)),
+                _ => {}
             }
         }
         return Ok(Place { cluster, founders: BTreeMap::new(), known: BTreeMap::new(), joined_index: 0 });
@@ -306,7 +318,8 @@ async fn find_place(config: &ServeConfig, disk: &dyn Disk) -> Result<Place, Star
     } else {
         settle::mark(disk, &config.data_dir).map_err(in_data_dir)?;
         let cluster = hex::encode(cluster);
-        let new = Identity { format: identity::FORMAT, node: config.node_id, cluster, joined: true, recovering: false };
+        let new =
+            Identity { format: identity::FORMAT, node: config.node_id, cluster, joined: true, ..Identity::default() };
         identity::write(disk, &config.data_dir, &new).map_err(in_data_dir)?;
     }
     tracing::info!(cluster = hex::encode(cluster), nodes = ?known.keys(), "this node has joined, as a learner");
@@ -332,13 +345,7 @@ fn settle_identity(config: &ServeConfig, disk: &dyn Disk, found: Option<Identity
         settle::mark(disk, &config.data_dir).map_err(in_data_dir)?;
     }
     let cluster_text = hex::encode(cluster);
-    let new = Identity {
-        format: identity::FORMAT,
-        node: config.node_id,
-        cluster: cluster_text,
-        joined: false,
-        recovering: false,
-    };
+    let new = Identity { format: identity::FORMAT, node: config.node_id, cluster: cluster_text, ..Identity::default() };
     identity::write(disk, &config.data_dir, &new).map_err(in_data_dir)?;
     Ok(cluster)
 }
@@ -409,6 +416,7 @@ fn settings(config: &ServeConfig) -> Settings {
             connections_per_address_max: size(config.client_connections_per_address_max),
             queued_bytes_max: size(config.client_queue_bytes_max),
             adapters_change_nodes: config.adapters_change_nodes,
+            recovered_by: config.recovered_by.clone(),
             idle: (config.client_idle_ms > 0).then(|| Duration::from_millis(config.client_idle_ms)),
         },
         transfers: TransferSettings {
@@ -427,6 +435,7 @@ pub async fn start(config: &ServeConfig) -> Result<Running, StartError> {
     let data_dir = &config.data_dir;
     let in_data_dir = |source| StartError::DataDir { path: data_dir.clone(), source };
     let held = lock(data_dir)?;
+    recovery::resume(&held, data_dir)?;
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     // Bound before anything is opened, so that a port in use is said at once; accepted from last.
     let listener = net::listen_at(&config.peer.to_string()).await;
@@ -474,14 +483,16 @@ pub async fn start(config: &ServeConfig) -> Result<Running, StartError> {
     let node = node.await.map_err(StartError::Node)?;
     #[expect(clippy::disallowed_methods, reason = "production's own start, on tokio")]
     let peers = tokio::spawn(tcp::serve(listener, config.node_id, cluster, Arc::new(node.clone())));
-    Ok(Running { node, peers, writer, _lock: held })
+    Ok(Running { node, peers, writer, lock: held })
 }
 
 impl Running {
-    /// Hands leadership over, stops the groups, syncs what is written, lets the peers go.
-    pub async fn shutdown(self) {
+    /// Hands leadership over, stops the groups, syncs what is written, lets the peers go. The directory is free once its lock, which
+    /// is given back, is dropped.
+    pub async fn shutdown(self) -> File {
         self.node.shutdown().await;
         self.peers.abort();
         self.writer.close();
+        self.lock
     }
 }

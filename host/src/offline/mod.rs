@@ -60,6 +60,12 @@ impl Directory {
         Self::on(Arc::new(ReadOnlyDisk), path)
     }
 
+    /// Opens it for who holds its lock: no other process uses it.
+    pub fn open_held(_held: &File, path: &Path) -> Result<(Self, Option<io::Error>), NoDirectory> {
+        let (directory, damaged) = Self::open(path)?;
+        Ok((Self { holder: None, ..directory }, damaged))
+    }
+
     /// The same on any disk.
     pub fn on(disk: Arc<dyn Disk>, path: &Path) -> Result<(Self, Option<io::Error>), NoDirectory> {
         let refused = |why: String| NoDirectory { path: path.to_owned(), why };

@@ -24,6 +24,7 @@ use openraft::Membership;
 use openraft::vote::RaftLeaderId;
 
 use super::Directory;
+use super::NoDirectory;
 use super::OfflineCatalog;
 use crate::catalog::CatalogCommand;
 use crate::catalog::GroupEntry;
@@ -64,6 +65,9 @@ pub enum RecoverError {
         /// What to do.
         remedy: String,
     },
+    /// It is none.
+    #[error(transparent)]
+    NoDirectory(#[from] NoDirectory),
     /// The log cannot be read or written.
     #[error(transparent)]
     Log(#[from] LogError),
@@ -77,6 +81,19 @@ pub enum RecoverError {
         /// What the system said.
         source: io::Error,
     },
+}
+
+impl RecoverError {
+    /// What to do about it, one sentence.
+    pub fn remedy(&self) -> String {
+        match self {
+            Self::Refused { remedy, .. } => remedy.clone(),
+            Self::NoDirectory(_) => "see that the directory is there and can be read".to_owned(),
+            Self::Log(_) | Self::Io { .. } => {
+                "put right what the message names and run the same again: it goes on where it stopped".to_owned()
+            }
+        }
+    }
 }
 
 /// The membership as a group's log or snapshot has it.
@@ -282,12 +299,58 @@ impl Plan {
         self.identity.recovering
     }
 
+    /// What is about to happen, for people.
+    pub fn words(&self) -> String {
+        let node = self.identity.node;
+        let mut text = Vec::new();
+        if self.goes_on() {
+            text.push(format!("An earlier recovery of node {node} was cut short; this finishes it.\n"));
+        }
+        let others: Vec<String> = self.others.iter().map(|(id, address)| format!("{id} ({address})")).collect();
+        text.push(format!(
+            "Node {node} of cluster {} becomes a cluster of its own, with {} groups besides the catalog.",
+            self.identity.cluster,
+            self.kept.len().saturating_sub(1)
+        ));
+        text.push("\nWhat may be lost:".to_owned());
+        text.push(format!(
+            "- Commands that were acknowledged to clients and had not reached node {node}: nobody can tell from here whether there are any."
+        ));
+        let (groups, entries) = self.undecided();
+        text.push(match entries {
+            0 => "- Every entry here was known to be committed.".to_owned(),
+            _ => format!(
+                "- {entries} entries of {groups} groups are here and were not known to be committed. They become so: among them may be commands \
+                 whose clients were told that they failed, or were told nothing."
+            ),
+        });
+        for doubt in &self.doubts {
+            text.push(format!("- {doubt}."));
+        }
+        for lost in &self.lost {
+            let why = match &lost.unreadable {
+                Some(why) => format!("cannot go on: {why} Its files are set aside in groups/{:x}.unreadable", lost.id),
+                None => format!("has no replica here, it was on nodes {:?}", lost.hosts),
+            };
+            text.push(format!("- Group {} (module {}) is lost: it {why}.", lost.name, lost.module));
+        }
+        if !others.is_empty() {
+            text.push(format!(
+                "\nThe other nodes, {}, must never be started again on their old directories: two of them may make a majority, and \
+                 would serve the old state beside this one. They are refused by this node. Empty their directories before they join it.",
+                others.join(", ")
+            ));
+        }
+        text.join("\n")
+    }
+
     /// Does it. The caller holds the directory's lock, from before [`Self::make`]. `drawn` is the new cluster's id, unless an
     /// earlier attempt has drawn one; the id that the cluster has in the end.
     pub fn carry_out(&self, disk: &Arc<dyn Disk>, path: &Path, drawn: [u8; 16]) -> Result<String, RecoverError> {
         let io = |action| move |source| RecoverError::Io { action, path: path.to_owned(), source };
         let cluster = if self.goes_on() { self.identity.cluster.clone() } else { hex::encode(drawn) };
         let begun = Identity { cluster: cluster.clone(), joined: true, recovering: true, ..self.identity.clone() };
+        let finished = Identity { recovering: false, resumes: false, recovered: true, ..begun.clone() };
         if !self.goes_on() {
             identity::write(&**disk, path, &begun).map_err(io("write identity.json"))?;
         }
@@ -304,7 +367,7 @@ impl Plan {
         repair::unmark(&**disk, path).map_err(io("remove the mark of a repair"))?;
         settle::unmark(&**disk, path).map_err(io("remove the mark of an empty start"))?;
         removal::unmark(&**disk, path).map_err(io("remove the mark of a removal"))?;
-        identity::write(&**disk, path, &Identity { recovering: false, ..begun }).map_err(io("write identity.json"))?;
+        identity::write(&**disk, path, &finished).map_err(io("write identity.json"))?;
         Ok(cluster)
     }
 

@@ -106,7 +106,7 @@ fn survivor() -> SimDisk {
     let shared: Arc<dyn Disk> = Arc::new(disk.clone());
     disk.create_dir_all(Path::new(DIR)).unwrap();
     let identity =
-        Identity { format: identity::FORMAT, node: 1, cluster: OLD.to_owned(), joined: false, recovering: false };
+        Identity { format: identity::FORMAT, node: 1, cluster: OLD.to_owned(), joined: false, ..Identity::default() };
     identity::write(&disk, Path::new(DIR), &identity).unwrap();
     let (log, _) = NodeLog::open(
         shared,
@@ -165,6 +165,7 @@ fn assert_recovered(disk: &SimDisk, cluster: &str, story: &str) {
     let (directory, _) = Directory::on(Arc::new(disk.clone()), Path::new(DIR)).unwrap();
     let identity = directory.identity.clone().unwrap();
     assert_eq!((identity.cluster.as_str(), identity.joined, identity.recovering), (cluster, true, false), "{story}");
+    assert_eq!((identity.recovered, identity.resumes), (true, false), "{story}");
     let log = directory.inspect_log().unwrap();
     assert!(log.damage.is_empty(), "{story}: {:?}", log.damage);
     let known = OfflineCatalog::read(&directory, &log);
@@ -248,7 +249,23 @@ fn a_survivor_that_was_repairing_itself_repairs_nothing_any_more() {
 /// recovery must be finished; and finishing it leads to the same as doing it at once.
 #[test]
 fn a_recovery_that_is_cut_short_anywhere_is_old_or_can_be_finished() {
+    assert_old_or_finished(false);
+}
+
+/// The same where it was asked of a running node: then the directory says so from the first write on.
+#[test]
+fn a_recovery_of_a_running_node_that_is_cut_short_says_that_the_next_start_finishes_it() {
+    assert_old_or_finished(true);
+}
+
+fn assert_old_or_finished(resumes: bool) {
     let begun = survivor();
+    let carry_out_first = |disk: &SimDisk| {
+        let shared: Arc<dyn Disk> = Arc::new(disk.clone());
+        let mut plan = plan(disk)?;
+        plan.identity.resumes = resumes;
+        plan.carry_out(&shared, Path::new(DIR), NEW)
+    };
     let (mut old, mut half) = (0, 0);
     for cut in 0u64.. {
         let mut random = {
@@ -261,7 +278,7 @@ fn a_recovery_that_is_cut_short_anywhere_is_old_or_can_be_finished() {
         let story = format!("the power fails after {cut} changes");
         let disk = begun.fork();
         disk.cut_power_after(cut);
-        if carry_out(&disk, NEW).is_ok() {
+        if carry_out_first(&disk).is_ok() {
             assert!(old > 2 && half > 5, "{old} times old, {half} times half");
             return;
         }
@@ -269,6 +286,7 @@ fn a_recovery_that_is_cut_short_anywhere_is_old_or_can_be_finished() {
         let identity = identity::read(&disk, Path::new(DIR)).unwrap().unwrap();
         let cluster = if identity.recovering {
             half += 1;
+            assert_eq!(identity.resumes, resumes, "{story}");
             assert!(identity::check(&identity, Path::new(DIR), 1, None).is_err(), "{story}: the node starts");
             assert_eq!(identity.cluster, hex::encode(NEW), "{story}");
             hex::encode(NEW)

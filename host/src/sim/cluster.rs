@@ -407,7 +407,7 @@ impl SimCluster {
         if found.is_none() {
             settle::mark(disk, &data_dir())?;
             let cluster = hex::encode(CLUSTER);
-            let new = Identity { format: identity::FORMAT, node: life.node, cluster, joined, recovering: false };
+            let new = Identity { format: identity::FORMAT, node: life.node, cluster, joined, ..Identity::default() };
             identity::write(disk, &data_dir(), &new)?;
         }
         Ok((joined, index))

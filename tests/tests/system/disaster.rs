@@ -205,6 +205,34 @@ fn a_node_whose_recovery_was_cut_short_does_not_start_until_it_is_finished() {
     assert_eq!(value.text(), "5");
 }
 
+/// The same where it was asked of the running node: it has been given up by whoever asked, and nobody waits to run a command. The node
+/// finishes it by itself.
+#[test]
+fn a_node_that_was_cut_short_while_it_gave_up_the_others_finishes_that_at_its_next_start() {
+    let mut cluster = Cluster::start(3, &[]);
+    cluster.deploy("counter", modules::bundled("counter"));
+    cluster.node(1).client().post("/v1/groups/counter/apply", "{\"Add\":5}").expect(200);
+    cluster.assert_equal_state("counter");
+    cluster.kill_all();
+    let path = cluster.node(1).data_dir.join("identity.json");
+    let mut identity = json_of(&std::fs::read_to_string(&path).unwrap());
+    for mark in ["recovering", "resumes", "joined"] {
+        identity[mark] = json!(true);
+    }
+    identity["cluster"] = json!("00112233445566778899aabbccddeeff");
+    std::fs::write(&path, identity.to_string()).unwrap();
+    cluster.node_mut(1).start();
+    cluster.node_mut(1).wait_ready();
+    let value = cluster.node(1).client().post("/v1/groups/counter/query", "\"Get\"").expect(200);
+    assert_eq!(value.text(), "5");
+    assert_eq!(cluster.voters(1, "counter"), [1]);
+    let said = cluster.node(1).said();
+    assert!(said.contains("was cut short; this finishes it") && said.contains("What may be lost"), "{said}");
+    let finished = json_of(&std::fs::read_to_string(&path).unwrap());
+    assert_eq!(finished["cluster"], identity["cluster"]);
+    assert!(finished.get("recovering").is_none() && finished.get("resumes").is_none(), "{finished}");
+}
+
 /// One bit flips in a segment of the log, and one in a snapshot: what looks at the files names file and place, tells the rest, and changes
 /// nothing.
 #[test]

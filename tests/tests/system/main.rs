@@ -18,6 +18,7 @@ mod keeper;
 mod keeper_bench;
 mod keeper_rcfg;
 mod keeper_reconfig;
+mod keeper_recovery;
 mod keeper_sessions;
 mod keeper_words;
 mod membership;

@@ -7,6 +7,7 @@ use statehouse_sdk::Reject;
 use statehouse_sdk::adapter::Consistency;
 use statehouse_sdk::ensure;
 
+use super::words::RECOVER;
 use crate::params::Compatibility;
 use crate::params::Params;
 
@@ -208,32 +209,32 @@ impl Settings {
     }
 }
 
-/// Which four-letter words are answered: some, or all (`None`).
+/// Which four-letter words are answered: by their names, or by `*` all but the one that gives up the other servers.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AllowList(Option<Vec<String>>);
+pub struct AllowList(Vec<String>);
 
 impl AllowList {
-    /// Words with commas between, `*` for all. Left out: what ZooKeeper and ClickHouse Keeper allow.
+    /// Words with commas between, `*` for all. Left out: what ZooKeeper and ClickHouse Keeper allow, without `rcvr`.
     fn parse(list: Option<&str>, compatibility: Compatibility) -> Self {
         let list = list.unwrap_or(match compatibility {
             Compatibility::ZooKeeper => "srvr",
             Compatibility::ClickHouse => {
-                "jmst,jmfp,jmep,jmdp,conf,cons,crst,envi,ruok,srst,srvr,stat,wchs,dirs,mntr,isro,rcvr,apiv,csnp,lgif,rqld,\
+                "jmst,jmfp,jmep,jmdp,conf,cons,crst,envi,ruok,srst,srvr,stat,wchs,dirs,mntr,isro,apiv,csnp,lgif,rqld,\
                  rclc,clrs,ftfl,ydld,pfev,lgrq"
             }
         });
-        let words: Vec<String> = list.split(',').map(|word| word.trim().to_owned()).collect();
-        Self((!words.iter().any(|word| word == "*")).then_some(words))
+        Self(list.split(',').map(|word| word.trim().to_owned()).collect())
     }
 
     /// Whether this word is answered.
     pub fn allows(&self, word: &str) -> bool {
-        self.0.as_ref().is_none_or(|words| words.iter().any(|allowed| allowed == word))
+        let names = |name: &str| self.0.iter().any(|allowed| allowed == name);
+        names(word) || names("*") && word.as_bytes() != RECOVER
     }
 
     /// As it is configured.
     pub fn text(&self) -> String {
-        self.0.as_ref().map_or_else(|| "*".to_owned(), |words| words.join(","))
+        self.0.join(",")
     }
 }
 
@@ -255,6 +256,23 @@ mod tests {
         let settings = Settings::parse(br#"{"params":{"compatibility":"clickhouse"},"node":3}"#).unwrap();
         assert_eq!([0, 1, i32::MAX].map(|ms| settings.negotiate(ms)), [30_000, 10_000, 100_000]);
         assert!(settings.words.allows("mntr") && !settings.words.allows("wchc"));
+    }
+
+    /// ClickHouse has it in its default list.
+    #[test]
+    fn the_word_that_gives_up_the_other_servers_is_allowed_by_its_name_alone() {
+        let allows = |listen: &str| {
+            let of = |mode: &str| {
+                let json = format!(r#"{{"params":{{"compatibility":"{mode}"}},"listen":{listen}}}"#);
+                Settings::parse(json.as_bytes()).unwrap().words.allows("rcvr")
+            };
+            assert_eq!(of("zookeeper"), of("clickhouse"), "{listen}");
+            of("clickhouse")
+        };
+        assert!(
+            !allows("{}") && !allows(r#"{"four_letter_words":"*"}"#) && !allows(r#"{"four_letter_words":"ruok,*"}"#)
+        );
+        assert!(allows(r#"{"four_letter_words":"ruok,rcvr"}"#) && allows(r#"{"four_letter_words":"*, rcvr"}"#));
     }
 
     #[test]

@@ -1,3 +1,4 @@
+use statehouse_sdk::adapter::Asked;
 use znode_tree::wire::MultiHeader;
 use znode_tree::wire::op;
 
@@ -286,6 +287,45 @@ fn a_word_is_answered_when_the_host_knows_nothing() {
     assert_eq!(world.word(0, "ydld"), "Sent yield leadership request to leader.");
 }
 
+/// It was not supported. The host ends for it, so it is asked to only when whoever gave the others up has been answered.
+#[test]
+fn who_gives_up_the_other_servers_is_answered_before_the_host_is_asked_to_end() {
+    for (compatibility, is_refused) in
+        [("zookeeper", "rcvr is not executed because it is not in the whitelist.\n"), ("clickhouse", "")]
+    {
+        let params = format!(r#"{{"compatibility":"{compatibility}"}}"#);
+        let world = |words: &str| {
+            let mut world = World::with(
+                1,
+                &params,
+                &format!(r#"{{"params":{params},"listen":{{"four_letter_words":"{words}"}}}}"#),
+            );
+            world.desk.keep_asked();
+            world
+        };
+        let asked = |world: &mut World| -> Vec<String> {
+            let told = |(_, asked)| match asked {
+                Asked::Ask { what, .. } if what.starts_with("recover") => Some(what),
+                Asked::Send { bytes, .. } if bytes == b"ok" => Some("ok is sent".to_owned()),
+                _ => None,
+            };
+            world.desk.take_asked().into_iter().filter_map(told).collect()
+        };
+        let mut all = world("*");
+        all.desk.tell("recover check", "{}");
+        assert_eq!((all.word(0, "rcvr").as_str(), asked(&mut all)), (is_refused, Vec::new()), "not by a star");
+
+        let mut named = world("*,rcvr");
+        named.desk.lead(None);
+        assert_eq!(named.word(0, "rcvr"), "this desk knows no answer\n", "the host's own words");
+        assert_eq!(asked(&mut named), ["recover check"]);
+        named.desk.tell("recover check", r#"{"recovers":false}"#);
+        assert_eq!(named.word(0, "rcvr"), "ok");
+        assert_eq!(asked(&mut named), ["recover check", "ok is sent", "recover"]);
+        assert_eq!(named.word(0, "ruok"), "imok");
+    }
+}
+
 #[test]
 fn conf_has_each_key_once() {
     let mut world = world();
@@ -420,7 +460,7 @@ fn clickhouse_mode_answers_in_its_own_words() {
 fn clickhouses_conf_has_its_names_in_its_order_with_the_values_that_hold() {
     let mut world = clickhouse();
     let conf = world.word(0, "conf");
-    let allowed = "jmst,jmfp,jmep,jmdp,conf,cons,crst,envi,ruok,srst,srvr,stat,wchs,dirs,mntr,isro,rcvr,apiv,csnp,lgif,rqld,\
+    let allowed = "jmst,jmfp,jmep,jmdp,conf,cons,crst,envi,ruok,srst,srvr,stat,wchs,dirs,mntr,isro,apiv,csnp,lgif,rqld,\
         rclc,clrs,ftfl,ydld,pfev,lgrq";
     let expected = format!(
         "server_id=1\nenable_ipv6=true\ntcp_port=0\nfour_letter_word_allow_list={allowed}\n\

@@ -34,10 +34,8 @@ pub fn answer(word: &[u8; 4], view: &View<'_>) -> Option<String> {
         b"rcfg" if is_clickhouse => view.known.deed.clone().unwrap_or_default(),
         b"rclc" | b"clrs" => "ok".to_owned(),
         b"lgif" => lgif(view),
-        // What they switch is not there: no recovery mode, no jemalloc, no profile events.
-        b"rcvr" | b"lgrq" | b"pfev" | b"jmst" | b"jmfp" | b"jmep" | b"jmdp" => {
-            "not supported by this server\n".to_owned()
-        }
+        // What they switch is not there: no jemalloc, no profile events.
+        b"lgrq" | b"pfev" | b"jmst" | b"jmfp" | b"jmep" | b"jmdp" => "not supported by this server\n".to_owned(),
         _ if !is_clickhouse => return None,
         b"ruok" | b"gtmk" | b"stmk" | b"hash" => return None,
         b"envi" => {

@@ -37,6 +37,9 @@ const TOO_LONG: &str = "The answer is too long to be sent.\n";
 /// The word that something follows: a plan's length, and the plan. ClickHouse Keeper's alone.
 const PLAN: &[u8; 4] = b"rcfg";
 
+/// The word that gives up the other servers. It is said to whoever reaches the port, so it is allowed by its name alone.
+pub const RECOVER: &[u8; 4] = b"rcvr";
+
 /// Whether a connection's first four bytes are a word. As the length of a frame each would be absurd.
 pub fn is_known(shared: &Shared, first: [u8; 4]) -> bool {
     WORDS.contains(&&first) || first == *PLAN && shared.settings.is_clickhouse()
@@ -78,7 +81,7 @@ impl Part {
             b"conf" | b"lgif" | b"dirs" | b"envi" | b"isro" => &[Self::Status],
             b"dump" => &[Self::Ephemerals],
             // What the host sums up begins anew with what is counted here.
-            b"csnp" | b"rqld" | b"ydld" | b"srst" => &[Self::Deed],
+            b"csnp" | b"rqld" | b"ydld" | b"srst" | RECOVER => &[Self::Deed],
             PLAN => &[Self::Plan],
             _ => &[],
         }
@@ -117,6 +120,8 @@ pub struct Known {
     pub ephemerals: BTreeMap<u64, Vec<String>>,
     /// What the host did, if it did; what became of a plan.
     pub deed: Option<String>,
+    /// Why it did not.
+    pub refusal: Option<String>,
 }
 
 /// A word came: asks for what it needs. [`step`] answers it.
@@ -149,6 +154,8 @@ pub fn start(
                         b"srst" => "reset",
                         // Whoever takes the lead makes the leader give it up.
                         b"ydld" if io.leads() => "yield",
+                        // The host ends for it: who asked hears the answer first.
+                        RECOVER => "recover check",
                         _ => "lead",
                     },
                 );
@@ -179,7 +186,14 @@ pub fn gathered(shared: &mut Shared, connection: ConnectionId, part: Part, outco
     gathering.missing = gathering.missing.saturating_sub(1);
     shared.words_ready |= gathering.missing == 0;
     // What is missing is left out: a word must answer when little else does.
-    let Outcome::Ok(bytes) = *outcome else { return };
+    let bytes = match *outcome {
+        Outcome::Ok(bytes) => bytes,
+        Outcome::Failed { detail, .. } if part == Part::Deed => {
+            gathering.known.refusal = Some(detail.to_owned());
+            return;
+        }
+        _ => return,
+    };
     match part {
         Part::Status => gathering.known.facts = Facts::parse(bytes).unwrap_or_default(),
         Part::Deed | Part::Plan => gathering.known.deed = Some(String::from_utf8_lossy(bytes).into_owned()),
@@ -253,6 +267,11 @@ pub fn step(connections: &mut BTreeMap<ConnectionId, Connection>, shared: &mut S
         if let Some(connection) = connections.get_mut(&id) {
             connection.phase = Phase::Word;
             connection.close(shared, io);
+            if word == *RECOVER && known.deed.is_some() {
+                statehouse_sdk::warn!("rcvr: {} gives up the other servers", connection.peer);
+                let token = shared.pending.keep(Purpose::Word { connection: id, part: Part::Deed });
+                io.ask(token, "recover");
+            }
         }
     }
 }
@@ -270,6 +289,13 @@ fn answer(
         // ClickHouse Keeper closes without a word.
         let refused = format!("{text} is not executed because it is not in the whitelist.\n");
         return if is_clickhouse { String::new() } else { refused };
+    }
+    if word == RECOVER {
+        return match (&known.deed, &known.refusal) {
+            (Some(_), _) => "ok".to_owned(),
+            (None, Some(why)) => format!("{why}\n"),
+            (None, None) => "Failed to begin the recovery.\n".to_owned(),
+        };
     }
     let zxid = shared.settings.zxid(io.applied());
     let view = View { connections, shared, known, zxid, has_leader: io.has_leader(), now_ms: io.time_ms() };

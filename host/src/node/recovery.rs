@@ -3,8 +3,8 @@
 //!
 //! Invariants:
 //! - Nobody is asked whether it is meant, so it is refused wherever there may be something to lose by it: while a group has a leader that
-//!   others follow, while a majority of any group's voters answers (they may be electing one this moment), and at a node that has not
-//!   all that a voter has.
+//!   others follow, while a majority of any group's voters answers (they may be electing one this moment), and at a node that does
+//!   not vote. What may be lost all the same is told in the log.
 //! - What is done to the directory is done as the command does it, after the node has ended and under the same lock.
 //! - Until the first write the directory is the old cluster's. From then on it is the new one's, and whoever starts on it finishes what
 //!   was begun: what was asked for once is not asked for again by a node that cannot start.

@@ -1,5 +1,7 @@
 //! ClickHouse Keeper's `rcvr`: a server whose others are lost for good is told so on its client port, and goes on alone.
 
+use serde_json::json;
+use statehouse_tests::http::Request;
 use statehouse_tests::keeper::Connection;
 use statehouse_tests::keeper::Ensemble;
 use statehouse_tests::keeper::Hello;
@@ -132,8 +134,8 @@ fn a_server_that_gave_up_the_one_it_joined_through_starts_although_that_one_refu
     assert_eq!(data(&get(&mut client, "/kept")), b"before");
 }
 
-/// Whoever reaches the port may say it, so it is let in by its name alone; and of a server that is the only one there is nobody to be
-/// given up.
+/// Whoever reaches the port may say it, so it is let in by its name alone, and by who starts the node, not by who makes a group; and of a
+/// server that is the only one there is nobody to be given up.
 #[test]
 fn the_word_that_gives_up_the_others_is_not_let_in_by_a_star_and_refused_where_there_are_none() {
     let ensemble = Ensemble::start(1, &[]);
@@ -142,4 +144,13 @@ fn the_word_that_gives_up_the_others_is_not_let_in_by_a_star_and_refused_where_t
     let refused = word(&ensemble, 0, "rcvr");
     assert!(refused.contains("Group catalog is led by node 1"), "{refused}");
     assert!(word(&ensemble, 0, "srvr").contains("Mode: standalone"));
+
+    let by_hand = ensemble.client(1);
+    let settings = json!({ "four_letter_words": "rcvr" });
+    let group = json!({ "name": "by-hand", "module": "znode-tree", "listen": [by_hand], "listen_params": settings });
+    let group = group.to_string();
+    let create = Request::new("POST", "/v1/groups").body(group.as_bytes());
+    ensemble.http(0).send(&create).unwrap().expect(201);
+    let refused = wait::until("the group made by hand answers", || four_letters(by_hand, "rcvr"));
+    assert!(refused.contains("was not started to be recovered by clients of group by-hand"), "{refused}");
 }

@@ -72,7 +72,8 @@ pub struct KeeperConfig {
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
     pub sync_limit_ticks: u64,
 
-    /// The four-letter words that are answered, with commas between; `*` for all. Left out: `srvr`, or ClickHouse's list
+    /// The four-letter words that are answered, with commas between; `*` for all but `rcvr`, which gives up the other nodes. Left out:
+    /// `srvr`, or ClickHouse's list without it
     #[arg(long, value_name = "WORDS")]
     pub four_letter_words: Option<String>,
 

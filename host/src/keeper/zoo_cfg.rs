@@ -21,6 +21,8 @@ use super::properties::Property;
 pub const DATA_FOLDER: &str = "statehouse";
 /// ZooKeeper's `tickTime` where the file has none.
 const DEFAULT_TICK_TIME_MS: u64 = 3000;
+/// ZooKeeper's `maxClientCnxns` where the file has none: who migrates keeps the protection that they had.
+const DEFAULT_MAX_CLIENT_CNXNS: u64 = 60;
 /// More client connections than any machine has.
 const UNLIMITED: u64 = 10_000_000;
 
@@ -264,6 +266,7 @@ impl Reading {
         let own = self.member(&servers, &data_dir, resolve)?;
         self.client(own.as_ref())?;
         self.times()?;
+        self.set("client-connections-per-address-max", "maxClientCnxns", DEFAULT_MAX_CLIENT_CNXNS);
         for (key, line) in self.lines.clone() {
             self.single(&key, &line)?;
         }

@@ -64,6 +64,18 @@ fn the_sample_of_the_tarball_is_one_node() {
     assert_eq!(cfg.notes, Vec::<String>::new());
 }
 
+/// A file without the line got our default of 10000: an ensemble that never said a limit lost the one that it had.
+#[test]
+fn connections_of_one_address_are_limited_as_zookeeper_limits_them() {
+    let limit = |line: &str| {
+        let cfg = read_one(None, &format!("dataDir={{dir}}\nclientPort=2181\n{line}\n"));
+        value(&cfg, "client-connections-per-address-max").map(str::to_owned)
+    };
+    assert_eq!(limit(""), Some("60".to_owned()));
+    assert_eq!(limit("maxClientCnxns=7"), Some("7".to_owned()));
+    assert_eq!(limit("zookeeper.maxClientCnxns=0"), Some("10000000".to_owned()));
+}
+
 /// Debian's `/etc/zookeeper/conf/zoo.cfg` with its ensemble lines switched on.
 #[test]
 fn an_ensemble_is_read_with_myid() {

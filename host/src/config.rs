@@ -21,6 +21,9 @@ use clap::ValueEnum;
 use clap::builder::BoolishValueParser;
 use thiserror::Error;
 
+use crate::membership::ListedNode;
+use crate::membership::NodeList;
+
 /// What a node is started with. Every field is a flag of `statehouse serve`.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct ServeConfig {
@@ -66,6 +69,18 @@ pub struct ServeConfig {
     #[arg(long, value_name = "ID=ADDR,…", default_value = "", value_parser = parse_cluster,
           hide_default_value = true, help_heading = "Cluster")]
     pub initial_cluster: BTreeMap<u64, String>,
+
+    /// Follow the list of nodes in the configuration file (`initial-cluster` in --config, `server.N` in --zoo-cfg): when it is edited
+    /// on a majority of the nodes, the cluster gets the nodes that it lists. On all nodes or none; docs/operations/membership.md
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
+          default_missing_value = "true", value_parser = BoolishValueParser::new(),
+          action = clap::ArgAction::Set, hide_possible_values = true, hide_default_value = true,
+          help_heading = "Cluster")]
+    pub members_from_config: bool,
+
+    /// The file and its list, with --members-from-config: whoever reads the command line reads it
+    #[arg(skip)]
+    pub followed: Option<Followed>,
 
     /// Join a cluster that is there, instead of --initial-cluster: the peer addresses of some of its nodes. Read
     /// until the node has joined
@@ -247,6 +262,40 @@ pub struct ServeConfig {
     pub log_format: LogFormat,
 }
 
+/// A configuration file whose list of nodes is followed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Followed {
+    /// The file.
+    pub path: PathBuf,
+    /// Its syntax.
+    pub syntax: ListSyntax,
+    /// What it listed when the node was started.
+    pub list: NodeList,
+}
+
+/// How a file lists nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ListSyntax {
+    /// `initial-cluster` of a TOML file.
+    Toml,
+    /// `server.N` of a `zoo.cfg`.
+    ZooCfg,
+}
+
+/// The nodes that a TOML file lists as `initial-cluster`: all are to vote.
+///
+/// # Errors
+/// Why there is no such list, in words.
+pub fn listed_in(path: &Path) -> Result<NodeList, String> {
+    let file = ConfigFile::read(path).map_err(|error| error.to_string())?;
+    let text = file.value("initial-cluster").ok_or_else(|| format!("{} sets no initial-cluster", path.display()))?;
+    let nodes = parse_cluster(&text).map_err(|error| format!("{}: initial-cluster: {error}", path.display()))?;
+    if nodes.is_empty() {
+        return Err(format!("{}: initial-cluster lists no node", path.display()));
+    }
+    Ok(nodes.into_iter().map(|(id, address)| (id, ListedNode { address, voter: true })).collect())
+}
+
 /// The form of the process's own log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -288,7 +337,9 @@ impl ServeConfig {
                 "five times the heartbeat keeps one lost message from costing the leader its office",
             );
         }
-        if !self.initial_cluster.is_empty() && !self.initial_cluster.contains_key(&self.node_id) {
+        // A node that its followed file does not list any more starts, and learns that it was removed.
+        let must_be_listed = !self.initial_cluster.is_empty() && !self.members_from_config;
+        if must_be_listed && !self.initial_cluster.contains_key(&self.node_id) {
             return refuse(
                 format!(
                     "--initial-cluster names the nodes {}, but not this one, --node-id {}",

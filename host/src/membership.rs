@@ -328,6 +328,18 @@ impl NodeChanges {
     }
 }
 
+/// A node as a configuration file lists it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ListedNode {
+    /// Its peer address.
+    pub address: String,
+    /// Whether it is to vote.
+    pub voter: bool,
+}
+
+/// The nodes that a configuration file lists.
+pub type NodeList = BTreeMap<NodeId, ListedNode>;
+
 /// How far a change is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ChangeState {

@@ -91,7 +91,7 @@ pub enum ErrorCode {
     NotCaughtUp,
     /// The change was cancelled.
     Cancelled,
-    /// This node's operator does not let adapters do that.
+    /// This node's operator does not let that be done in this way.
     Forbidden,
     /// A file is not what was saved.
     FileDamaged,
@@ -210,7 +210,7 @@ impl ErrorCode {
             Self::LastVoter => "add another voter first, or remove the group",
             Self::NotCaughtUp => "wait until it has caught up: `statehouse member ls GROUP` shows how far it is",
             Self::Cancelled => "what it had done by then stays; ask for what you want instead",
-            Self::Forbidden => "start the node with the flag that the detail names",
+            Self::Forbidden => "the detail names the node's flag that decides it",
             Self::FileDamaged => "nothing was made: take another copy of the file",
         }
     }

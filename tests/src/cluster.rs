@@ -95,6 +95,24 @@ impl Node {
         self.flags.extend(["--join".to_owned(), peers.join(",")]);
     }
 
+    /// Where its list of nodes is, for one that follows it.
+    pub fn config(&self) -> PathBuf {
+        self.log.with_extension("toml")
+    }
+
+    /// Writes its list of nodes; from its next start on the node follows that, whatever it was told before.
+    pub fn list(&mut self, nodes: &[(u64, SocketAddr)]) {
+        for flag in ["--initial-cluster", "--join", "--config"] {
+            if let Some(place) = self.flags.iter().position(|given| given == flag) {
+                self.flags.drain(place..place + 2);
+            }
+        }
+        let nodes: String = nodes.iter().map(|(id, peer)| format!("{id} = \"{peer}\"\n")).collect();
+        let text = format!("members-from-config = true\n[initial-cluster]\n{nodes}");
+        std::fs::write(self.config(), text).unwrap();
+        self.flags.extend(["--config".to_owned(), self.config().display().to_string()]);
+    }
+
     /// Waits until the process has ended because the node was removed.
     #[track_caller]
     pub fn wait_removed(&mut self) {
@@ -318,6 +336,27 @@ impl Cluster {
             node.join_through(&peers);
             self.nodes.push(node);
         }
+    }
+
+    /// The files of these nodes list those ones.
+    pub fn list(&mut self, of: &[u64], listed: &[u64]) {
+        let listed: Vec<_> = listed.iter().map(|id| (*id, self.node(*id).peer)).collect();
+        of.iter().for_each(|id| self.node_mut(*id).list(&listed));
+    }
+
+    /// Waits until these are the voters of the group, asked of one of them.
+    #[track_caller]
+    pub fn until_voters(&self, group: &str, voters: &[u64]) {
+        wait::until(&format!("{voters:?} vote in group {group}"), || {
+            let answer =
+                self.node(voters[0]).client().send(&Request::new("GET", format!("/v1/groups/{group}/members")));
+            let view = answer.map_err(|trouble| format!("{trouble:?}"))?;
+            let text = view.text();
+            let members = view.json();
+            let members = members["members"].as_array().ok_or_else(|| text.clone())?.iter();
+            let now = members.filter(|member| member["role"] == "voter").filter_map(|member| member["id"].as_u64());
+            if now.eq(voters.iter().copied()) { Ok(()) } else { Err(text) }
+        });
     }
 
     /// The ids of the nodes that run.

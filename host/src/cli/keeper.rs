@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::Failure;
+use super::follow;
 use super::serve;
 use crate::bundled;
 use crate::config::ConfigFile;
@@ -86,8 +87,10 @@ impl From<ZooCfgError> for Failure {
     }
 }
 
-pub(super) fn run(keeper: Keeper, ensemble: Option<Ensemble>) -> Result<(), Failure> {
-    let Keeper { keeper, node } = keeper;
+pub(super) fn run(keeper: Keeper, file: Option<&ConfigFile>, ensemble: Option<Ensemble>) -> Result<(), Failure> {
+    let Keeper { keeper, mut node } = keeper;
+    let zoo_cfg = ensemble.as_ref().map(|ensemble| ensemble.cfg.path.as_path());
+    follow::attach(&mut node, file, zoo_cfg, keeper.observer)?;
     observe::init_logs(&node.log_level, node.log_format)?;
     let node = keeper.node(node)?;
     for ignored in ensemble.iter().flat_map(|ensemble| &ensemble.cfg.ignored) {
@@ -97,16 +100,18 @@ pub(super) fn run(keeper: Keeper, ensemble: Option<Ensemble>) -> Result<(), Fail
         tracing::warn!("{note}");
     }
     let client = keeper.client.clone();
-    serve::run_with(node, vec![("--client", client)], move |node| offer(node, keeper.clone()))
+    // Where the files are followed, the cluster makes an observer one.
+    let observes = keeper.observer && node.followed.is_none();
+    serve::run_with(node, vec![("--client", client)], move |node| offer(node, keeper.clone(), observes))
 }
 
 /// Sees to it that this node serves ZooKeeper's clients; ends when it does.
-async fn offer(node: RealNode, keeper: KeeperConfig) -> Result<(), Failure> {
+async fn offer(node: RealNode, keeper: KeeperConfig, observes: bool) -> Result<(), Failure> {
     let wasm = bundled::get(MODULE).ok_or_else(|| {
         Failure::here(format!("this program was built without {MODULE}"), "build it as its README says")
     })?;
     let params = keeper.params();
-    let observer = keeper.observer.then(|| node.id());
+    let observer = observes.then(|| node.id());
     let mut since = tokio::time::Instant::now();
     loop {
         match ensure::step(&node, wasm, &params, observer).await.map_err(refused)? {

@@ -10,6 +10,7 @@ mod bench;
 mod client;
 mod completions;
 mod failure;
+mod follow;
 mod group;
 mod keeper;
 mod keeper_import;
@@ -175,8 +176,11 @@ fn run(args: Vec<OsString>) -> Result<(), Failure> {
     let matches = command.try_get_matches_from(args).unwrap_or_else(|error| exit_with(error, file.as_ref()));
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| exit_with(error, file.as_ref()));
     match cli.verb {
-        Verb::Serve(config) => serve::run(*config),
-        Verb::Keeper(keeper) => keeper::run(*keeper, ensemble),
+        Verb::Serve(mut config) => {
+            follow::attach(&mut config, file.as_ref(), None, false)?;
+            serve::run(*config)
+        }
+        Verb::Keeper(keeper) => keeper::run(*keeper, file.as_ref(), ensemble),
         Verb::KeeperImport(import) => block_on(keeper_import::run(import)),
         Verb::Local(local) => block_on(local::run(local, cli.config)),
         Verb::Module(verbs) => block_on(module::run(verbs)),

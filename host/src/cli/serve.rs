@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use tokio::sync::watch;
 
 use super::Failure;
+use super::follow;
 use crate::api;
 use crate::api::ApiOptions;
 use crate::config::ServeConfig;
@@ -146,6 +147,9 @@ where
     let api = api::serve(listener, Arc::new(running.node.clone()), ApiOptions::from(config))
         .map_err(|error| cannot_listen("--http", &config.http.to_string(), &error))?;
     tracing::info!(node = config.node_id, http = %api.address(), peer = %config.peer, data_dir = %config.data_dir.display(), "serving");
+    if let Some(followed) = config.followed.clone() {
+        tokio::spawn(follow::follow(followed, running.node.clone()));
+    }
     let duty = duty(running.node.clone());
     let failed = async {
         match duty.await {
@@ -157,8 +161,8 @@ where
         why = &mut told => (why, Ok(())),
         failure = failed => ("it cannot do what it is for", Err(failure)),
         what = running.node.removed() => {
-            let remedy =
-                format!("to bring the node back, empty {} and start it with --join", config.data_dir.display());
+            let how = if config.followed.is_some() { "list it again and start it" } else { "start it with --join" };
+            let remedy = format!("to bring the node back, empty {} and {how}", config.data_dir.display());
             ("it was removed from the cluster", Err(Failure::Removed { what, remedy }))
         }
         () = running.node.asked_to_recover() => {

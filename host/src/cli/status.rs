@@ -73,6 +73,10 @@ pub(super) async fn run_status(verb: Status) -> Result<(), Failure> {
         output::line("")?;
         output::line(changes.join("\n"))?;
     }
+    if let Some(waits) = &status.files {
+        output::line("")?;
+        output::line(format!("configuration files: {waits}"))?;
+    }
     Ok(())
 }
 

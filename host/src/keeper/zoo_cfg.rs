@@ -16,6 +16,8 @@ use thiserror::Error;
 
 use super::properties;
 use super::properties::Property;
+use crate::membership::ListedNode;
+use crate::membership::NodeList;
 
 /// Our data is kept here, below `dataDir`.
 pub const DATA_FOLDER: &str = "statehouse";
@@ -174,16 +176,45 @@ struct Server {
     client: Option<(Option<String>, u16)>,
 }
 
+impl Server {
+    fn address(&self) -> String {
+        format!("{}:{}", self.host, self.port)
+    }
+}
+
+/// What single server lines cannot know of each other.
+fn check_together(servers: &BTreeMap<u64, Server>) -> Result<(), ZooCfgError> {
+    if let Some(server) = servers.values().next_back().filter(|_| servers.values().all(|server| server.is_observer)) {
+        return Err(server
+            .line
+            .refuse("all servers are observers, and nobody votes", "make one of them a participant"));
+    }
+    let is_wildcard = |server: &Server| bare(&server.host).parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified());
+    if let Some((id, server)) = servers.iter().find(|(_, server)| servers.len() > 1 && is_wildcard(server)) {
+        return Err(server.line.refuse(
+            format!("server.{id} is {}, which is a different place for each reader of this file", server.host),
+            "write the name by which the other members reach it; quorumListenOnAllIPs=true listens on all addresses",
+        ));
+    }
+    Ok(())
+}
+
 /// Reads `path`, the dynamic file that it may name, and `myid`.
 pub fn read(path: &Path, resolve: Resolve<'_>) -> Result<ZooCfg, ZooCfgError> {
-    let lines = read_lines(path, "check the path given to --zoo-cfg or STATEHOUSE_ZOO_CFG")?;
-    let mut reading = Reading::new(path);
-    reading.take(lines);
-    if let Some(line) = reading.last("dynamicConfigFile") {
-        let dynamic = PathBuf::from(line.value());
-        reading.take(read_lines(&dynamic, &format!("{} names it as dynamicConfigFile", path.display()))?);
+    Reading::of(path)?.understand(resolve)
+}
+
+/// The members that `path`, or the dynamic file that it names, lists: the same for whoever reads it.
+pub fn listed_in(path: &Path) -> Result<NodeList, ZooCfgError> {
+    let mut reading = Reading::of(path)?;
+    reading.check_repeated()?;
+    let servers = reading.servers()?;
+    if servers.is_empty() {
+        return Err(reading.lacking("there is no server.N line", "list the members, as in server.1=host:2888:3888"));
     }
-    reading.understand(resolve)
+    check_together(&servers)?;
+    let node = |server: &Server| ListedNode { address: server.address(), voter: !server.is_observer };
+    Ok(servers.iter().map(|(id, server)| (*id, node(server))).collect())
 }
 
 fn read_lines(path: &Path, remedy: &str) -> Result<Vec<Line>, ZooCfgError> {
@@ -213,6 +244,17 @@ impl Reading {
     fn new(path: &Path) -> Self {
         let cfg = ZooCfg { path: path.to_owned(), settings: BTreeMap::new(), ignored: Vec::new(), notes: Vec::new() };
         Self { cfg, lines: BTreeMap::new(), repeated: Vec::new() }
+    }
+
+    fn of(path: &Path) -> Result<Self, ZooCfgError> {
+        let lines = read_lines(path, "check the path given to --zoo-cfg or STATEHOUSE_ZOO_CFG")?;
+        let mut reading = Self::new(path);
+        reading.take(lines);
+        if let Some(line) = reading.last("dynamicConfigFile") {
+            let dynamic = PathBuf::from(line.value());
+            reading.take(read_lines(&dynamic, &format!("{} names it as dynamicConfigFile", path.display()))?);
+        }
+        Ok(reading)
     }
 
     fn take(&mut self, lines: Vec<Line>) {
@@ -252,15 +294,18 @@ impl Reading {
         ZooCfgError::Lacking { file: self.cfg.path.clone(), detail: detail.into(), remedy: remedy.into() }
     }
 
+    fn check_repeated(&self) -> Result<(), ZooCfgError> {
+        let Some(before) = self.repeated.first() else { return Ok(()) };
+        let key = &before.property.key;
+        let again = self.lines.get(key).map_or(0, |line| line.property.line);
+        Err(before.refuse(
+            format!("{key} is said here and, differently, on line {again}"),
+            "keep the line that the other members have too",
+        ))
+    }
+
     fn understand(mut self, resolve: Resolve<'_>) -> Result<ZooCfg, ZooCfgError> {
-        if let Some(before) = self.repeated.first() {
-            let key = &before.property.key;
-            let again = self.lines.get(key).map_or(0, |line| line.property.line);
-            return Err(before.refuse(
-                format!("{key} is said here and, differently, on line {again}"),
-                "keep the line that the other members have too",
-            ));
-        }
+        self.check_repeated()?;
         let data_dir = self.data_dir()?;
         let servers = self.servers()?;
         let own = self.member(&servers, &data_dir, resolve)?;
@@ -394,20 +439,9 @@ impl Reading {
         // An observer is no member from the start: it joins those that vote.
         let voters: BTreeMap<u64, &Server> =
             servers.iter().filter(|(_, server)| !server.is_observer).map(|(id, server)| (*id, server)).collect();
-        if voters.is_empty() {
-            return Err(own
-                .line
-                .refuse("all servers are observers, and nobody votes", "make one of them a participant"));
-        }
-        let is_wildcard = |server: &Server| bare(&server.host).parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified());
-        if let Some((id, server)) = servers.iter().find(|(_, server)| servers.len() > 1 && is_wildcard(server)) {
-            return Err(server.line.refuse(
-                format!("server.{id} is {}, which is a different place for each reader of this file", server.host),
-                "write the name by which the other members reach it; quorumListenOnAllIPs=true listens on all addresses",
-            ));
-        }
+        check_together(servers)?;
         let own_key = format!("server.{id}");
-        let address = |server: &Server| format!("{}:{}", server.host, server.port);
+        let address = Server::address;
         if own.is_observer {
             let voters: Vec<String> = voters.values().map(|server| address(server)).collect();
             self.set("observer", &own_key, true);

@@ -1,5 +1,6 @@
 //! To whom a data directory belongs: format, cluster, node. Written once, checked at every start.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::path::PathBuf;
@@ -26,6 +27,9 @@ pub struct Identity {
     /// Whether the node came to a cluster that was there: then it never begins one.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub joined: bool,
+    /// Of a node that follows its configuration file: with whom it began its cluster, whatever the file says since.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub founders: BTreeMap<NodeId, String>,
     /// Whether a recovery has begun and not finished: then no node starts here. From this mark on the directory is the new
     /// cluster's.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -85,6 +89,16 @@ pub enum IdentityError {
     /// It is half of one cluster and half of another.
     #[error("data directory {} was being made a new cluster by `statehouse recover`, which did not finish", .0.display())]
     Recovering(PathBuf),
+    /// The list does not have it, and its directory is of no cluster.
+    #[error("the file {} lists the nodes {listed}, but not this one, node {node}", file.display())]
+    NotListed {
+        /// The file.
+        file: PathBuf,
+        /// The listed nodes.
+        listed: String,
+        /// The node.
+        node: NodeId,
+    },
     /// There is a log, but nothing says whose.
     #[error("data directory {} has a log but no {NAME}", .0.display())]
     Missing(PathBuf),
@@ -96,14 +110,22 @@ impl IdentityError {
         match self {
             Self::Format { .. } => "use the program that wrote it, or give another --data-dir".to_string(),
             Self::Node { found, .. } => format!("start with --node-id {found}, or give another --data-dir"),
-            Self::Cluster { .. } => "start with the ones it was created with, or give another --data-dir".to_string(),
+            Self::Cluster { .. } => {
+                "start with the ones it was created with, or give another --data-dir; where the list was edited for \
+                                     the cluster to follow it, start with --members-from-config"
+                    .to_string()
+            }
             Self::Removed { path, .. } => {
-                format!("to bring the node back, empty {} and start it with --join", path.display())
+                format!(
+                    "to bring the node back, empty {} and start it with --join (or list it again where files are followed)",
+                    path.display()
+                )
             }
             Self::Recovering(path) => format!(
                 "run `statehouse recover --unsafe-force-new-cluster --data-dir {}` again: it goes on where it stopped",
                 path.display()
             ),
+            Self::NotListed { .. } => "add it to the files of all nodes, or correct --node-id".to_string(),
             Self::Missing(_) => format!("restore {NAME} from a copy, or give another --data-dir"),
         }
     }

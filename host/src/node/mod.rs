@@ -9,7 +9,9 @@ mod asked_changes;
 mod changes;
 mod copies;
 mod fitness;
+mod following;
 mod forward;
+mod founding;
 mod gateways;
 pub mod identity;
 mod join;
@@ -165,6 +167,8 @@ struct Inner<P: Platform, T: Transport> {
     removed: removal::Removed,
     /// See [`recovery`].
     lost_others: recovery::LostOthers,
+    /// See [`following`].
+    following: Mutex<following::Following>,
     copies: copies::Copies<P>,
     /// Who may try a module: each takes a thread for seconds, of those that groups apply entries on.
     gates: Arc<tokio::sync::Semaphore>,
@@ -253,6 +257,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
             repair: Mutex::new(repair),
             removed: removal::Removed::default(),
             lost_others: recovery::LostOthers::default(),
+            following: Mutex::default(),
             copies: copies::Copies::new(bases),
             gates: Arc::new(tokio::sync::Semaphore::new(GATES_MAX)),
         }));
@@ -636,6 +641,8 @@ impl<P: Platform, T: Transport> Node<P, T> {
                 priority::heed(&common.space, &common.priorities, from, *told);
                 return Ok(PeerResponse::Fitness(priority::fitness(&common.space, &common.priorities)));
             }
+            PeerRequest::Origin => return Ok(PeerResponse::Origin(self.origin().await?)),
+            PeerRequest::Listed => return Ok(PeerResponse::Listed(self.listed())),
             PeerRequest::Report => return Ok(PeerResponse::Report(Box::new(self.report().await))),
             PeerRequest::Status => {
                 // Index 0 is the membership that every node writes by itself; index 1 is a leader's.
@@ -654,8 +661,8 @@ impl<P: Platform, T: Transport> Handler for Node<P, T> {
         let node = self.clone();
         Box::pin(async move {
             let request = codec::decode(&request).map_err(|error| error.to_string())?;
-            // Who has not shown that it belongs to the cluster may ask to, and nothing else.
-            if lane == Lane::Join && !matches!(&request, PeerRequest::Join { .. }) {
+            // Who has not shown that it belongs to the cluster may ask to, and which one it is.
+            if lane == Lane::Join && !matches!(&request, PeerRequest::Join { .. } | PeerRequest::Origin) {
                 return Err("a node that has not joined may only ask to join".to_string());
             }
             let response = node.answer(from, request).await?;

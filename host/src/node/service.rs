@@ -401,6 +401,12 @@ impl<P: Platform, T: Transport> Node<P, T> {
         Err(error(ErrorCode::TooLarge, format!("the {what} is {length} bytes; --command-bytes-max is {limit}")))
     }
 
+    pub(super) async fn begin_change(&self, kind: ChangeKind) -> ServiceResult<Change> {
+        self.check_change(&kind).await?;
+        let id = self.change_catalog(&CatalogCommand::BeginChange(kind)).await?;
+        self.change(id)
+    }
+
     /// The change as applied here.
     fn change(&self, id: u64) -> ServiceResult<Change> {
         let change = self.0.view.get().changes.get(&id).cloned();
@@ -624,9 +630,8 @@ impl<P: Platform, T: Transport> Service for Node<P, T> {
 
     fn change_begin(&self, kind: ChangeKind) -> BoxFuture<'_, ServiceResult<Change>> {
         Box::pin(async move {
-            self.check_change(&kind).await?;
-            let id = self.change_catalog(&CatalogCommand::BeginChange(kind)).await?;
-            self.change(id)
+            self.check_not_followed(&kind)?;
+            self.begin_change(kind).await
         })
     }
 

@@ -15,6 +15,7 @@ use openraft::Instant;
 use openraft::async_runtime::AsyncRuntime;
 use sha2::Digest;
 use sha2::Sha256;
+use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use super::ListenSettings;
@@ -22,6 +23,7 @@ use super::ModuleHost;
 use super::Node;
 use super::Settings;
 use super::Setup;
+use super::founding;
 use super::identity;
 use super::identity::Identity;
 use super::identity::IdentityError;
@@ -167,18 +169,18 @@ pub struct Running {
 }
 
 /// What the node is in its cluster.
-struct Place {
-    cluster: [u8; 16],
+pub(super) struct Place {
+    pub(super) cluster: [u8; 16],
     /// Those that begin the cluster; empty when it came later.
-    founders: BTreeMap<NodeId, String>,
+    pub(super) founders: BTreeMap<NodeId, String>,
     /// The nodes it knows.
-    known: BTreeMap<NodeId, String>,
+    pub(super) known: BTreeMap<NodeId, String>,
     /// When it has joined just now: the index of the membership that names it.
-    joined_index: u64,
+    pub(super) joined_index: u64,
 }
 
 /// The cluster's id: of the initial cluster's text, so that nodes started alike agree without talking.
-fn cluster_id(config: &ServeConfig) -> [u8; 16] {
+pub(super) fn cluster_id(config: &ServeConfig) -> [u8; 16] {
     let mut digest = Sha256::new();
     digest.update(b"statehouse cluster 1\n");
     digest.update(config.cluster_name.as_bytes());
@@ -211,25 +213,51 @@ pub(crate) fn lock(data_dir: &Path) -> Result<File, StartError> {
 }
 
 /// Who still does not let a node in is told of again so often.
-const JOIN_REMINDER: Duration = Duration::from_secs(30);
+pub(super) const JOIN_REMINDER: Duration = Duration::from_secs(30);
 /// One attempt at one address.
-const JOIN_ANSWER_TIME_MAX: Duration = Duration::from_secs(15);
+pub(super) const JOIN_ANSWER_TIME_MAX: Duration = Duration::from_secs(15);
 const JOIN_PAUSE: Duration = Duration::from_millis(250);
 
-/// Asks the nodes at --join, one after the other, to be let in; the cluster, its nodes, and the index of the membership
-/// that names this one.
-async fn join(
+/// A cluster that let this node in, its nodes, and the index of the membership that names this one.
+pub(super) type Joined = ([u8; 16], BTreeMap<NodeId, String>, u64);
+
+type Runtime = <RealPlatform as Platform>::Runtime;
+
+/// Asks one thing of the node at `address`, without a cluster's word for this one. The inner error passes.
+pub(super) async fn ask_as_stranger(
     config: &ServeConfig,
+    address: &str,
     own: Option<[u8; 16]>,
-) -> Result<([u8; 16], BTreeMap<NodeId, String>, u64), StartError> {
-    type Answer = PeerResponse<<RealPlatform as Platform>::Runtime>;
-    type Now = <<RealPlatform as Platform>::Runtime as AsyncRuntime>::Instant;
-    let request = PeerRequest::<<RealPlatform as Platform>::Runtime>::Join {
-        node: config.node_id,
-        address: config.peer_address(),
-    };
-    let broken = |error: crate::codec::CodecError| StartError::Refused(error.to_string());
-    let request = Bytes::from(codec::encode(&request).map_err(broken)?);
+    request: &PeerRequest<Runtime>,
+    patience: Duration,
+) -> Result<Result<PeerResponse<Runtime>, String>, StartError> {
+    let broken = |error: codec::CodecError| StartError::Refused(error.to_string());
+    let request = Bytes::from(codec::encode(request).map_err(broken)?);
+    match tcp::ask_as_stranger(address, config.node_id, own, request, patience).await {
+        Ok(answer) => Ok(Ok(codec::decode(&answer).map_err(broken)?)),
+        Err(StrangerError::Refused(words)) if !words.contains(NOT_NOW) => Err(StartError::Refused(words)),
+        Err(error) => Ok(Err(error.to_string())),
+    }
+}
+
+/// Asks the node at `address` to be let in.
+pub(super) async fn ask_to_join(
+    config: &ServeConfig,
+    address: &str,
+    own: Option<[u8; 16]>,
+    own_address: String,
+) -> Result<Result<Joined, String>, StartError> {
+    let request = PeerRequest::Join { node: config.node_id, address: own_address };
+    match ask_as_stranger(config, address, own, &request, JOIN_ANSWER_TIME_MAX).await? {
+        Ok(PeerResponse::Joined { cluster, members, index }) => Ok(Ok((cluster, members, index))),
+        Ok(other) => Err(StartError::Refused(format!("{address} answered {other:?}"))),
+        Err(reason) => Ok(Err(reason)),
+    }
+}
+
+/// Asks the nodes at --join, one after the other, to be let in.
+async fn join(config: &ServeConfig, own: Option<[u8; 16]>) -> Result<Joined, StartError> {
+    type Now = <Runtime as AsyncRuntime>::Instant;
     let mut failed = String::new();
     let tried = async {
         // What was said of each.
@@ -241,17 +269,9 @@ async fn join(
                 said.clear();
             }
             for address in &config.join {
-                let asked =
-                    tcp::ask_as_stranger(address, config.node_id, own, request.clone(), JOIN_ANSWER_TIME_MAX).await;
-                let reason = match asked {
-                    Ok(answer) => match codec::decode::<Answer>(&answer).map_err(broken)? {
-                        PeerResponse::Joined { cluster, members, index } => return Ok((cluster, members, index)),
-                        other => return Err(StartError::Refused(format!("{address} answered {other:?}"))),
-                    },
-                    Err(StrangerError::Refused(words)) if !words.contains(NOT_NOW) => {
-                        return Err(StartError::Refused(words));
-                    }
-                    Err(error) => error.to_string(),
+                let reason = match ask_to_join(config, address, own, config.peer_address()).await? {
+                    Ok(joined) => return Ok(joined),
+                    Err(reason) => reason,
                 };
                 if said.insert(address, reason.clone()).as_ref() != Some(&reason) {
                     tracing::warn!(%reason, "cannot join yet");
@@ -267,16 +287,20 @@ async fn join(
 }
 
 #[expect(clippy::disallowed_methods, reason = "production's own start, on tokio")]
-async fn pause(time: Duration) {
+pub(super) async fn pause(time: Duration) {
     tokio::time::sleep(time).await;
 }
 
-async fn find_place(config: &ServeConfig, disk: &dyn Disk) -> Result<Place, StartError> {
+async fn find_place(config: &ServeConfig, disk: &dyn Disk, listener: &Arc<TcpListener>) -> Result<Place, StartError> {
     let in_data_dir = |source| StartError::DataDir { path: config.data_dir.clone(), source };
     let found = identity::read(disk, &config.data_dir).map_err(in_data_dir)?;
     if removal::is_marked(disk, &config.data_dir).map_err(in_data_dir)? {
         let path = config.data_dir.clone();
         return Err(IdentityError::Removed { path, node: config.node_id }.into());
+    }
+    // An observer comes to those that vote, and never begins a cluster.
+    if let Some(followed) = config.followed.as_ref().filter(|_| config.join.is_empty()) {
+        return founding::find_place(config, followed, disk, found, listener).await;
     }
     let joined_before = found.as_ref().is_some_and(|found| found.joined);
     if config.join.is_empty() && !joined_before {
@@ -297,33 +321,68 @@ async fn find_place(config: &ServeConfig, disk: &dyn Disk) -> Result<Place, Star
     // Once it has caught up it is a node like any other: the membership in its log says who the others are.
     let settled = own.is_some() && !settle::is_marked(disk, &config.data_dir).map_err(in_data_dir)?;
     if let (Some(cluster), true) = (own, settled || config.join.is_empty()) {
-        // Not to depend on the others for a restart: only a "no" counts.
-        let greeted = config.join.iter().map(|address| tcp::greet_as_stranger(address, config.node_id, cluster));
-        let recovered = found.as_ref().is_some_and(|found| found.recovered);
-        for answer in futures_util::future::join_all(greeted).await {
-            match answer {
-                // It began its own cluster since it joined theirs.
-                Err(StrangerError::Refused(words)) if recovered => {
-                    tracing::warn!(words, "a node that --join names is not of this cluster, which began by a recovery");
-                }
-                Err(StrangerError::Refused(words)) => return Err(StartError::Refused(words)),
-                _ => {}
-            }
-        }
+        greet(&config.join, config.node_id, cluster, found.as_ref()).await?;
         return Ok(Place { cluster, founders: BTreeMap::new(), known: BTreeMap::new(), joined_index: 0 });
     }
-    let (cluster, known, joined_index) = join(config, own).await?;
-    if let Some(found) = &found {
+    let joined = join(config, own).await?;
+    arrive(config, disk, found.as_ref(), joined)
+}
+
+/// Greets the nodes at these addresses. Not to depend on the others for a restart: only a "no" counts.
+pub(super) async fn greet(
+    addresses: &[String],
+    node: NodeId,
+    cluster: [u8; 16],
+    found: Option<&Identity>,
+) -> Result<(), StartError> {
+    let greeted = addresses.iter().map(|address| tcp::greet_as_stranger(address, node, cluster));
+    let recovered = found.is_some_and(|found| found.recovered);
+    for answer in futures_util::future::join_all(greeted).await {
+        match answer {
+            // It began its own cluster since it was of theirs.
+            Err(StrangerError::Refused(words)) if recovered => {
+                tracing::warn!(
+                    words,
+                    "a node that this one was told of is not of this cluster, which began by a recovery"
+                );
+            }
+            Err(StrangerError::Refused(words)) => return Err(StartError::Refused(words)),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The node was let in; a directory without an identity gets it now.
+pub(super) fn arrive(
+    config: &ServeConfig,
+    disk: &dyn Disk,
+    found: Option<&Identity>,
+    (cluster, known, joined_index): Joined,
+) -> Result<Place, StartError> {
+    let in_data_dir = |source| StartError::DataDir { path: config.data_dir.clone(), source };
+    if let Some(found) = found {
         identity::check(found, &config.data_dir, config.node_id, Some(cluster))?;
     } else {
         settle::mark(disk, &config.data_dir).map_err(in_data_dir)?;
-        let cluster = hex::encode(cluster);
-        let new =
-            Identity { format: identity::FORMAT, node: config.node_id, cluster, joined: true, ..Identity::default() };
-        identity::write(disk, &config.data_dir, &new).map_err(in_data_dir)?;
+        write_identity(config, disk, cluster, true, BTreeMap::new())?;
     }
     tracing::info!(cluster = hex::encode(cluster), nodes = ?known.keys(), "this node has joined, as a learner");
     Ok(Place { cluster, founders: BTreeMap::new(), known, joined_index })
+}
+
+pub(super) fn write_identity(
+    config: &ServeConfig,
+    disk: &dyn Disk,
+    cluster: [u8; 16],
+    joined: bool,
+    founders: BTreeMap<NodeId, String>,
+) -> Result<(), StartError> {
+    let cluster = hex::encode(cluster);
+    let new =
+        Identity { format: identity::FORMAT, node: config.node_id, cluster, joined, founders, ..Identity::default() };
+    let written = identity::write(disk, &config.data_dir, &new);
+    written.map_err(|source| StartError::DataDir { path: config.data_dir.clone(), source })
 }
 
 fn settle_identity(config: &ServeConfig, disk: &dyn Disk, found: Option<Identity>) -> Result<[u8; 16], StartError> {
@@ -344,9 +403,7 @@ fn settle_identity(config: &ServeConfig, disk: &dyn Disk, found: Option<Identity
     if config.initial_cluster.len() > 1 {
         settle::mark(disk, &config.data_dir).map_err(in_data_dir)?;
     }
-    let cluster_text = hex::encode(cluster);
-    let new = Identity { format: identity::FORMAT, node: config.node_id, cluster: cluster_text, ..Identity::default() };
-    identity::write(disk, &config.data_dir, &new).map_err(in_data_dir)?;
+    write_identity(config, disk, cluster, false, BTreeMap::new())?;
     Ok(cluster)
 }
 
@@ -364,7 +421,6 @@ async fn give_up_log(
     known: &BTreeMap<NodeId, String>,
     damage: LogError,
 ) -> Result<(), StartError> {
-    type Runtime = <RealPlatform as Platform>::Runtime;
     let data_dir = &config.data_dir;
     tracing::error!(%damage, "the log is damaged; the other nodes are asked whether they can do without it");
     let peers = match repair::look(disk.clone(), data_dir, config.node_id, known) {
@@ -439,8 +495,8 @@ pub async fn start(config: &ServeConfig) -> Result<Running, StartError> {
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     // Bound before anything is opened, so that a port in use is said at once; accepted from last.
     let listener = net::listen_at(&config.peer.to_string()).await;
-    let listener = listener.map_err(|source| StartError::Listen { address: config.peer, source })?;
-    let Place { cluster, founders, known, joined_index } = find_place(config, &*disk).await?;
+    let listener = Arc::new(listener.map_err(|source| StartError::Listen { address: config.peer, source })?);
+    let Place { cluster, founders, known, joined_index } = find_place(config, &*disk, &listener).await?;
 
     let platform = RealPlatform;
     let options = LogOptions {
@@ -481,8 +537,11 @@ pub async fn start(config: &ServeConfig) -> Result<Running, StartError> {
         settings: settings(config),
     });
     let node = node.await.map_err(StartError::Node)?;
+    if let Some(followed) = &config.followed {
+        node.follow(&followed.path.display().to_string(), followed.list.clone());
+    }
     #[expect(clippy::disallowed_methods, reason = "production's own start, on tokio")]
-    let peers = tokio::spawn(tcp::serve(listener, config.node_id, cluster, Arc::new(node.clone())));
+    let peers = tokio::spawn(tcp::serve(listener, config.node_id, Some(cluster), Arc::new(node.clone())));
     Ok(Running { node, peers, writer, lock: held })
 }
 

@@ -107,7 +107,9 @@ impl<P: Platform, T: Transport> Node<P, T> {
         let nodes = futures_util::future::join_all(asked).await.into_iter().collect();
         let setup = &self.0.setup;
         let at_ms = setup.platform.wall_ms();
-        Known { cluster: setup.cluster, node: self.id(), at_ms, catalog: &self.0.view.get(), nodes }.status()
+        let status =
+            Known { cluster: setup.cluster, node: self.id(), at_ms, catalog: &self.0.view.get(), nodes }.status();
+        ClusterStatus { files: self.files_wait().await, ..status }
     }
 
     /// What is wrong with the cluster.

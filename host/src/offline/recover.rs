@@ -349,7 +349,13 @@ impl Plan {
     pub fn carry_out(&self, disk: &Arc<dyn Disk>, path: &Path, drawn: [u8; 16]) -> Result<String, RecoverError> {
         let io = |action| move |source| RecoverError::Io { action, path: path.to_owned(), source };
         let cluster = if self.goes_on() { self.identity.cluster.clone() } else { hex::encode(drawn) };
-        let begun = Identity { cluster: cluster.clone(), joined: true, recovering: true, ..self.identity.clone() };
+        let begun = Identity {
+            cluster: cluster.clone(),
+            joined: true,
+            founders: BTreeMap::new(),
+            recovering: true,
+            ..self.identity.clone()
+        };
         let finished = Identity { recovering: false, resumes: false, recovered: true, ..begun.clone() };
         if !self.goes_on() {
             identity::write(&**disk, path, &begun).map_err(io("write identity.json"))?;

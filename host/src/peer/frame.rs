@@ -83,10 +83,14 @@ impl Hello {
         Ok(Self { cluster, from, to, lane, life: rest.get_u64_le() })
     }
 
-    /// Whether node `node` of `cluster` may talk to the sender; `Err` is the refusal in words.
-    pub fn check(self, node: NodeId, cluster: &[u8; 16]) -> Result<Self, String> {
+    /// Whether node `node` of `cluster` may talk to the sender; `Err` is the refusal in words. A node without a cluster refuses nobody for
+    /// theirs.
+    pub fn check(self, node: NodeId, cluster: Option<&[u8; 16]>) -> Result<Self, String> {
         let joins = self.lane == Lane::Join;
-        if self.cluster != *cluster && !(joins && self.cluster == [0; 16]) {
+        if let Some(cluster) = cluster
+            && self.cluster != *cluster
+            && !(joins && self.cluster == [0; 16])
+        {
             return Err(format!(
                 "node {} belongs to cluster {}, node {node} to cluster {}: check --initial-cluster, --cluster-name and \
                  --data-dir of both",
@@ -225,16 +229,21 @@ mod tests {
     fn a_stranger_is_refused_in_words() {
         let hello = Hello { cluster: [1; 16], from: 2, to: 1, lane: Lane::Bulk, life: 5 };
         let bytes: [u8; Hello::BYTES] = hello.encode().try_into().unwrap();
-        assert_eq!(Hello::decode(&bytes).unwrap().check(1, &[1; 16]), Ok(hello));
-        assert!(hello.check(1, &[9; 16]).unwrap_err().contains("--initial-cluster"));
+        assert_eq!(Hello::decode(&bytes).unwrap().check(1, Some(&[1; 16])), Ok(hello));
+        assert!(hello.check(1, Some(&[9; 16])).unwrap_err().contains("--initial-cluster"));
         // Who joins knows neither the cluster nor whom it speaks to; nobody else may say so.
         let joins = Hello { cluster: [0; 16], from: 2, to: 0, lane: Lane::Join, life: 5 };
-        assert_eq!(joins.check(1, &[9; 16]), Ok(joins));
-        assert!(Hello { cluster: [1; 16], ..joins }.check(1, &[9; 16]).unwrap_err().contains("belongs to cluster"));
-        assert!(Hello { lane: Lane::Bulk, ..joins }.check(1, &[9; 16]).is_err());
-        assert!(Hello { from: 1, ..joins }.check(1, &[9; 16]).unwrap_err().contains("two nodes"));
-        assert!(hello.check(3, &[1; 16]).unwrap_err().contains("this is node 3, not node 1"));
-        assert!(Hello { from: 1, ..hello }.check(1, &[1; 16]).unwrap_err().contains("two nodes"));
+        assert_eq!(joins.check(1, Some(&[9; 16])), Ok(joins));
+        assert!(
+            Hello { cluster: [1; 16], ..joins }.check(1, Some(&[9; 16])).unwrap_err().contains("belongs to cluster")
+        );
+        assert!(Hello { lane: Lane::Bulk, ..joins }.check(1, Some(&[9; 16])).is_err());
+        assert!(Hello { from: 1, ..joins }.check(1, Some(&[9; 16])).unwrap_err().contains("two nodes"));
+        assert!(hello.check(3, Some(&[1; 16])).unwrap_err().contains("this is node 3, not node 1"));
+        assert!(Hello { from: 1, ..hello }.check(1, Some(&[1; 16])).unwrap_err().contains("two nodes"));
+        // Who belongs to nothing yet is no stranger to anybody.
+        assert_eq!(hello.check(1, None), Ok(hello));
+        assert!(hello.check(3, None).unwrap_err().contains("this is node 3"));
         let mut http = [b' '; Hello::BYTES];
         http[..16].copy_from_slice(b"GET / HTTP/1.1\r\n");
         assert!(Hello::decode(&http).unwrap_err().contains("HTTP port"));

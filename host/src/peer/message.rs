@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use crate::membership::Condition;
 use crate::membership::MemberChange;
+use crate::membership::NodeList;
 use crate::membership::Roster;
 use crate::service::Applied;
 use crate::service::Consistency;
@@ -147,6 +148,32 @@ pub enum PeerRequest<RT: AsyncRuntime> {
     Copy(CopyStep),
     /// Asks for all that the catalog says, of no earlier moment than this; answered by [`PeerResponse::Catalog`].
     Catalog,
+    /// A node without a cluster asks which one the receiver is of, or would begin; answered by [`PeerResponse::Origin`].
+    Origin,
+    /// Asks which nodes the receiver's configuration file lists; answered by [`PeerResponse::Listed`].
+    Listed,
+}
+
+/// Which cluster a node is of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The node.
+    pub node: NodeId,
+    /// Its cluster; without one, the one that it would begin.
+    pub cluster: [u8; 16],
+    /// Whether that cluster is there: whether anybody can have been promised anything in it.
+    pub formed: bool,
+    /// The nodes that begin it, or began it, as far as that is known: id to peer address.
+    pub founders: BTreeMap<NodeId, String>,
+}
+
+/// Which nodes a node's configuration file lists.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listed {
+    /// The nodes; `None` where the node does not follow its file.
+    pub list: Option<NodeList>,
+    /// What the node, where it leads the catalog, waits for until the cluster has them as members.
+    pub waits: Option<String>,
 }
 
 /// How fit a node is to take commands and to lead.
@@ -327,6 +354,10 @@ pub enum PeerResponse<RT: AsyncRuntime> {
     Catalog(Bytes),
     /// To `SnapshotChunk` and `SnapshotEnd`: what the sender read is no snapshot; why.
     SnapshotDamaged(String),
+    /// To `Origin`.
+    Origin(Origin),
+    /// To `Listed`.
+    Listed(Listed),
 }
 
 /// How a node stands.

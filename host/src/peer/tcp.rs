@@ -473,8 +473,8 @@ async fn serve_link(
     ended
 }
 
-/// Accepts peers until the task is aborted.
-pub async fn serve(listener: TcpListener, node: NodeId, cluster: [u8; 16], handler: Arc<dyn Handler>) {
+/// Accepts peers until the task is aborted; those of any cluster while this node belongs to none.
+pub async fn serve(listener: Arc<TcpListener>, node: NodeId, cluster: Option<[u8; 16]>, handler: Arc<dyn Handler>) {
     let mut connections = tokio::task::JoinSet::new();
     let guests = Guests::default();
     loop {
@@ -501,7 +501,7 @@ pub async fn serve(listener: TcpListener, node: NodeId, cluster: [u8; 16], handl
 async fn serve_peer(
     mut stream: TcpStream,
     node: NodeId,
-    cluster: [u8; 16],
+    cluster: Option<[u8; 16]>,
     guests: Guests,
     handler: Arc<dyn Handler>,
 ) -> io::Result<()> {
@@ -510,7 +510,7 @@ async fn serve_peer(
     let mut bytes = [0; Hello::BYTES];
     let read = tokio::time::timeout(CONNECT_TIMEOUT, stream.read_exact(&mut bytes)).await;
     read.map_err(|_| io::Error::other("no handshake within a second"))??;
-    let hello = Hello::decode(&bytes).and_then(|hello| hello.check(node, &cluster));
+    let hello = Hello::decode(&bytes).and_then(|hello| hello.check(node, cluster.as_ref()));
     let (hello, guest) = match hello.and_then(|hello| Ok((hello, guests.welcome(&hello)?))) {
         Ok(welcome) => welcome,
         Err(reason) => {

@@ -68,6 +68,7 @@ impl Known<'_> {
                 .collect(),
             changes: running.into_iter().map(change_status).collect(),
             last_change: last.map(change_status),
+            files: None,
         }
     }
 

@@ -73,6 +73,13 @@ pub fn diagnose(before: &ClusterStatus, now: &ClusterStatus, between_ms: u64, ca
         doctor.node(node);
     }
     doctor.versions();
+    // At both looks: in between a change may go on as it should.
+    if let (Some(_), Some(waits), []) = (&before.files, &now.files, &now.changes[..]) {
+        let what = format!("the nodes are not those of the configuration files: {waits}");
+        let remedy =
+            "edit the files of all nodes alike, and start who is listed; docs/operations/membership.md says more";
+        doctor.find("files_differ", None, None, what, remedy);
+    }
     for group in &now.groups {
         doctor.group(group);
     }

@@ -125,6 +125,9 @@ pub struct ClusterStatus {
     pub changes: Vec<ChangeStatus>,
     /// The last one that ended.
     pub last_change: Option<ChangeStatus>,
+    /// Where the nodes are those of the configuration files (`--members-from-config`): what is waited for until they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files: Option<String>,
 }
 
 /// One node.

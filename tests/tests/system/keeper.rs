@@ -133,12 +133,24 @@ impl Ensemble {
 
     /// Starts the member `id` of servers with these roles, the first of which is number 1.
     fn start_of(&self, roles: &[&str], id: u16, words: &str, more: &[&str]) -> Keeper {
+        let cfg = self.write(roles, id, words);
+        let mut args = vec!["--zoo-cfg", cfg.to_str().unwrap()];
+        args.extend(more);
+        Keeper::start(&self.data(id).join("log"), &args)
+    }
+
+    fn data(&self, id: u16) -> PathBuf {
+        self.folder.path().join(format!("zk{id}"))
+    }
+
+    /// Writes the file of the member `id`; a server without a role is not listed.
+    fn write(&self, roles: &[&str], id: u16, words: &str) -> PathBuf {
         let port = |what: u16, id: u16| self.port(what, id);
         let server = |(id, role): (u16, &&str)| {
             format!("server.{id}=127.0.0.1:{}:{}:{role};127.0.0.1:{}\n", port(1, id), port(2, id), port(0, id))
         };
-        let servers: String = (1..).zip(roles).map(server).collect();
-        let data = self.folder.path().join(format!("zk{id}"));
+        let servers: String = (1..).zip(roles).filter(|(_, role)| !role.is_empty()).map(server).collect();
+        let data = self.data(id);
         std::fs::create_dir_all(&data).unwrap();
         std::fs::write(data.join("myid"), format!("{id}\n")).unwrap();
         let cfg = data.join("zoo.cfg");
@@ -149,9 +161,7 @@ impl Ensemble {
             port(3, id)
         );
         std::fs::write(&cfg, text).unwrap();
-        let mut args = vec!["--zoo-cfg", cfg.to_str().unwrap()];
-        args.extend(more);
-        Keeper::start(&data.join("log"), &args)
+        cfg
     }
 }
 
@@ -286,6 +296,68 @@ fn an_ensembles_file_starts_an_observer_that_no_majority_counts() {
     assert_eq!(first.create("/d", b"", 0).unwrap().error, 0);
     let said = observer.said();
     assert_eq!(said.matches("this node has joined").count(), 1, "{said}");
+}
+
+/// An ensemble's files were read at the first start, and an edited one kept the member from starting again. A server comes as an observer,
+/// then votes, and another one goes, by nothing but edited files.
+#[test]
+fn an_ensemble_becomes_what_its_edited_files_say() {
+    const VOTES: &str = "participant";
+    let ensemble = Ensemble::new();
+    let write = |roles: &[&str], all: &[u16]| all.iter().for_each(|id| _ = ensemble.write(roles, *id, "srvr"));
+    let start = |roles: &[&str], id| ensemble.start_of(roles, id, "srvr", &["--members-from-config"]);
+    let client = |id| ensemble.client(id);
+    let until_mode = |id, modes: &[&str]| {
+        wait::until(&format!("server {id} is {modes:?}"), || match four_letters(client(id), "srvr") {
+            Ok(said) if modes.iter().any(|mode| said.contains(&format!("Mode: {mode}\n"))) => Ok(()),
+            said => Err(said),
+        });
+    };
+    // Leaders come and go meanwhile: clients come again.
+    let create = |id, path: &str| {
+        wait::until(&format!("{path} is made at server {id}"), || {
+            let (mut connection, _) = Connection::open(client(id), &Hello::new(10_000))?;
+            match connection.create(path, b"", 0)?.error {
+                0 | NODE_EXISTS => Ok(()),
+                error => Err(io::Error::other(format!("error {error}"))),
+            }
+        });
+    };
+    let read = |id, path: &str| {
+        let (mut connection, _) = Connection::open(client(id), &Hello::new(10_000))?;
+        connection.ask(op::SYNC, &record(|out| _ = out.text("/")))?;
+        let reply = connection.ask(op::GET_DATA, &record(|out| _ = out.text(path).bool(false)))?;
+        match reply.error {
+            0 => Ok(String::from_utf8_lossy(&reply.body).into_owned()),
+            error => Err(io::Error::other(format!("error {error}"))),
+        }
+    };
+    let mut keepers: Vec<Keeper> = (1..=2).map(|id| start(&[VOTES; 2], id)).collect();
+    keepers[0].until_it_serves(client(1));
+    create(1, "/a");
+
+    let roles = [VOTES, VOTES, "observer"];
+    write(&roles, &[1, 2]);
+    keepers.push(start(&roles, 3));
+    keepers[2].until_it_serves(client(3));
+    until_mode(3, &["observer"]);
+    wait::until("what was made at another one", || read(3, "/a"));
+
+    write(&[VOTES; 3], &[1, 2, 3]);
+    until_mode(3, &["follower", "leader"]);
+    // Of three, one may be away; and it comes back with the file as it is now.
+    keepers.remove(1).stop();
+    create(3, "/b");
+    keepers.push(start(&[VOTES; 3], 2));
+    keepers[2].until_it_serves(client(2));
+
+    write(&["", VOTES, VOTES], &[1, 2, 3]);
+    wait::until_true("server 1 is gone", || keepers[0].said().contains("node 1 was removed from the cluster"));
+    wait::until("two servers are left", || match read(2, "/zookeeper/config") {
+        Ok(config) if config.matches(":participant").count() == 2 && !config.contains("server.1=") => Ok(()),
+        said => Err(said),
+    });
+    wait::until("all that was made", || read(2, "/a").and_then(|_| read(2, "/b")));
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod disk_space;
 mod documents;
 mod events;
 mod first_steps;
+mod following;
 mod formats;
 mod gateway;
 mod keeper;

@@ -143,6 +143,29 @@ fn the_dynamic_file_is_followed() {
     assert!(cfg.ignored[0].file.ends_with("zoo.cfg.dynamic.100000000"));
 }
 
+/// A file that is followed is read by whoever has it, also by a member that it does not list any more.
+#[test]
+fn the_members_of_a_file_are_the_same_for_every_reader() {
+    let listed = |host: &Host| {
+        let list = listed_in(&host.dir.path().join("zoo.cfg")).map_err(|error| error.to_string())?;
+        let node = |(id, node): (u64, ListedNode)| format!("{id}={} {}", node.address, node.voter);
+        Ok::<_, String>(list.into_iter().map(node).collect::<Vec<_>>().join(", "))
+    };
+    let host = Host::new(Some("9"), "dataDir={dir}\ndynamicConfigFile={dir}/servers\nserver.1=nowhere:2888:3888\n");
+    host.write("servers", "server.2=b:2888:3888:participant;2181\nserver.3=[fd00::1]:2889:3888:observer;2181\n");
+    assert_eq!(listed(&host).unwrap(), "1=nowhere:2888 true, 2=b:2888 true, 3=[fd00::1]:2889 false");
+    for (servers, words) in [
+        ("", "there is no server.N line"),
+        ("server.1=a:1:2:observer\n", "nobody votes"),
+        ("server.1=0.0.0.0:1:2\nserver.2=b:1:2\n", "a different place for each reader"),
+        ("server.1=a:1:2\nserver.1=b:1:2\n", "is said here and, differently"),
+        ("server.1=a\n", "there is no host"),
+    ] {
+        let refused = listed(&Host::new(None, &format!("dataDir={{dir}}\n{servers}"))).unwrap_err();
+        assert!(refused.contains(words), "{refused}");
+    }
+}
+
 /// An observer was refused; it had to be started by flags, and added by hand.
 #[test]
 fn an_observer_joins_those_that_vote() {

@@ -79,7 +79,7 @@ async fn a_peer_that_takes_nothing_costs_no_more_than_the_limit_and_is_dialled_a
     assert_eq!(held(&transport), 0);
     drop((listener, hung));
     let listener = TcpListener::bind(address).await.unwrap();
-    let serving = spawn(serve(listener, PEER, CLUSTER, Arc::new(Echo)));
+    let serving = spawn(serve(Arc::new(listener), PEER, Some(CLUSTER), Arc::new(Echo)));
     let mut answer = Err(String::new());
     for _ in 0..100 {
         answer = call(&transport, request.clone()).await.unwrap().map_err(|error| error.to_string());

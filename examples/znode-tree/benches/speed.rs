@@ -55,7 +55,7 @@ fn main() {
     time("the request alone", NODES, &mut |number| _ = call(&create(&path(number), &[7; 100], 0), &[("ip", "::1")]));
     let before = resident_bytes();
     time("create", NODES, &mut |number| _ = plain.write(1, &[], &create(&path(number), &[7; 100], 0)));
-    // In WebAssembly pointers are half as long: there it is about 135 bytes.
+    // In WebAssembly pointers are half as long: see the host's bench `znodes`.
     let beyond = (resident_bytes() - before) / NODES - path(0).len() - 100;
     println!("memory: {beyond} bytes a node, beyond path and data");
     time("get", NODES, &mut |number| _ = plain.read(1, &[], &read(op::GET_DATA, &scattered(number))));

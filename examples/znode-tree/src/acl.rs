@@ -67,6 +67,16 @@ impl AclId {
     /// Everything for everybody.
     pub const OPEN: Self = Self(0);
 
+    /// The id of this number.
+    pub(crate) fn at(number: u32) -> Self {
+        Self(number)
+    }
+
+    /// As a number.
+    pub(crate) fn number(self) -> u32 {
+        self.0
+    }
+
     /// As an index into a vector of all ids.
     pub fn place(self) -> usize {
         self.0 as usize

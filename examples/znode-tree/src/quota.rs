@@ -82,8 +82,8 @@ pub fn check(tree: &Tree, path: &str, nodes: i64, bytes: i64, is_enforced: bool)
     let (Some(limits), Some(stats)) = (beside(tree, quota, LIMITS), beside(tree, quota, STATS)) else {
         return Ok(());
     };
-    let limits = Track::parse(tree.get(limits).data.as_deref());
-    let stats = Track::parse(tree.get(stats).data.as_deref());
+    let limits = Track::parse(tree.get(limits).data());
+    let stats = Track::parse(tree.get(stats).data());
     let kinds = [
         ("nodes", nodes, stats.count, limits.count, limits.hard_count),
         ("bytes", bytes, stats.bytes, limits.bytes, limits.hard_bytes),
@@ -106,7 +106,7 @@ pub fn check(tree: &Tree, path: &str, nodes: i64, bytes: i64, is_enforced: bool)
 /// Keeps the stats of the quota that `path` is under.
 pub fn count(tree: &mut Tree, path: &str, nodes: i64, bytes: i64) {
     let Some(stats) = quota_of(tree, path).and_then(|quota| beside(tree, quota, STATS)) else { return };
-    let now = Track::parse(tree.get(stats).data.as_deref());
+    let now = Track::parse(tree.get(stats).data());
     let text = stats_text(now.count.saturating_add(nodes), now.bytes.saturating_add(bytes));
     tree.replace_data(stats, Some(text.as_bytes()));
 }

@@ -40,6 +40,7 @@ use crate::ops::load::Import;
 use crate::params::Params;
 use crate::tree::Tree;
 use crate::tree::arena::NodeId;
+use crate::tree::node::Fields;
 use crate::tree::node::Node;
 use crate::tree::node::Numbers;
 use crate::wire::perms;
@@ -79,7 +80,7 @@ impl Snapshot for ZnodeTree {
             let node = self.tree.get(id);
             write_node(node, self.tree.acl(id), &mut names, &mut Writer::new(&mut buffer));
             out.write_all(&buffer)?;
-            if let Some(data) = &node.data {
+            if let Some(data) = node.data() {
                 out.write_all(data)?;
             }
         }
@@ -100,13 +101,16 @@ struct ListNames {
 
 /// All of a node but its data, whose length is the last that is written.
 fn write_node(node: &Node, acl: &[Acl], names: &mut ListNames, out: &mut Writer<'_>) {
-    let Numbers { czxid, mzxid, pzxid, ctime, mtime, owner, version, aversion, created, child_changes } = node.numbers;
+    let fields = node.packed.fields();
+    let Fields { acl: list, family, .. } = fields;
+    let Numbers { czxid, mzxid, pzxid, ctime, mtime, owner, version, aversion, created, child_changes } =
+        fields.numbers();
     let flag = |condition: bool, flag: u8| if condition { flag } else { 0 };
-    let flags = flag(node.data.is_some(), HAS_DATA)
+    let flags = flag(node.data().is_some(), HAS_DATA)
         | flag((mzxid, mtime, version, aversion) != (czxid, ctime, 0, 0), CHANGED)
-        | flag((pzxid, created, child_changes, node.children) != (czxid, 0, 0, 0), HAD_CHILDREN)
+        | flag((pzxid, created, child_changes, family.children) != (czxid, 0, 0, 0), HAD_CHILDREN)
         | flag(owner != 0, OWNED)
-        | flag(node.child_went != 0, LOST_CHILD);
+        | flag(family.child_went != 0, LOST_CHILD);
     out.u8(flags).i64(czxid).i64(ctime);
     if flags & OWNED != 0 {
         out.i64(owner);
@@ -115,14 +119,14 @@ fn write_node(node: &Node, acl: &[Acl], names: &mut ListNames, out: &mut Writer<
         out.i64(mzxid).i64(mtime).i32(version).i32(aversion);
     }
     if flags & HAD_CHILDREN != 0 {
-        out.i64(pzxid).i32(created).i32(child_changes).u32(node.children);
+        out.i64(pzxid).i32(created).i32(child_changes).u32(family.children);
     }
     if flags & LOST_CHILD != 0 {
-        out.u32(node.child_went);
+        out.u32(family.child_went);
     }
-    write_list(node.acl, acl, names, out);
-    out.text(&node.name);
-    if let Some(data) = &node.data {
+    write_list(list, acl, names, out);
+    out.text(node.name());
+    if let Some(data) = node.data() {
         out.count(data.len());
     }
 }
@@ -335,7 +339,7 @@ impl Tree {
     /// The root as it was.
     fn restore_root(&mut self, numbers: Numbers, data: Option<&[u8]>, list: &[Acl]) {
         let root = self.root();
-        self.renumber(root, |now| *now = numbers);
+        self.renumber(root, numbers);
         self.replace_data(root, data);
         self.replace_acl(root, list);
     }

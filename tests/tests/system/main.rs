@@ -17,6 +17,7 @@ mod formats;
 mod gateway;
 mod keeper;
 mod keeper_bench;
+mod keeper_memory;
 mod keeper_rcfg;
 mod keeper_reconfig;
 mod keeper_recovery;

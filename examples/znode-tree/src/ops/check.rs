@@ -21,7 +21,7 @@ impl ZnodeTree {
         self.check_not_keeper(request.path)?;
         let id = self.node(request.path)?;
         self.permit(id, perms::READ, txn.identities)?;
-        check_version(self.tree.get(id).numbers.version, request.version)?;
+        check_version(self.tree.get(id).packed.change().version, request.version)?;
         Ok(id)
     }
 
@@ -31,7 +31,7 @@ impl ZnodeTree {
         self.check_not_keeper(request.path)?;
         let Some(id) = self.tree.find(request.path) else { return Ok(()) };
         self.permit(id, perms::READ, txn.identities)?;
-        match check_version(self.tree.get(id).numbers.version, request.version) {
+        match check_version(self.tree.get(id).packed.change().version, request.version) {
             Ok(()) => Err(ErrorCode::NodeExists),
             Err(_) => Ok(()),
         }

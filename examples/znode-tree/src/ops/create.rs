@@ -32,7 +32,7 @@ impl ZnodeTree {
         self.permit(parent, perms::CREATE, txn.identities)?;
         let numbered;
         let path = if mode.is_sequential() {
-            numbered = format!("{}{:010}", request.path, self.tree.get(parent).numbers.created);
+            numbered = format!("{}{:010}", request.path, self.tree.get(parent).packed.family().created);
             &numbered
         } else {
             request.path

@@ -55,9 +55,9 @@ impl ZnodeTree {
     }
 
     fn names(&self, id: NodeId, out: &mut Writer<'_>) -> Result<(), ErrorCode> {
-        out.count(self.tree.get(id).children as usize);
+        out.count(self.tree.get(id).children() as usize);
         for (_, child) in self.tree.children(id) {
-            out.text(&child.name);
+            out.buffer(Some(child.packed.name()));
             check_length(out)?;
         }
         Ok(())
@@ -113,7 +113,7 @@ impl ZnodeTree {
                 children.push((child, node));
             }
         }
-        out.texts(children.iter().map(|(_, node)| &*node.name));
+        out.texts(children.iter().map(|(_, node)| node.name()));
         self.stat(id).write(out);
         if has_options {
             let stats = if with_stats { children.as_slice() } else { &[] };
@@ -122,7 +122,7 @@ impl ZnodeTree {
             let data = if with_data { children.as_slice() } else { &[] };
             out.count(data.len());
             for (_, node) in data {
-                out.buffer(Some(node.data.as_deref().unwrap_or_default()));
+                out.buffer(Some(node.data().unwrap_or_default()));
                 check_length(out)?;
             }
         }
@@ -151,7 +151,7 @@ impl ZnodeTree {
                 if found.len() > limit as usize {
                     break 'all;
                 }
-                let path = format!("{parent_path}/{}", node.name);
+                let path = format!("{parent_path}/{}", node.name());
                 bytes += path.len();
                 if bytes > LONG_ANSWER_BYTES_MAX {
                     return Err(ErrorCode::SystemError);

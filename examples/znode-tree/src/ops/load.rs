@@ -133,7 +133,7 @@ impl ZnodeTree {
             return Ok(());
         };
         ensure!(matches!(*path, "/" | path::ZOOKEEPER | path::QUOTA), "{path:?} was loaded already");
-        self.tree.renumber(id, |now| *now = *numbers);
+        self.tree.renumber(id, *numbers);
         self.tree.replace_data(id, *data);
         self.tree.replace_acl(id, &list);
         Ok(())

@@ -167,7 +167,7 @@ impl ZnodeTree {
     /// Tells the watches of a change at a node. A node that is removed must still be there.
     pub(crate) fn tell(&self, txn: &mut Txn<'_>, event: EventType, path: &str, id: NodeId) {
         let path = if path.is_empty() { "/" } else { path };
-        if self.params.skip_acl || self.tree.acls().is_readable_by_all(self.tree.get(id).acl) {
+        if self.params.skip_acl || self.tree.acls().is_readable_by_all(self.tree.get(id).packed.acl()) {
             txn.changes.push(event, path.as_bytes(), None::<std::iter::Empty<_>>);
             return;
         }

@@ -89,7 +89,7 @@ impl ZnodeTree {
 
     /// What a getData answers.
     pub(crate) fn write_data(&self, id: NodeId, out: &mut Writer<'_>) {
-        out.buffer(self.tree.get(id).data.as_deref());
+        out.buffer(self.tree.get(id).data());
         self.stat(id).write(out);
     }
 
@@ -146,7 +146,7 @@ impl ZnodeTree {
         for path in &request.data {
             match self.tree.find(path).map(|id| self.tree.get(id)) {
                 None => missed.push((EventType::NodeDeleted, *path)),
-                Some(node) if node.numbers.mzxid > since => missed.push((EventType::NodeDataChanged, *path)),
+                Some(node) if node.packed.change().mzxid > since => missed.push((EventType::NodeDataChanged, *path)),
                 Some(_) => {}
             }
         }

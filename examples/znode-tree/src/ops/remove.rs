@@ -16,7 +16,7 @@ use crate::wire::perms;
 impl ZnodeTree {
     pub(crate) fn delete(&mut self, txn: &mut Txn<'_>, request: PathVersion<'_>) -> Result<(), ErrorCode> {
         let (parent, id) = self.removable(txn, request.path)?;
-        check_version(self.tree.get(id).numbers.version, request.version)?;
+        check_version(self.tree.get(id).packed.change().version, request.version)?;
         self.check_childless(id)?;
         self.remove(txn, request.path, parent, id);
         Ok(())
@@ -32,7 +32,7 @@ impl ZnodeTree {
     }
 
     fn check_childless(&self, id: NodeId) -> Result<(), ErrorCode> {
-        if self.tree.get(id).children == 0 { Ok(()) } else { Err(ErrorCode::NotEmpty) }
+        if self.tree.get(id).children() == 0 { Ok(()) } else { Err(ErrorCode::NotEmpty) }
     }
 
     /// ZooKeeper sends this to itself when a container's time has come, and takes it from a client as
@@ -101,7 +101,7 @@ impl ZnodeTree {
     /// Removes a node that goes by itself. One that got children meanwhile stays.
     pub(crate) fn remove_by_itself(&mut self, txn: &mut Txn<'_>, path: &str) {
         let Some(id) = self.tree.find(path) else { return };
-        if self.tree.get(id).children == 0
+        if self.tree.get(id).children() == 0
             && let Some(parent) = self.tree.get(id).parent.some()
         {
             self.remove(txn, path, parent, id);

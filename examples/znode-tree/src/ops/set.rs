@@ -36,13 +36,13 @@ impl ZnodeTree {
         let before = self.tree.get(id).data_length() as i64;
         let more = request.data.map_or(0, <[u8]>::len) as i64 - before;
         quota::check(&self.tree, request.path, 0, more, self.params.enforce_quota)?;
-        check_version(self.tree.get(id).numbers.version, request.version)?;
+        check_version(self.tree.get(id).packed.change().version, request.version)?;
 
         self.put_data(txn, id, request.data);
         if self.is_clickhouse()
             && let Some(parent) = self.tree.get(id).parent.some()
         {
-            self.tree.renumber(parent, |numbers| numbers.child_changes = numbers.child_changes.wrapping_add(1));
+            self.tree.count_child_change(parent);
         }
         self.stat(id).write(out);
         quota::count(&mut self.tree, request.path, 0, more);
@@ -53,10 +53,10 @@ impl ZnodeTree {
     /// Replaces a node's data, with the numbers that tell of it.
     fn put_data(&mut self, txn: &Txn<'_>, id: NodeId, data: Option<&[u8]>) {
         self.tree.replace_data(id, data);
-        self.tree.renumber(id, |numbers| {
-            numbers.version = next_version(numbers.version);
-            numbers.mzxid = txn.moment.zxid;
-            numbers.mtime = txn.moment.time_ms;
+        self.tree.touch(id, |change| {
+            change.version = next_version(change.version);
+            change.mzxid = txn.moment.zxid;
+            change.mtime = txn.moment.time_ms;
         });
     }
 
@@ -72,9 +72,9 @@ impl ZnodeTree {
         let list = acl::resolve(&request.acl, txn.identities, !self.is_clickhouse())?;
         let id = self.node(request.path)?;
         self.permit(id, perms::ADMIN, txn.identities)?;
-        check_version(self.tree.get(id).numbers.aversion, request.version)?;
+        check_version(self.tree.get(id).packed.change().aversion, request.version)?;
         self.tree.replace_acl(id, &list);
-        self.tree.renumber(id, |numbers| numbers.aversion = next_version(numbers.aversion));
+        self.tree.touch(id, |change| change.aversion = next_version(change.aversion));
         self.stat(id).write(out);
         Ok(())
     }
@@ -88,7 +88,7 @@ impl ZnodeTree {
     ) -> Result<(), ErrorCode> {
         let path = self.config_path();
         let id = self.node(path)?;
-        let is = self.tree.get(id).data.as_deref().unwrap_or_default();
+        let is = self.tree.get(id).data().unwrap_or_default();
         let is_same = match is.strip_prefix(members) {
             Some(rest) if self.is_clickhouse() => rest.is_empty(),
             Some(rest) => rest.starts_with(VERSION),
@@ -125,7 +125,7 @@ impl ZnodeTree {
             return Err(ErrorCode::Unimplemented);
         }
         let id = self.node(self.config_path())?;
-        request.check_version(config_version(self.tree.get(id).data.as_deref().unwrap_or_default()))?;
+        request.check_version(config_version(self.tree.get(id).data().unwrap_or_default()))?;
         request.wish()?;
         self.permit(id, perms::WRITE, identities)
     }

@@ -18,6 +18,16 @@ impl NodeId {
     /// No node.
     pub const NONE: Self = Self(u32::MAX);
 
+    /// The id of this number.
+    pub(super) fn of(number: u32) -> Self {
+        Self(number)
+    }
+
+    /// As a number.
+    pub(super) fn number(self) -> u32 {
+        self.0
+    }
+
     /// The id, unless it is none.
     pub fn some(self) -> Option<Self> {
         (self != Self::NONE).then_some(self)
@@ -34,14 +44,15 @@ impl Default for NodeId {
 #[derive(Debug, Default)]
 pub struct Arena {
     chunks: Vec<Vec<Node>>,
-    free: Vec<NodeId>,
+    /// The place that was freed last; its `next` is the one before.
+    free: NodeId,
 }
 
 impl Arena {
     /// Puts a node in.
     pub fn insert(&mut self, node: Node) -> NodeId {
-        if let Some(id) = self.free.pop() {
-            *self.get_mut(id) = node;
+        if let Some(id) = self.free.some() {
+            self.free = std::mem::replace(self.get_mut(id), node).next;
             return id;
         }
         if self.chunks.last().is_none_or(|chunk| chunk.len() == CHUNK) {
@@ -56,9 +67,9 @@ impl Arena {
 
     /// Takes a node out.
     pub fn remove(&mut self, id: NodeId) -> Node {
-        let node = std::mem::take(self.get_mut(id));
-        self.free.push(id);
-        node
+        let freed = Node { next: self.free, ..Node::default() };
+        self.free = id;
+        std::mem::replace(self.get_mut(id), freed)
     }
 
     /// A node.

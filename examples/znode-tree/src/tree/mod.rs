@@ -13,6 +13,7 @@
 pub mod arena;
 pub mod index;
 pub mod node;
+pub mod packed;
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -24,9 +25,13 @@ use crate::quota;
 use crate::tree::arena::Arena;
 use crate::tree::arena::NodeId;
 use crate::tree::index::Index;
+use crate::tree::node::Change;
+use crate::tree::node::Family;
+use crate::tree::node::Fields;
 use crate::tree::node::Node;
 use crate::tree::node::Numbers;
 use crate::tree::node::Owner;
+use crate::tree::packed::Packed;
 
 /// How to take a change back.
 #[derive(Debug)]
@@ -34,9 +39,11 @@ enum Undo {
     Created(NodeId),
     /// The node keeps its place until the journal is closed.
     Removed(NodeId),
-    Numbers(NodeId, Numbers),
-    ChildWent(NodeId, u32),
-    Data(NodeId, Option<Box<[u8]>>),
+    Fields(NodeId, Box<Fields>),
+    Change(NodeId, Change),
+    Family(NodeId, Family),
+    /// The data is that of these bytes, whatever else they say.
+    Data(NodeId, Packed),
     Acl(NodeId, AclId),
 }
 
@@ -88,7 +95,8 @@ impl Tree {
             journal: None,
         };
         let hash = index::hash(seed, b"");
-        tree.root = tree.arena.insert(Node { hash, data: Some(Box::default()), ..Node::default() });
+        let packed = Packed::new(b"", &Fields::new(Numbers::default(), AclId::OPEN), Some(b""));
+        tree.root = tree.arena.insert(Node { hash, packed, ..Node::default() });
         tree.index.insert(&mut tree.arena, tree.root);
         tree.acls.acquire_again(AclId::OPEN);
         tree.path_bytes = 1;
@@ -112,7 +120,7 @@ impl Tree {
         let mut at = self.index.first(hash);
         while let Some(id) = at.some() {
             let node = self.arena.get(id);
-            if node.hash == hash && self.is_at(node, path) {
+            if node.hash == hash && self.is_at(node, path.as_bytes()) {
                 return Some(id);
             }
             at = node.next_in_chain;
@@ -121,9 +129,9 @@ impl Tree {
     }
 
     /// Whether the names from `node` up to the root are those of `path`.
-    fn is_at<'t>(&'t self, mut node: &'t Node, mut path: &str) -> bool {
+    fn is_at<'t>(&'t self, mut node: &'t Node, mut path: &[u8]) -> bool {
         while let Some(parent) = node.parent.some() {
-            let rest = path.strip_suffix(&*node.name).and_then(|rest| rest.strip_suffix('/'));
+            let rest = path.strip_suffix(node.packed.name()).and_then(|rest| rest.strip_suffix(b"/"));
             let Some(rest) = rest else { return false };
             path = rest;
             node = self.arena.get(parent);
@@ -138,7 +146,7 @@ impl Tree {
 
     /// A node's ACL list.
     pub fn acl(&self, id: NodeId) -> &[Acl] {
-        self.acls.get(self.arena.get(id).acl)
+        self.acls.get(self.arena.get(id).packed.acl())
     }
 
     /// The lists of all nodes.
@@ -148,7 +156,7 @@ impl Tree {
 
     /// A node's children, oldest first.
     pub fn children(&self, id: NodeId) -> impl Iterator<Item = (NodeId, &Node)> {
-        let first = self.arena.get(id).first_child.some();
+        let first = self.arena.get(id).packed.family().first_child.some();
         let ids = std::iter::successors(first, |id| self.arena.get(*id).next.some());
         ids.map(|id| (id, self.arena.get(id)))
     }
@@ -160,7 +168,7 @@ impl Tree {
 
     /// The node behind `id` in the walk of `top` that goes down first.
     fn next_in(&self, top: NodeId, id: NodeId) -> Option<NodeId> {
-        if let Some(child) = self.arena.get(id).first_child.some() {
+        if let Some(child) = self.arena.get(id).packed.family().first_child.some() {
             return Some(child);
         }
         let mut at = id;
@@ -179,7 +187,7 @@ impl Tree {
         let mut names = Vec::new();
         let mut node = self.arena.get(id);
         while let Some(parent) = node.parent.some() {
-            names.push(&*node.name);
+            names.push(node.name());
             node = self.arena.get(parent);
         }
         if names.is_empty() {
@@ -213,10 +221,11 @@ impl Tree {
         self.path_bytes
     }
 
-    /// About what all nodes and their ACL lists take, bytes: a little more, since a node keeps only its name of its path.
+    /// About what all nodes and their ACL lists take, bytes: a little more where most were changed at most once, since a node
+    /// keeps only its name of its path.
     /// The same on every replica, unlike what the allocator would say.
     pub fn memory_bytes(&self) -> u64 {
-        const NODE_BYTES: u64 = 136;
+        const NODE_BYTES: u64 = 80;
         let lists = self.acls.bytes() as u64;
         self.data_bytes + self.path_bytes + lists + self.node_count() as u64 * NODE_BYTES
     }
@@ -253,7 +262,7 @@ impl Tree {
         for equal in some.chunk_by_mut(|(one, _), (other, _)| one == other).filter(|equal| equal.len() > 1) {
             equal.sort_by_cached_key(|(_, id)| self.path_of(*id));
         }
-        some.sort_by_key(|(_, id)| self.arena.get(*id).numbers.czxid);
+        some.sort_by_key(|(_, id)| self.arena.get(*id).packed.czxid());
         some.into_iter().map(|(_, id)| id).collect()
     }
 
@@ -287,7 +296,7 @@ impl Tree {
             match undo {
                 Undo::Removed(id) => self.free(id),
                 Undo::Acl(_, acl) => self.acls.release(acl),
-                Undo::Created(_) | Undo::Numbers(..) | Undo::ChildWent(..) | Undo::Data(..) => {}
+                Undo::Created(_) | Undo::Fields(..) | Undo::Change(..) | Undo::Family(..) | Undo::Data(..) => {}
             }
         }
     }
@@ -305,13 +314,12 @@ impl Tree {
                     let path = self.path_of(id);
                     self.attach(id, &path);
                 }
-                Undo::Numbers(id, numbers) => self.edit(id, |node| node.numbers = numbers),
-                Undo::ChildWent(id, later) => self.arena.get_mut(id).child_went = later,
-                Undo::Data(id, data) => {
-                    self.swap_data(id, data);
-                }
+                Undo::Fields(id, fields) => self.edit(id, |packed| packed.set_fields(&fields)),
+                Undo::Change(id, change) => self.edit(id, |packed| packed.set_change(change)),
+                Undo::Family(id, family) => self.edit(id, |packed| packed.set_family(family)),
+                Undo::Data(id, before) => self.put_data(id, before.data()),
                 Undo::Acl(id, acl) => {
-                    let now = std::mem::replace(&mut self.arena.get_mut(id).acl, acl);
+                    let now = self.swap_acl(id, acl);
                     self.acls.release(now);
                 }
             }
@@ -322,13 +330,11 @@ impl Tree {
     /// numbers are [`touch_parent`](Self::touch_parent)'s.
     pub fn create(&mut self, parent: NodeId, path: &str, data: Option<&[u8]>, acl: &[Acl], numbers: Numbers) -> NodeId {
         let name = path.rsplit_once('/').map_or("", |(_, name)| name);
+        let fields = Fields::new(numbers, self.acls.acquire(acl));
         let id = self.arena.insert(Node {
-            numbers,
-            name: name.into(),
-            data: data.map(Into::into),
-            acl: self.acls.acquire(acl),
+            packed: Packed::new(name.as_bytes(), &fields, data),
             parent,
-            previous: self.arena.get(parent).last_child,
+            previous: self.arena.get(parent).packed.family().last_child,
             hash: index::hash(self.seed, path.as_bytes()),
             ..Node::default()
         });
@@ -346,62 +352,74 @@ impl Tree {
         }
     }
 
-    /// Changes a node's numbers.
-    pub fn renumber(&mut self, id: NodeId, change: impl FnOnce(&mut Numbers)) {
-        let before = self.arena.get(id).numbers;
-        self.note(|| Undo::Numbers(id, before));
-        self.edit(id, |node| change(&mut node.numbers));
+    /// Gives a node other numbers, all of them.
+    pub fn renumber(&mut self, id: NodeId, numbers: Numbers) {
+        let before = self.arena.get(id).packed.fields();
+        self.note(|| Undo::Fields(id, Box::new(before)));
+        self.edit(id, |packed| packed.set_fields(&before.with(numbers)));
+    }
+
+    /// Changes the numbers that tell of a node's last change.
+    pub fn touch(&mut self, id: NodeId, touch: impl FnOnce(&mut Change)) {
+        let mut change = self.arena.get(id).packed.change();
+        let before = change;
+        self.note(|| Undo::Change(id, before));
+        touch(&mut change);
+        self.edit(id, |packed| packed.set_change(change));
     }
 
     /// A child of `parent` has come (`created`) or gone.
     pub fn touch_parent(&mut self, parent: NodeId, zxid: i64, created: bool) {
-        self.renumber(parent, |numbers| {
-            numbers.created = numbers.created.wrapping_add(i32::from(created));
-            numbers.child_changes = numbers.child_changes.wrapping_add(1);
-            numbers.pzxid = zxid;
+        self.note_family(parent);
+        self.edit_family(parent, |family| {
+            family.created = family.created.wrapping_add(i32::from(created));
+            family.child_changes = family.child_changes.wrapping_add(1);
+            family.pzxid = zxid;
+            family.child_went = 0;
         });
-        self.set_child_went(parent, 0);
     }
 
     /// A child of `parent` has gone and the pzxid stays, as in ClickHouse Keeper. Who comes back with a watch is told all the
     /// same.
     pub fn lose_child(&mut self, parent: NodeId, zxid: i64) {
-        self.renumber(parent, |numbers| numbers.child_changes = numbers.child_changes.wrapping_add(1));
-        let later = zxid.saturating_sub(self.get(parent).numbers.pzxid).max(0);
-        self.set_child_went(parent, u32::try_from(later).unwrap_or(u32::MAX));
+        self.note_family(parent);
+        self.edit_family(parent, |family| {
+            family.child_changes = family.child_changes.wrapping_add(1);
+            let later = zxid.saturating_sub(family.pzxid).max(0);
+            family.child_went = u32::try_from(later).unwrap_or(u32::MAX);
+        });
     }
 
-    /// See [`Node::child_went`].
+    /// A child of `parent` has other data, which ClickHouse Keeper counts there.
+    pub fn count_child_change(&mut self, parent: NodeId) {
+        self.note_family(parent);
+        self.edit_family(parent, |family| family.child_changes = family.child_changes.wrapping_add(1));
+    }
+
+    /// See [`Family::child_went`].
     pub fn set_child_went(&mut self, id: NodeId, later: u32) {
-        let before = self.arena.get(id).child_went;
-        if before != later {
-            self.note(|| Undo::ChildWent(id, before));
-            self.arena.get_mut(id).child_went = later;
+        if self.arena.get(id).packed.family().child_went != later {
+            self.note_family(id);
+            self.edit_family(id, |family| family.child_went = later);
         }
     }
 
     /// Replaces a node's data and nothing else.
     pub fn replace_data(&mut self, id: NodeId, data: Option<&[u8]>) {
-        if self.journal.is_none() {
-            let node = self.arena.get_mut(id);
-            // In its place, where it fits: the host pays for each page that an entry has written to.
-            if let (Some(old), Some(new)) = (&mut node.data, data)
-                && old.len() == new.len()
-            {
-                old.copy_from_slice(new);
-                return;
-            }
-            // Gone before the new one is made, which may then have its place.
-            self.swap_data(id, None);
+        if let Some(journal) = &mut self.journal {
+            let packed = &mut self.arena.get_mut(id).packed;
+            let (length, other) = (content_length(packed.data()), packed.with_data(data));
+            journal.push(Undo::Data(id, std::mem::replace(packed, other)));
+            self.count_data(length, content_length(data));
+        } else {
+            self.put_data(id, data);
         }
-        let before = self.swap_data(id, data.map(Into::into));
-        self.note(|| Undo::Data(id, before));
     }
 
     /// Replaces a node's ACL list and nothing else.
     pub fn replace_acl(&mut self, id: NodeId, acl: &[Acl]) {
         let acl = self.acls.acquire(acl);
-        let before = std::mem::replace(&mut self.arena.get_mut(id).acl, acl);
+        let before = self.swap_acl(id, acl);
         match &mut self.journal {
             Some(journal) => journal.push(Undo::Acl(id, before)),
             None => self.acls.release(before),
@@ -414,17 +432,33 @@ impl Tree {
         }
     }
 
-    fn free(&mut self, id: NodeId) {
-        let node = self.arena.remove(id);
-        self.acls.release(node.acl);
+    fn note_family(&mut self, id: NodeId) {
+        if self.journal.is_some() {
+            let before = self.arena.get(id).packed.family();
+            self.note(|| Undo::Family(id, before));
+        }
     }
 
-    fn swap_data(&mut self, id: NodeId, data: Option<Box<[u8]>>) -> Option<Box<[u8]>> {
-        let node = self.arena.get_mut(id);
-        let before = node.data_length() as u64;
-        let old = std::mem::replace(&mut node.data, data);
-        self.data_bytes = self.data_bytes.saturating_sub(before).saturating_add(node.data_length() as u64);
-        old
+    fn free(&mut self, id: NodeId) {
+        let node = self.arena.remove(id);
+        self.acls.release(node.packed.acl());
+    }
+
+    fn put_data(&mut self, id: NodeId, data: Option<&[u8]>) {
+        let packed = &mut self.arena.get_mut(id).packed;
+        let before = content_length(packed.data());
+        packed.set_data(data);
+        self.count_data(before, content_length(data));
+    }
+
+    fn count_data(&mut self, before: u64, now: u64) {
+        self.data_bytes = self.data_bytes.saturating_sub(before).saturating_add(now);
+    }
+
+    fn swap_acl(&mut self, id: NodeId, acl: AclId) -> AclId {
+        let before = self.arena.get(id).packed.acl();
+        self.edit(id, |packed| packed.set_acl(acl));
+        before
     }
 
     /// Hangs a node into the tree, between its `previous` and its `next`.
@@ -434,13 +468,13 @@ impl Tree {
         let (parent, previous, next, owner, hash) = (node.parent, node.previous, node.next, node.owner(), node.hash);
         self.data_bytes += node.data_length() as u64;
         self.path_bytes += path.len() as u64;
-        self.edit(parent, |parent| {
-            parent.children += 1;
+        self.edit_family(parent, |family| {
+            family.children += 1;
             if previous == NodeId::NONE {
-                parent.first_child = id;
+                family.first_child = id;
             }
             if next == NodeId::NONE {
-                parent.last_child = id;
+                family.last_child = id;
             }
         });
         if previous != NodeId::NONE {
@@ -484,27 +518,36 @@ impl Tree {
         if next != NodeId::NONE {
             self.arena.get_mut(next).previous = previous;
         }
-        self.edit(parent, |parent| {
-            parent.children = parent.children.saturating_sub(1);
+        self.edit_family(parent, |family| {
+            family.children = family.children.saturating_sub(1);
             if previous == NodeId::NONE {
-                parent.first_child = next;
+                family.first_child = next;
             }
             if next == NodeId::NONE {
-                parent.last_child = previous;
+                family.last_child = previous;
             }
         });
         self.index.remove(&mut self.arena, id);
     }
 
+    /// Changes the numbers and links of a node's children.
+    fn edit_family(&mut self, id: NodeId, change: impl FnOnce(&mut Family)) {
+        self.edit(id, |packed| {
+            let mut family = packed.family();
+            change(&mut family);
+            packed.set_family(family);
+        });
+    }
+
     /// Changes a node in a way that may change when it goes by itself.
-    fn edit(&mut self, id: NodeId, change: impl FnOnce(&mut Node)) {
+    fn edit(&mut self, id: NodeId, change: impl FnOnce(&mut Packed)) {
         if matches!(self.arena.get(id).owner(), Owner::Container | Owner::Ttl(_)) {
             let path = self.path_of(id);
             self.unmark(id, &path);
-            change(self.arena.get_mut(id));
+            change(&mut self.arena.get_mut(id).packed);
             self.mark(id, &path);
         } else {
-            change(self.arena.get_mut(id));
+            change(&mut self.arena.get_mut(id).packed);
         }
     }
 
@@ -525,15 +568,24 @@ impl Tree {
     /// children and no new data for longer than that.
     pub fn due_ms(&self, id: NodeId) -> Option<u64> {
         let node = self.arena.get(id);
-        if node.children > 0 {
+        let owner = node.owner();
+        if !matches!(owner, Owner::Container | Owner::Ttl(_)) {
             return None;
         }
-        let after = |delay_ms: u64| (node.numbers.mtime as u64).saturating_add(delay_ms).saturating_add(1);
-        match node.owner() {
-            Owner::Container if node.numbers.created > 0 => Some(0),
+        let Fields { change, family, .. } = node.packed.fields();
+        if family.children > 0 {
+            return None;
+        }
+        let after = |delay_ms: u64| (change.mtime as u64).saturating_add(delay_ms).saturating_add(1);
+        match owner {
+            Owner::Container if family.created > 0 => Some(0),
             Owner::Container if self.never_used_ms > 0 => Some(after(self.never_used_ms)),
             Owner::Ttl(ttl_ms) if ttl_ms > 0 => Some(after(ttl_ms)),
             _ => None,
         }
     }
+}
+
+fn content_length(data: Option<&[u8]>) -> u64 {
+    data.map_or(0, <[u8]>::len) as u64
 }

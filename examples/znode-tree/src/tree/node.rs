@@ -2,6 +2,8 @@
 
 use crate::acl::AclId;
 use crate::tree::arena::NodeId;
+use crate::tree::packed::Cursor;
+use crate::tree::packed::Packed;
 use crate::wire::Stat;
 
 /// A node's owner that marks a container.
@@ -73,83 +75,234 @@ pub struct Numbers {
     pub child_changes: i32,
 }
 
+/// What tells of a node's last change; see [`Stat`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Change {
+    pub mzxid: i64,
+    pub mtime: i64,
+    pub version: i32,
+    pub aversion: i32,
+}
+
+impl Change {
+    /// Of a node that was never changed.
+    pub(super) fn none(czxid: i64, ctime: i64) -> Self {
+        Self { mzxid: czxid, mtime: ctime, version: 0, aversion: 0 }
+    }
+
+    /// Whether no new node can have it, whenever it was made.
+    pub(super) fn is_some(&self) -> bool {
+        (self.version, self.aversion) != (0, 0)
+    }
+
+    pub(super) fn from_bytes(bytes: &[u8; 24]) -> Self {
+        let mut cursor = Cursor(bytes);
+        Self { mzxid: cursor.i64(), mtime: cursor.i64(), version: cursor.i32(), aversion: cursor.i32() }
+    }
+
+    pub(super) fn to_bytes(self) -> [u8; 24] {
+        let mut bytes = [0; 24];
+        let mut rest = &mut bytes[..];
+        put(&mut rest, self.mzxid.to_le_bytes());
+        put(&mut rest, self.mtime.to_le_bytes());
+        put(&mut rest, self.version.to_le_bytes());
+        put(&mut rest, self.aversion.to_le_bytes());
+        bytes
+    }
+}
+
+/// The children of a node, and what tells of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Family {
+    /// See [`Stat`].
+    pub pzxid: i64,
+    /// See [`Numbers`].
+    pub created: i32,
+    /// See [`Numbers`].
+    pub child_changes: i32,
+    /// The oldest of them.
+    pub first_child: NodeId,
+    /// The youngest of them.
+    pub last_child: NodeId,
+    /// How many there are.
+    pub children: u32,
+    /// Where the pzxid is ClickHouse's: how much later the last child went, [`u32::MAX`] for that or more.
+    pub child_went: u32,
+}
+
+impl Family {
+    /// Of a node that never had children.
+    pub(super) fn none(czxid: i64) -> Self {
+        let none = NodeId::NONE;
+        let (first_child, last_child) = (none, none);
+        Self { pzxid: czxid, created: 0, child_changes: 0, first_child, last_child, children: 0, child_went: 0 }
+    }
+
+    /// Whether no new node can have it, whenever it was made.
+    pub(super) fn is_some(&self) -> bool {
+        self.children != 0 || (self.created, self.child_changes) != (0, 0)
+    }
+
+    pub(super) fn from_bytes(bytes: &[u8; 32]) -> Self {
+        let mut cursor = Cursor(bytes);
+        Self {
+            pzxid: cursor.i64(),
+            created: cursor.i32(),
+            child_changes: cursor.i32(),
+            first_child: NodeId::of(cursor.u32()),
+            last_child: NodeId::of(cursor.u32()),
+            children: cursor.u32(),
+            child_went: cursor.u32(),
+        }
+    }
+
+    pub(super) fn to_bytes(self) -> [u8; 32] {
+        let mut bytes = [0; 32];
+        let mut rest = &mut bytes[..];
+        put(&mut rest, self.pzxid.to_le_bytes());
+        put(&mut rest, self.created.to_le_bytes());
+        put(&mut rest, self.child_changes.to_le_bytes());
+        put(&mut rest, self.first_child.number().to_le_bytes());
+        put(&mut rest, self.last_child.number().to_le_bytes());
+        put(&mut rest, self.children.to_le_bytes());
+        put(&mut rest, self.child_went.to_le_bytes());
+        bytes
+    }
+}
+
+/// Puts a field where there is room for it, and moves on.
+fn put<const N: usize>(rest: &mut &mut [u8], field: [u8; N]) {
+    if let Some((room, behind)) = std::mem::take(rest).split_first_chunk_mut() {
+        *room = field;
+        *rest = behind;
+    }
+}
+
+/// What a node has beside name, data and its place in the tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Fields {
+    pub czxid: i64,
+    pub ctime: i64,
+    /// See [`Owner`].
+    pub owner: i64,
+    pub change: Change,
+    pub family: Family,
+    pub acl: AclId,
+}
+
+impl Fields {
+    /// Of a node with these numbers and no children.
+    pub fn new(numbers: Numbers, acl: AclId) -> Self {
+        let Numbers { czxid, ctime, owner, .. } = numbers;
+        let none = Self { czxid, ctime, owner, change: Change::none(czxid, ctime), family: Family::none(czxid), acl };
+        none.with(numbers)
+    }
+
+    /// With other numbers.
+    pub fn with(self, numbers: Numbers) -> Self {
+        let Numbers { czxid, mzxid, pzxid, ctime, mtime, owner, version, aversion, created, child_changes } = numbers;
+        let change = Change { mzxid, mtime, version, aversion };
+        let family = Family { pzxid, created, child_changes, ..self.family };
+        Self { czxid, ctime, owner, change, family, acl: self.acl }
+    }
+
+    /// The numbers.
+    pub fn numbers(&self) -> Numbers {
+        let Self { czxid, ctime, owner, change, family, .. } = *self;
+        let Change { mzxid, mtime, version, aversion } = change;
+        let Family { pzxid, created, child_changes, .. } = family;
+        Numbers { czxid, mzxid, pzxid, ctime, mtime, owner, version, aversion, created, child_changes }
+    }
+}
+
 /// A znode. Its path is the names from the root down; only its own is kept here.
 #[derive(Clone, Debug, Default)]
 pub struct Node {
-    /// The stat's stored part.
-    pub numbers: Numbers,
-    /// Its name within its parent; empty for the root.
-    pub name: Box<str>,
-    /// Its data; `None` is null, which clients can tell from empty.
-    pub data: Option<Box<[u8]>>,
-    /// Its ACL list.
-    pub acl: AclId,
+    /// Its name within its parent (empty for the root), its [`Fields`] and its data.
+    pub packed: Packed,
     /// Where it hangs.
     pub parent: NodeId,
-    /// The oldest of its children.
-    pub first_child: NodeId,
-    /// The youngest of its children.
-    pub last_child: NodeId,
     /// The next younger child of its parent.
     pub next: NodeId,
     /// The next older child of its parent.
     pub previous: NodeId,
-    /// How many children it has.
-    pub children: u32,
-    /// Where the pzxid is ClickHouse's: how much later its last child went, [`u32::MAX`] for that or more.
-    pub child_went: u32,
     /// Hash of its path.
     pub hash: u32,
     /// The next node in the same chain of the index.
     pub next_in_chain: NodeId,
 }
 
-/// With the chain's head in the index, and two allocations' headers (8 bytes each) and rounding (4
-/// on average) around name and data, a small znode costs about 140 bytes beyond path and data.
+/// With the chain's head in the index (4 bytes), some 12 bytes beside name and data in [`Packed`], and that allocation's header
+/// (4 bytes) and rounding (4 on average), a node that was never changed costs about 50 bytes beyond its name and data: in
+/// WebAssembly a million with names of 12 bytes and 100 bytes of data take 160 MB. The first change costs 24 more, the first child 32.
 #[cfg(target_pointer_width = "32")]
-const _: () = assert!(size_of::<Node>() <= 120);
+const _: () = assert!(size_of::<Node>() <= 28);
 
 impl Node {
     /// What its owner means.
     pub fn owner(&self) -> Owner {
-        Owner::from_number(self.numbers.owner)
+        Owner::from_number(self.packed.owner())
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        // It came as text.
+        std::str::from_utf8(self.packed.name()).unwrap_or_default()
+    }
+
+    /// The stat's stored part.
+    pub fn numbers(&self) -> Numbers {
+        self.packed.fields().numbers()
+    }
+
+    /// How many children it has.
+    pub fn children(&self) -> u32 {
+        self.packed.family().children
     }
 
     /// The last change of its list of children, or something later. ClickHouse Keeper's pzxid knows of no removal.
     pub fn children_zxid(&self) -> i64 {
-        match self.child_went {
+        let family = self.packed.family();
+        match family.child_went {
             u32::MAX => i64::MAX,
-            later => self.numbers.pzxid.saturating_add(later.into()),
+            later => family.pzxid.saturating_add(later.into()),
         }
+    }
+
+    /// Its data; `None` is null, which clients can tell from empty.
+    pub fn data(&self) -> Option<&[u8]> {
+        self.packed.data()
     }
 
     /// Bytes of its data.
     pub fn data_length(&self) -> usize {
-        self.data.as_ref().map_or(0, |data| data.len())
+        self.data().map_or(0, <[u8]>::len)
     }
 
     /// The stat that clients see. ZooKeeper counts each child that came, and each that came and went
     /// twice, and tells of no owner but a session; ClickHouse Keeper shows what it keeps.
     pub fn stat(&self, is_clickhouse: bool) -> Stat {
-        let numbers = &self.numbers;
-        let children = self.children as i32;
-        let (cversion, ephemeral_owner) = match (is_clickhouse, self.owner()) {
-            (true, _) => (numbers.child_changes, numbers.owner),
-            (false, Owner::Session(_)) => (numbers.created.wrapping_mul(2).wrapping_sub(children), numbers.owner),
-            (false, _) => (numbers.created.wrapping_mul(2).wrapping_sub(children), 0),
+        let Fields { czxid, ctime, owner, change, family, .. } = self.packed.fields();
+        let children = family.children as i32;
+        let (cversion, ephemeral_owner) = match (is_clickhouse, Owner::from_number(owner)) {
+            (true, _) => (family.child_changes, owner),
+            (false, Owner::Session(_)) => (family.created.wrapping_mul(2).wrapping_sub(children), owner),
+            (false, _) => (family.created.wrapping_mul(2).wrapping_sub(children), 0),
         };
         Stat {
-            czxid: numbers.czxid,
-            mzxid: numbers.mzxid,
-            ctime: numbers.ctime,
-            mtime: numbers.mtime,
-            version: numbers.version,
+            czxid,
+            mzxid: change.mzxid,
+            ctime,
+            mtime: change.mtime,
+            version: change.version,
             cversion,
-            aversion: numbers.aversion,
+            aversion: change.aversion,
             ephemeral_owner,
             data_length: self.data_length() as i32,
             num_children: children,
-            pzxid: numbers.pzxid,
+            pzxid: family.pzxid,
         }
     }
 }

@@ -192,7 +192,7 @@ pub struct ServeConfig {
     #[arg(long, value_name = "MS", default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(1..), help_heading = "Limits")]
     pub request_timeout_ms: u64,
 
-    /// How many events of a group are kept for subscribers that come back
+    /// How many events of a group are kept for subscribers that come back, and never more than 8 MiB
     #[arg(long, value_name = "N", default_value_t = 10_000, help_heading = "Limits")]
     pub events_kept: u64,
 

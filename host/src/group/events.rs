@@ -15,8 +15,15 @@ use tokio::sync::oneshot;
 use crate::service::Event;
 use crate::service::EventItem;
 
-/// Bytes of events kept a group, besides the bound on their number.
-const KEPT_BYTES_MAX: usize = 64 << 20;
+/// Bytes of events kept a group, besides the bound on their number: what a subscriber is sent who comes back after seconds. Not what was
+/// emitted for hours, when nobody listens at all.
+const KEPT_BYTES_MAX: usize = 8 << 20;
+/// What an event occupies besides its bytes, roughly.
+const EVENT_OVERHEAD_BYTES: usize = 96;
+
+fn occupied(event: &Event) -> usize {
+    event.data.len().saturating_add(EVENT_OVERHEAD_BYTES)
+}
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -67,12 +74,15 @@ impl Events {
             return;
         }
         for (number, data) in events.into_iter().enumerate() {
-            inner.bytes += data.len();
-            inner.ring.push_back(Event { index, number: u32::try_from(number).unwrap_or(u32::MAX), data: data.into() });
+            let event = Event { index, number: u32::try_from(number).unwrap_or(u32::MAX), data: data.into() };
+            inner.bytes = inner.bytes.saturating_add(occupied(&event));
+            inner.ring.push_back(event);
         }
-        while inner.ring.len() > self.keep || inner.bytes > KEPT_BYTES_MAX {
+        // What was emitted just now is for those who wait, however much it is.
+        let older = |inner: &Inner| inner.ring.front().is_some_and(|event| event.index < index);
+        while inner.ring.len() > self.keep || inner.bytes > KEPT_BYTES_MAX && older(&inner) {
             let Some(old) = inner.ring.pop_front() else { break };
-            inner.bytes = inner.bytes.saturating_sub(old.data.len());
+            inner.bytes = inner.bytes.saturating_sub(occupied(&old));
             inner.complete_from = old.index.saturating_add(1);
         }
         // Dropping the senders wakes the subscribers.
@@ -136,6 +146,10 @@ impl Cursor {
             self.number = event.number.saturating_add(1);
             return Step::Item(EventItem::Event(event));
         }
+        // All before `next` was seen: whatever of it is dropped now is no gap.
+        if self.index < inner.next {
+            (self.index, self.number) = (inner.next, 0);
+        }
         let (sender, receiver) = oneshot::channel();
         inner.waiting.retain(|waiting| !waiting.is_closed());
         inner.waiting.push(sender);
@@ -185,5 +199,22 @@ mod tests {
         assert_eq!(ready(&mut late), None);
         events.jump(100);
         assert_eq!(ready(&mut late), Some(EventItem::Gap { from: 6, next: 100 }));
+    }
+
+    /// A million creates, some hundred an entry, left 60 MiB of events in each node, which nobody had asked for.
+    #[test]
+    fn large_events_are_kept_by_their_bytes() {
+        let events = Arc::new(Events::new(10_000));
+        for index in 1..=100 {
+            events.push(index, vec![vec![b'x'; 1 << 20]]);
+        }
+        let mut stream = events.subscribe(Some(1));
+        assert_eq!(ready(&mut stream), Some(EventItem::Gap { from: 1, next: 94 }));
+        assert_eq!(std::iter::from_fn(|| ready(&mut stream)).count(), 7);
+        // One that is larger than all that is kept reaches those who wait for it.
+        events.push(101, vec![vec![b'x'; 9 << 20]]);
+        assert!(matches!(ready(&mut stream), Some(EventItem::Event(event)) if event.index == 101));
+        events.push(102, vec![b"y".to_vec()]);
+        assert_eq!(ready(&mut events.subscribe(Some(1))), Some(EventItem::Gap { from: 1, next: 102 }));
     }
 }

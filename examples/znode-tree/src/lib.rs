@@ -65,7 +65,7 @@ const REAP_TIMER: u64 = 1;
 const ENDED_TIMER: u64 = 2;
 /// How many nodes go by themselves in one entry; the others in the next.
 pub(crate) const REAPED_PER_ENTRY: usize = 1_000;
-/// How many nodes of ended sessions go in one entry. (An entry has 10⁹ units of fuel; a node that goes takes some 5,000.)
+/// How many nodes of ended sessions go in one entry. (An entry has 10⁹ units of fuel; a node that goes takes some 10,000.)
 const ENDED_PER_ENTRY: usize = 50_000;
 /// Bytes of events after which no more nodes go in one entry: with one more it stays below the host's 16 MiB.
 const GONE_EVENT_BYTES: usize = 8 << 20;

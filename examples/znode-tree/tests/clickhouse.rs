@@ -381,7 +381,7 @@ fn who_comes_back_with_a_watch_is_told_of_a_child_that_went_though_the_pzxid_is_
 
 #[test]
 fn a_full_tree_takes_no_more_but_may_be_read_and_emptied() {
-    let mut group = Group::new(r#"{"compatibility":"clickhouse","memory_soft_limit_bytes":2000}"#);
+    let mut group = Group::new(r#"{"compatibility":"clickhouse","memory_soft_limit_bytes":1500}"#);
     let mut created = 0;
     let full = loop {
         match group.write(&create(&format!("/n{created}"), &[0; 100], 0)) {

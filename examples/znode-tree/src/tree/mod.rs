@@ -262,7 +262,7 @@ impl Tree {
         for equal in some.chunk_by_mut(|(one, _), (other, _)| one == other).filter(|equal| equal.len() > 1) {
             equal.sort_by_cached_key(|(_, id)| self.path_of(*id));
         }
-        some.sort_by_key(|(_, id)| self.arena.get(*id).packed.czxid());
+        some.sort_by_cached_key(|(_, id)| self.arena.get(*id).packed.czxid());
         some.into_iter().map(|(_, id)| id).collect()
     }
 

@@ -129,7 +129,7 @@ fn a_server_that_gave_up_the_one_it_joined_through_starts_although_that_one_refu
     ensemble.start_again(0);
     until_it_serves_nobody(&ensemble, 0);
     ensemble.restart(joined);
-    assert!(ensemble.said(joined).contains("a node that --join names is not of this cluster"));
+    assert!(ensemble.said(joined).contains("is not of this cluster, which began by a recovery"));
     let (mut client, _) = Connection::until_open(ensemble.client(joined), &Hello::again(&welcome));
     assert_eq!(data(&get(&mut client, "/kept")), b"before");
 }

@@ -23,6 +23,7 @@ use crate::catalog::Catalog;
 use crate::membership::Change;
 use crate::membership::ChangeKind;
 use crate::membership::ChangeState;
+use crate::membership::ListedNode;
 use crate::membership::NodeList;
 use crate::membership::Roster;
 use crate::peer::Transport;
@@ -70,9 +71,9 @@ fn ids<'a>(nodes: impl IntoIterator<Item = &'a NodeId>) -> String {
     nodes.into_iter().map(NodeId::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// The list in words: roles where they differ, addresses where they are in question.
+/// The list in words.
 fn words(list: &NodeList) -> String {
-    let node = |(id, node): (&NodeId, &crate::membership::ListedNode)| match node.voter {
+    let node = |(id, node): (&NodeId, &ListedNode)| match node.voter {
         true => id.to_string(),
         false => format!("{id} (observer)"),
     };

@@ -180,9 +180,11 @@ fn a_recovery_is_confirmed_by_typing_what_is_lost() {
     assert_eq!(cluster.node(1).client().post("/v1/groups/counter/query", "\"Get\"").expect(200).text(), "5");
 }
 
-/// A recovery that was cut short after its first write: the node says so and does not start until it is finished.
-#[test]
-fn a_node_whose_recovery_was_cut_short_does_not_start_until_it_is_finished() {
+/// The cluster that a recovery which was cut short had begun.
+const BEGUN: &str = "00112233445566778899aabbccddeeff";
+
+/// Three nodes that are down, with a counter at 5. The first one's recovery ended after its first write, with these marks.
+fn cut_short(marks: &[&str]) -> Cluster {
     let mut cluster = Cluster::start(3, &[]);
     cluster.deploy("counter", modules::bundled("counter"));
     cluster.node(1).client().post("/v1/groups/counter/apply", "{\"Add\":5}").expect(200);
@@ -190,10 +192,18 @@ fn a_node_whose_recovery_was_cut_short_does_not_start_until_it_is_finished() {
     cluster.kill_all();
     let path = cluster.node(1).data_dir.join("identity.json");
     let mut identity = json_of(&std::fs::read_to_string(&path).unwrap());
-    identity["recovering"] = json!(true);
-    identity["joined"] = json!(true);
-    identity["cluster"] = json!("00112233445566778899aabbccddeeff");
+    for mark in marks {
+        identity[*mark] = json!(true);
+    }
+    identity["cluster"] = json!(BEGUN);
     std::fs::write(&path, identity.to_string()).unwrap();
+    cluster
+}
+
+/// A recovery that was cut short after its first write: the node says so and does not start until it is finished.
+#[test]
+fn a_node_whose_recovery_was_cut_short_does_not_start_until_it_is_finished() {
+    let mut cluster = cut_short(&["recovering", "joined"]);
     let refused = cluster.node_mut(1).start_refused();
     refused.fails(1, &["did not finish", "statehouse recover --unsafe-force-new-cluster"]);
     let data_dir = cluster.node(1).data_dir.clone();
@@ -209,18 +219,7 @@ fn a_node_whose_recovery_was_cut_short_does_not_start_until_it_is_finished() {
 /// finishes it by itself.
 #[test]
 fn a_node_that_was_cut_short_while_it_gave_up_the_others_finishes_that_at_its_next_start() {
-    let mut cluster = Cluster::start(3, &[]);
-    cluster.deploy("counter", modules::bundled("counter"));
-    cluster.node(1).client().post("/v1/groups/counter/apply", "{\"Add\":5}").expect(200);
-    cluster.assert_equal_state("counter");
-    cluster.kill_all();
-    let path = cluster.node(1).data_dir.join("identity.json");
-    let mut identity = json_of(&std::fs::read_to_string(&path).unwrap());
-    for mark in ["recovering", "resumes", "joined"] {
-        identity[mark] = json!(true);
-    }
-    identity["cluster"] = json!("00112233445566778899aabbccddeeff");
-    std::fs::write(&path, identity.to_string()).unwrap();
+    let mut cluster = cut_short(&["recovering", "resumes", "joined"]);
     cluster.node_mut(1).start();
     cluster.node_mut(1).wait_ready();
     let value = cluster.node(1).client().post("/v1/groups/counter/query", "\"Get\"").expect(200);
@@ -228,8 +227,9 @@ fn a_node_that_was_cut_short_while_it_gave_up_the_others_finishes_that_at_its_ne
     assert_eq!(cluster.voters(1, "counter"), [1]);
     let said = cluster.node(1).said();
     assert!(said.contains("was cut short; this finishes it") && said.contains("What may be lost"), "{said}");
-    let finished = json_of(&std::fs::read_to_string(&path).unwrap());
-    assert_eq!(finished["cluster"], identity["cluster"]);
+    let path = cluster.node(1).data_dir.join("identity.json");
+    let finished = json_of(&std::fs::read_to_string(path).unwrap());
+    assert_eq!(finished["cluster"], BEGUN);
     assert!(finished.get("recovering").is_none() && finished.get("resumes").is_none(), "{finished}");
 }
 

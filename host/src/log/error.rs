@@ -68,6 +68,16 @@ pub enum LogError {
         /// The file that should exist.
         path: PathBuf,
     },
+    /// A directory whose log was in use has no segment at all.
+    #[error(
+        "{} holds no log, although this node has written one there. Entries that were acknowledged may be lost, so the node does not \
+         begin a new one. Put the files back, or restore a backup; where other nodes have everything, move the data directory away \
+         and let the node join again as an empty replica", path.display()
+    )]
+    Lost {
+        /// The log's directory.
+        path: PathBuf,
+    },
     /// Entries of a group are missing between others, although no segment is.
     #[error(
         "{}: group {group} has no entry {expected}, but has entry {found}. Restore the directory, or move it away and let \
@@ -141,7 +151,7 @@ impl LogError {
     /// Whether files are not what was written to them, as against a machine that cannot read or write now, or a program that is not
     /// the right one.
     pub fn is_damage(&self) -> bool {
-        matches!(self, Self::Corrupt { .. } | Self::Missing { .. } | Self::Hole { .. })
+        matches!(self, Self::Corrupt { .. } | Self::Missing { .. } | Self::Lost { .. } | Self::Hole { .. })
     }
 
     pub(super) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
@@ -160,7 +170,7 @@ impl From<LogError> for io::Error {
             LogError::Corrupt { .. } | LogError::Hole { .. } | LogError::Codec { .. } | LogError::Version { .. } => {
                 io::ErrorKind::InvalidData
             }
-            LogError::Missing { .. } => io::ErrorKind::NotFound,
+            LogError::Missing { .. } | LogError::Lost { .. } => io::ErrorKind::NotFound,
             LogError::Gap { .. } | LogError::TooLarge { .. } | LogError::Options(_) => io::ErrorKind::InvalidInput,
             LogError::Io { source, .. } => source.kind(),
             LogError::Sync { .. } | LogError::Panicked | LogError::Closed | LogError::Stopped(_) => {

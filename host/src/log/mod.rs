@@ -64,6 +64,7 @@ pub use record::RecordError;
 pub use record::log_id;
 pub use recovery::Cut;
 pub use recovery::RecoveryReport;
+pub use recovery::is_there;
 pub use segment::SegmentHeader;
 pub use segment::segment_name;
 pub use stats::LogStats;

@@ -85,6 +85,11 @@ pub(super) struct Recovered {
     pub(super) report: RecoveryReport,
 }
 
+/// Whether there is a segment in `dir`; not where the directory itself is not there.
+pub fn is_there(disk: &dyn Disk, dir: &Path) -> std::io::Result<bool> {
+    Ok(disk.exists(dir)? && disk.list(dir)?.iter().any(|name| sequence_of(name).is_some()))
+}
+
 pub(super) fn open(disk: &Arc<dyn Disk>, dir: &Path, options: &LogOptions) -> Result<Recovered, LogError> {
     let files = Files { disk: &**disk, dir, options };
     disk.create_dir_all(dir).map_err(|error| LogError::io("create", dir, error))?;

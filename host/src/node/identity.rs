@@ -40,6 +40,9 @@ pub struct Identity {
     /// Whether the node began its cluster by a recovery: then the nodes that it once joined through need not be of it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub recovered: bool,
+    /// Whether the node has had a log here, which then does not begin anew.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub logged: bool,
 }
 
 const NAME: &str = "identity.json";
@@ -163,6 +166,14 @@ pub fn check(
             Err(IdentityError::Cluster { path, found: identity.cluster.clone(), told: hex::encode(told) })
         }
         _ => Ok(cluster),
+    }
+}
+
+/// From now on a directory without a log is one that has lost it.
+pub fn note_log(disk: &dyn Disk, data_dir: &Path) -> io::Result<()> {
+    match read(disk, data_dir)? {
+        Some(identity) if !identity.logged => write(disk, data_dir, &Identity { logged: true, ..identity }),
+        _ => Ok(()),
     }
 }
 

@@ -344,6 +344,55 @@ fn a_node_with_a_damaged_log_repairs_itself_from_its_peers() {
     cluster.assert_equal_state("kv");
 }
 
+/// The log's files are gone and nothing else is: the node would have begun an empty log and voted at once, though it had helped to
+/// acknowledge what was in the old one. It gets everything again like a node with a damaged log.
+#[test]
+fn a_node_whose_log_is_gone_does_not_begin_a_new_one_but_repairs_itself_from_its_peers() {
+    let mut cluster = Cluster::start(3, &[]);
+    cluster.deploy("kv", modules::bundled("kv"));
+    let load = Load::start(&cluster.addresses(), "kv", 4);
+    load.wait_for(100);
+    let lost = cluster.follower("kv");
+    cluster.node_mut(lost).kill();
+    let data_dir = cluster.node(lost).data_dir.clone();
+    std::fs::remove_dir_all(data_dir.join("log")).unwrap();
+
+    let mut told_not_to = cluster.node(lost).command();
+    told_not_to.arg("--repair-from-peers=false");
+    program::run(&mut told_not_to, b"").fails(1, &["holds no log, although this node has written one there"]);
+
+    cluster.node_mut(lost).start();
+    cluster.node_mut(lost).wait_ready();
+    wait::until("the repair is told", || {
+        let said = cluster.node(lost).said();
+        if said.contains("repaired itself from its peers") { Ok(()) } else { Err(said) }
+    });
+    load.wait_for(50);
+    let told = load.stop();
+    assert_exactly_once(&cluster.addresses(), "kv", &told);
+    cluster.assert_equal_state("kv");
+}
+
+/// A node of its own whose log is gone began a new cluster of the same name in its directory, without a word, and its next group
+/// found the snapshots of an old one there and took them for its own.
+#[test]
+fn a_node_of_its_own_whose_log_is_gone_does_not_start() {
+    let mut cluster = Cluster::start(1, &[]);
+    cluster.deploy("kv", modules::bundled("kv"));
+    cluster.node_mut(1).kill();
+    let log = cluster.node(1).data_dir.join("log");
+    let away = log.with_file_name("away");
+    std::fs::rename(&log, &away).unwrap();
+    for _ in 0..2 {
+        program::run(&mut cluster.node(1).command(), b"").fails(1, &["holds no log, although", "Put the files back"]);
+    }
+    std::fs::remove_dir(&log).unwrap();
+    std::fs::rename(&away, &log).unwrap();
+    cluster.node_mut(1).start();
+    cluster.node_mut(1).wait_ready();
+    assert_eq!(cluster.node(1).group("kv")["state"], "leader");
+}
+
 /// While the others have no majority without it, what is damaged here may be nowhere else: the node refuses, says why, and leaves
 /// everything as it is.
 #[test]

@@ -58,7 +58,7 @@ pub(super) async fn create(
 }
 
 /// All groups
-#[utoipa::path(get, path = "/v1/groups", tag = "groups", responses(
+#[utoipa::path(get, operation_id = "list_groups", path = "/v1/groups", tag = "groups", responses(
     (status = 200, body = GroupList),
     (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
@@ -68,7 +68,7 @@ pub(super) async fn list(State(context): State<Shared>) -> Result<Response, Box<
 }
 
 /// One group, as the answering node sees it
-#[utoipa::path(get, path = "/v1/groups/{name}", tag = "groups", params(("name" = String, Path)), responses(
+#[utoipa::path(get, operation_id = "show_group", path = "/v1/groups/{name}", tag = "groups", params(("name" = String, Path)), responses(
     (status = 200, body = Group),
     (status = 404, description = "group_not_found", body = Problem, content_type = "application/problem+json"),
     (status = "default", body = Problem, content_type = "application/problem+json"),
@@ -78,7 +78,7 @@ pub(super) async fn show(State(context): State<Shared>, Name(name): Name) -> Res
 }
 
 /// Removes a group and its state from all nodes
-#[utoipa::path(delete, path = "/v1/groups/{name}", tag = "groups", params(("name" = String, Path)), responses(
+#[utoipa::path(delete, operation_id = "remove_group", path = "/v1/groups/{name}", tag = "groups", params(("name" = String, Path)), responses(
     (status = 204, description = "it is gone"),
     (status = 404, description = "group_not_found", body = Problem, content_type = "application/problem+json"),
     (status = "default", body = Problem, content_type = "application/problem+json"),

@@ -81,7 +81,7 @@ pub(super) async fn check(
 }
 
 /// All modules
-#[utoipa::path(get, path = "/v1/modules", tag = "modules", responses(
+#[utoipa::path(get, operation_id = "list_modules", path = "/v1/modules", tag = "modules", responses(
     (status = 200, body = ModuleList),
     (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
@@ -91,7 +91,7 @@ pub(super) async fn list(State(context): State<Shared>) -> Result<Response, Box<
 }
 
 /// One module
-#[utoipa::path(get, path = "/v1/modules/{name}", tag = "modules", params(("name" = String, Path)), responses(
+#[utoipa::path(get, operation_id = "show_module", path = "/v1/modules/{name}", tag = "modules", params(("name" = String, Path)), responses(
     (status = 200, body = Module),
     (status = 404, description = "module_not_found", body = Problem, content_type = "application/problem+json"),
     (status = "default", body = Problem, content_type = "application/problem+json"),
@@ -112,7 +112,7 @@ pub(super) async fn file(State(context): State<Shared>, Name(name): Name) -> Res
 }
 
 /// Removes a module that no group runs
-#[utoipa::path(delete, path = "/v1/modules/{name}", tag = "modules", params(("name" = String, Path)), responses(
+#[utoipa::path(delete, operation_id = "remove_module", path = "/v1/modules/{name}", tag = "modules", params(("name" = String, Path)), responses(
     (status = 204, description = "it is gone"),
     (status = 404, description = "module_not_found", body = Problem, content_type = "application/problem+json"),
     (status = 409, description = "module_in_use", body = Problem, content_type = "application/problem+json"),

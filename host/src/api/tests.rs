@@ -477,6 +477,21 @@ async fn the_node_says_how_it_is() {
     assert_eq!(metrics.matches("# EOF").count(), 1);
 }
 
+/// `list`, `show` and `remove` were each the name of two operations, of groups and of modules: generators refuse such a document.
+#[test]
+fn each_operation_of_the_openapi_document_has_a_name_of_its_own() {
+    let document: serde_json::Value = serde_json::from_str(&document()).unwrap();
+    let items = document["paths"].as_object().unwrap().values();
+    let mut names: Vec<&str> = items
+        .flat_map(|item| item.as_object().unwrap().values())
+        .map(|operation| operation["operationId"].as_str().unwrap())
+        .collect();
+    let all = names.len();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!((all > 20, names.len()), (true, all));
+}
+
 #[tokio::test]
 async fn the_openapi_document_has_every_route_and_no_other() {
     let api = Api::start().await;

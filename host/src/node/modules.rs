@@ -229,6 +229,9 @@ impl<P: Platform, T: Transport> Node<P, T> {
                 Err(_) => failed.push(format!("node {id} did not answer")),
             }
         }
+        if failed.is_empty() {
+            failed.push("there is no other node to ask; push its file again".to_owned());
+        }
         Err(format!("the module {} is not here, and {}", hex::encode(digest), failed.join("; ")))
     }
 

@@ -416,16 +416,16 @@ fn life() -> u64 {
 
 /// Whether a log was here that is not here any more: with a new one in its place the node would vote as if it had promised nothing, and
 /// alone it would begin from nothing.
-fn lost_log(disk: &dyn Disk, data_dir: &Path) -> std::io::Result<Option<LogError>> {
+fn lost_log(disk: &dyn Disk, data_dir: &Path) -> io::Result<Option<LogError>> {
     let path = data_dir.join("log");
     if !identity::read(disk, data_dir)?.is_some_and(|identity| identity.logged) || log::is_there(disk, &path)? {
         return Ok(None);
     }
-    // A repair that was cut short has set it aside.
-    if repair::read(disk, data_dir)?.is_some() {
+    // A repair that was cut short has set it aside. One of a single group's snapshots leaves it where it is.
+    if repair::read(disk, data_dir)?.is_some_and(|repair| repair.set_aside.is_some()) {
         return Ok(None);
     }
-    // What is set aside is this.
+    // A repair sets this aside and looks into it before.
     disk.create_dir_all(&path)?;
     Ok(Some(LogError::Lost { path }))
 }

@@ -286,6 +286,11 @@ impl Read<'_> {
             let whole = &mut |record: Record<'_>, offset: u64, length: u32| each(record, offset, length, false);
             match scan_on(segment, &mut scan, until, whole) {
                 Ok(()) => break,
+                Err(error @ LogError::Missing { .. }) => {
+                    // A file in between is told as missing already, and one whose header is damaged is there.
+                    found.damage.extend(self.is_last.then_some(error));
+                    break;
+                }
                 Err(error) => {
                     let at = scan.end;
                     // Behind a record that makes no sense, those before it were told already.

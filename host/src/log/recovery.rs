@@ -4,6 +4,8 @@
 //!
 //! - The last segment's header, or a later mark in its batches, names the first segment of the log.
 //!   From there to the last no segment may be missing; files before are leftovers.
+//! - A last segment with an end mark is followed by one that is missing. A crash between the making of a segment
+//!   and the end mark of the one before leaves one without; the next start makes up for it.
 //! - A torn batch may only be at the end of the last segment. It was never acknowledged.
 //! - Before anything is shown, all that was read is durable: the last batch is written again (after a
 //!   failed sync the page cache may hold what the device does not) and synced, and only then a record
@@ -47,6 +49,7 @@ use super::state::Sequence;
 use super::state::Slot;
 use super::state::State;
 use super::writer::Writer;
+use super::writer::mark_end;
 
 /// An incomplete batch at the end of the log: the trace of a crash.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,12 +112,18 @@ pub(super) fn open(disk: &Arc<dyn Disk>, dir: &Path, options: &LogOptions) -> Re
     }
     segments.push(last.clone());
     let mut end = None;
+    let mut unmarked = Vec::new();
     for (place, segment) in segments.iter().enumerate() {
         let until = segments.get(place + 1).map_or(Until::Tail, |next| Until::Known {
             end: next.header.previous_end,
             next_batch: next.header.first_batch,
         });
         let scanned = replay.segment(segment, until)?;
+        if let Some(next) = segments.get(place + 1)
+            && !scanned.has_end_mark
+        {
+            unmarked.push((segment.clone(), next.header));
+        }
         report.segments += 1;
         report.batches += scanned.batches;
         report.records += scanned.records;
@@ -131,6 +140,9 @@ pub(super) fn open(disk: &Arc<dyn Disk>, dir: &Path, options: &LogOptions) -> Re
 
     let mut recovered = Recovered { state, writer: writer(last, &end, start), report };
     make_durable(&files, &mut recovered, &end)?;
+    for (full, next) in unmarked {
+        mark_end(&full, &next)?;
+    }
     clean_up(&files, &names, start, &mut spares)?;
     recovered.state.stats.spare_segments = spares.len() as u64;
     recovered.writer.spares = spares;
@@ -209,7 +221,8 @@ fn make_durable(files: &Files<'_>, recovered: &mut Recovered, end: &ScanEnd) -> 
         // What follows, a batch or a segment, says that this one was synced.
         sync(&*segment.file, &segment.path)?;
     }
-    if segment.header.size.saturating_sub(writer.position) < SECTOR_BYTES {
+    // One for what follows here, one for the end mark.
+    if segment.header.size.saturating_sub(writer.position) < 2 * SECTOR_BYTES {
         let header = SegmentHeader {
             sequence: segment.header.sequence + 1,
             size: files.options.segment_bytes,
@@ -219,6 +232,7 @@ fn make_durable(files: &Files<'_>, recovered: &mut Recovered, end: &ScanEnd) -> 
             ..segment.header
         };
         writer.current = files.make_segment(header, &mut Vec::new())?;
+        mark_end(&segment, &header)?;
         writer.position = FIRST_BATCH;
         let sequence = header.sequence as Sequence;
         state.segments.insert(sequence, SegmentState { file: writer.current.clone(), live_bytes: 0 });

@@ -12,6 +12,8 @@
 //! - Batches start at sector boundaries: writing one never rewrites bytes that were synced before.
 //! - A segment's header is synced before the file gets its name, and says where the segment before
 //!   it ended: only the last segment of a log has a tail that may be torn.
+//! - The segment before says by its end mark, synced before anything in the next one is acknowledged, that
+//!   there is a next one: a last segment with an end mark is not the last one.
 
 use std::path::Path;
 use std::path::PathBuf;
@@ -34,6 +36,9 @@ pub const FIRST_BATCH: u64 = 4096;
 pub const BATCH_HEADER_BYTES: usize = 32;
 /// The version of the format, in each segment's header.
 pub const VERSION: u32 = 1;
+
+/// In an end mark, where other batches have a zero.
+const GOES_ON: u32 = 1;
 
 const SEGMENT_MAGIC: [u8; 8] = *b"SHLOGSEG";
 const BATCH_MAGIC: [u8; 4] = *b"SHB1";
@@ -189,6 +194,17 @@ pub(super) fn to_sector(bytes: u64) -> u64 {
 /// Makes a batch of `buffer`, whose first [`BATCH_HEADER_BYTES`] are free for the header and whose rest
 /// is `records` records: fills in the header for its place and pads the buffer to whole sectors.
 pub(super) fn seal_batch(buffer: &mut Vec<u8>, segment: &SegmentHeader, offset: u64, number: u64, records: u32) {
+    seal(buffer, segment, offset, number, records, 0);
+}
+
+/// The mark behind the last batch of a segment, in the place of batch `number`: the log goes on in the next segment.
+pub(super) fn end_mark(segment: &SegmentHeader, offset: u64, number: u64) -> Vec<u8> {
+    let mut mark = vec![0; BATCH_HEADER_BYTES];
+    seal(&mut mark, segment, offset, number, 0, GOES_ON);
+    mark
+}
+
+fn seal(buffer: &mut Vec<u8>, segment: &SegmentHeader, offset: u64, number: u64, records: u32, goes_on: u32) {
     let seed = batch_seed(segment, offset);
     let body = buffer.get(BATCH_HEADER_BYTES..).unwrap_or_default();
     let mut header = Vec::with_capacity(BATCH_HEADER_BYTES);
@@ -197,7 +213,7 @@ pub(super) fn seal_batch(buffer: &mut Vec<u8>, segment: &SegmentHeader, offset: 
     header.extend_from_slice(&number.to_le_bytes());
     header.extend_from_slice(&records.to_le_bytes());
     header.extend_from_slice(&crc32c::crc32c_append(seed, body).to_le_bytes());
-    header.extend_from_slice(&[0; 4]);
+    header.extend_from_slice(&goes_on.to_le_bytes());
     header.extend_from_slice(&crc32c::crc32c_append(seed, &header).to_le_bytes());
     if let Some(place) = buffer.get_mut(..BATCH_HEADER_BYTES) {
         place.copy_from_slice(&header);
@@ -210,6 +226,7 @@ struct BatchHeader {
     number: u64,
     records: u32,
     body_checksum: u32,
+    goes_on: bool,
 }
 
 impl BatchHeader {
@@ -226,6 +243,7 @@ impl BatchHeader {
             number: u64_at(header, 8)?,
             records: u32_at(header, 16)?,
             body_checksum: u32_at(header, 20)?,
+            goes_on: u32_at(header, 24)? == GOES_ON,
         })
     }
 }
@@ -241,6 +259,8 @@ pub(super) struct ScanEnd {
     pub(super) last_batch: Option<(u64, u64)>,
     /// Whether something written after the last batch proves that it was synced.
     pub(super) proven: bool,
+    /// Whether the end mark is there.
+    pub(super) has_end_mark: bool,
     /// Bytes of an incomplete batch at `end`.
     pub(super) torn_bytes: u64,
     /// How many batches and records were read.
@@ -253,7 +273,8 @@ pub(super) struct ScanEnd {
 pub(super) enum Until {
     /// Exactly here, at this batch number: the next segment says so.
     Known { end: u64, next_batch: u64 },
-    /// At the first place without a complete batch: the segment is the log's last.
+    /// At the first place without a complete batch: the segment is the log's last. If an end mark is there, the next
+    /// segment is missing.
     Tail,
 }
 
@@ -268,6 +289,7 @@ impl ScanEnd {
             next_batch: header.first_batch,
             last_batch: None,
             proven: false,
+            has_end_mark: false,
             torn_bytes: 0,
             batches: 0,
             records: 0,
@@ -296,6 +318,8 @@ pub(super) fn scan_on(
             && at >= end
         {
             if at == end && scan.next_batch == next_batch && later_batch(&mut window, at, next_batch)?.is_none() {
+                let mark = BatchHeader::decode(window.at(at, BATCH_HEADER_BYTES)?, segment.seed(at));
+                scan.has_end_mark = mark.is_some_and(|mark| mark.goes_on && mark.number == next_batch);
                 scan.proven = true;
                 return Ok(());
             }
@@ -306,6 +330,11 @@ pub(super) fn scan_on(
         let Some(header) = header.filter(|header| header.number == scan.next_batch) else {
             return end_of(segment, &mut window, until, scan, at + SECTOR_BYTES, "there is no batch where one must be");
         };
+        if header.records == 0 && header.body_length == 0 && header.goes_on {
+            scan.has_end_mark = true;
+            let next = segment_name(segment.header.sequence.saturating_add(1));
+            return Err(LogError::Missing { path: segment.path.with_file_name(next) });
+        }
         if header.records == 0 && header.body_length == 0 {
             // The tail mark: what lies before it was synced, and the next batch takes its place.
             scan.proven = true;

@@ -30,8 +30,8 @@ use super::segment::FIRST_BATCH;
 use super::segment::SECTOR_BYTES;
 use super::segment::SegmentFile;
 use super::segment::SegmentHeader;
+use super::segment::end_mark;
 use super::segment::seal_batch;
-use super::segment::to_sector;
 use super::state::Done;
 use super::state::Effect;
 use super::state::GroupState;
@@ -43,6 +43,9 @@ use super::state::State;
 
 /// How much of an old segment is copied forward with one batch, bytes.
 const MOVE_BYTES: usize = 256 << 10;
+
+/// What a batch leaves of its segment, bytes: the record that closes the log, and a sector for the end mark.
+const KEPT_BYTES: u64 = 16 + SECTOR_BYTES;
 
 /// How many batches pass before the making of a spare is tried again.
 const SPARE_RETRY_BATCHES: u64 = 8;
@@ -163,7 +166,7 @@ impl Writer {
             }
             let first = state.queue.front().map_or(0, |operation| operation.bytes.len());
             let limit = shared.options.max_batch_bytes.max(first);
-            state.queued_bytes.min(limit) + BATCH_HEADER_BYTES + SECTOR_BYTES as usize
+            state.queued_bytes.min(limit) + BATCH_HEADER_BYTES + KEPT_BYTES as usize
         };
         if self.room() < wanted as u64 {
             match self.rotate(shared, wanted as u64) {
@@ -214,7 +217,7 @@ impl Writer {
 
     /// Takes operations off the queue while they fit, and gives their entries places.
     fn take_operations(&self, state: &mut State, options: &LogOptions, batch: &mut Batch) {
-        let room = self.room().saturating_sub(BATCH_HEADER_BYTES as u64 + SECTOR_BYTES) as usize;
+        let room = self.room().saturating_sub(BATCH_HEADER_BYTES as u64 + KEPT_BYTES) as usize;
         while let Some(operation) = state.queue.front() {
             let bytes = batch.operation_bytes + operation.bytes.len();
             if bytes > room || (bytes > options.max_batch_bytes && !batch.operations.is_empty()) {
@@ -256,8 +259,7 @@ impl Writer {
     }
 
     fn fits(&self, batch: &Batch, more: usize) -> bool {
-        // The last few bytes are for the record that closes the log.
-        to_sector((batch.bytes() + more + 16) as u64) <= self.room()
+        (batch.bytes() + more) as u64 + KEPT_BYTES <= self.room()
     }
 
     /// Adds the committed marks that changed. They ride along: no sync is made for them alone. No mark is
@@ -457,9 +459,10 @@ impl Writer {
             first_batch: self.next_batch,
         };
         let spares = self.spares.len();
-        self.current = files.make_segment(header, &mut self.spares)?;
+        let full = std::mem::replace(&mut self.current, files.make_segment(header, &mut self.spares)?);
         self.position = FIRST_BATCH;
         self.marked = false;
+        mark_end(&full, &header)?;
         let mut state = shared.lock();
         state.segments.insert(self.sequence(), SegmentState { file: self.current.clone(), live_bytes: 0 });
         state.stats.recycled_segments += u64::from(self.spares.len() < spares);
@@ -490,6 +493,20 @@ impl Writer {
         shared.lock().stats.spare_segments = self.spares.len() as u64;
         Ok(())
     }
+}
+
+/// Says in `full` that the log goes on in the segment with the header `next`, whose name is durable. Before anything in that one
+/// is acknowledged: without it, the loss of that file would look like the end of the log.
+pub(super) fn mark_end(full: &SegmentFile, next: &SegmentHeader) -> Result<(), LogError> {
+    // A log of an earlier build may have filled its segment to the last sector.
+    if full.header.size.saturating_sub(next.previous_end) < SECTOR_BYTES {
+        return Ok(());
+    }
+    let mark = end_mark(&full.header, next.previous_end, next.first_batch);
+    let written = full.file.write_all_at(next.previous_end, &mark);
+    // Its space was reserved when the file was made: also a full disk is no reason to wait here.
+    written.map_err(|error| LogError::io("write", &full.path, error))?;
+    sync(&*full.file, &full.path)
 }
 
 /// The entries that lie in a segment.

@@ -1,7 +1,9 @@
 //! The power fails: what was acknowledged is there, what was not is there up to some point or not at all.
 
 use super::harness::*;
+use crate::disk::Disk;
 use crate::disk::sim::SimDisk;
+use crate::log::LogError;
 use crate::log::segment::BATCH_HEADER_BYTES;
 
 /// Several groups, all kinds of steps, a few batches, segments given up and used again.
@@ -78,6 +80,11 @@ fn after_a_power_cut_at_any_call_all_that_was_acknowledged_is_there() {
             let disk = after.disk.fork();
             disk.crash_after(0, 0);
             after.check_recovers(&disk, &story);
+            // And the loss of its newest file would be seen.
+            let newest = newest_segment(&disk);
+            disk.remove(&segment_path(newest)).unwrap();
+            let is_seen = newest == 1 || matches!(open(&disk), Err(LogError::Missing { .. }));
+            assert!(is_seen, "{story}: segment {newest} is gone, and nothing says so");
         });
         calls += 1;
         if !dark {

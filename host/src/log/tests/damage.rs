@@ -6,6 +6,7 @@ use crate::disk::sim::SimDisk;
 use crate::log::LogError;
 use crate::log::LogOptions;
 use crate::log::Record;
+use crate::log::inspect;
 use crate::log::inspect_records;
 use crate::log::segment::BATCH_HEADER_BYTES;
 use crate::log::segment::FIRST_BATCH;
@@ -130,6 +131,7 @@ fn damage_of_the_last_batch_is_told_from_a_torn_write_once_the_log_rested() {
     }
 }
 
+/// Also the newest: the highest file was once taken for the end of the log, whatever had been acknowledged behind it.
 #[test]
 fn a_missing_segment_is_refused_by_name() {
     let disk = SimDisk::new();
@@ -138,13 +140,47 @@ fn a_missing_segment_is_refused_by_name() {
     for _ in 0..12 {
         harness.run(&[Step::Append { group: 1, entries: 3, bytes: 900, term: 1 }]);
     }
-    for sequence in [1, 2, 3] {
-        let disk = harness.disk.fork();
-        disk.remove(&segment_path(sequence)).unwrap();
-        match open(&disk).err().expect("it is refused") {
-            LogError::Missing { path } => assert_eq!(path, segment_path(sequence)),
-            error => panic!("{error}"),
+    let newest = newest_segment(&harness.disk);
+    assert!(newest >= 3, "{newest} segments");
+    for first in 1..=newest {
+        for last in first..=newest {
+            if (first, last) == (1, newest) {
+                continue;
+            }
+            let disk = harness.disk.fork();
+            (first..=last).for_each(|sequence| disk.remove(&segment_path(sequence)).unwrap());
+            match open(&disk).err().expect("it is refused") {
+                LogError::Missing { path } => assert_eq!(path, segment_path(first)),
+                error => panic!("{error}"),
+            }
+            let damage = inspect(&disk, Path::new(DIR)).unwrap().damage;
+            let told = damage.iter().filter(|error| matches!(error, LogError::Missing { .. })).count();
+            assert_eq!((told, damage.first().map(|error| error.is_damage())), (1, Some(true)), "{damage:?}");
         }
+    }
+}
+
+/// A segment was full to its last sector, so there was no place in it to say that there is a next one.
+#[test]
+fn every_segment_has_room_for_its_end_mark() {
+    for bytes in (200..1800).step_by(37) {
+        let mut harness = Harness::new(SimDisk::new());
+        for _ in 0..14 {
+            harness.run(&[Step::Append { group: 1, entries: 2, bytes, term: 1 }, Step::Committed { group: 1 }]);
+        }
+        // Each start writes a batch of its own.
+        while newest_segment(&harness.disk) < 4 {
+            harness.close().unwrap();
+            let disk = harness.disk.fork();
+            let (log, _) = harness.check_recovers(&disk, "it starts again");
+            harness = Harness::on(disk, log);
+            harness.run(&[Step::Append { group: 2, entries: 1, bytes: 100, term: 1 }]);
+        }
+        let newest = newest_segment(&harness.disk);
+        let lost = harness.disk.fork();
+        lost.remove(&segment_path(newest)).unwrap();
+        let error = open(&lost).err().expect("it is refused");
+        assert!(matches!(&error, LogError::Missing { path } if *path == segment_path(newest)), "{bytes}: {error}");
     }
 }
 

@@ -17,6 +17,7 @@ use openraft::type_config::TypeConfigExt;
 use openraft::vote::RaftLeaderId;
 use openraft_rt_sim::SimRuntime;
 
+use crate::disk::Disk;
 use crate::disk::sim::SimDisk;
 use crate::log::GroupLog;
 use crate::log::LogError;
@@ -26,6 +27,7 @@ use crate::log::RecoveryReport;
 use crate::log::files::Files;
 use crate::log::record::log_id;
 use crate::log::segment::segment_name;
+use crate::log::segment::sequence_of;
 use crate::log::writer::Wrote;
 use crate::types::Entry;
 use crate::types::EntryKind;
@@ -42,6 +44,11 @@ pub(super) const DIR: &str = "/node/log";
 
 pub(super) fn segment_path(sequence: u64) -> PathBuf {
     Path::new(DIR).join(segment_name(sequence))
+}
+
+/// The highest sequence of a file.
+pub(super) fn newest_segment(disk: &SimDisk) -> u64 {
+    disk.list(Path::new(DIR)).unwrap().iter().filter_map(|name| sequence_of(name)).max().unwrap()
 }
 
 pub(super) fn options() -> LogOptions {

@@ -40,8 +40,7 @@ pub(super) async fn settle<RT: AsyncRuntime>(
     if purged > covered {
         let reason = format!(
             "{}: the log begins after index {purged}, but the newest readable one covers only up to {covered}: entries \
-             between are missing. Restore the snapshot file from a copy of this node's directory, or empty this node's data \
-             directory and let it join again",
+             between are missing. The snapshot file may be restored from a copy of this node's directory",
             whose()
         );
         return Err(io::Error::new(io::ErrorKind::InvalidData, Unjoined(reason)));

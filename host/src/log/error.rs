@@ -49,7 +49,7 @@ pub enum LogError {
     /// Bytes that were synced before are not what was written.
     #[error(
         "{} is damaged at byte offset {offset}: {what}. Entries that were acknowledged may be lost, so the node does not \
-         start on it. Move its data directory away and let it join again as an empty replica, or restore the file", path.display()
+         start on it", path.display()
     )]
     Corrupt {
         /// The segment file.
@@ -59,10 +59,10 @@ pub enum LogError {
         /// What is wrong there.
         what: String,
     },
-    /// A segment between others is not there.
+    /// A segment that another one speaks of is not there.
     #[error(
-        "{} is missing, although the log needs it. Put it back, or move the data directory away and let the node join \
-         again as an empty replica", path.display()
+        "{} is missing, although the log needs it. Entries that were acknowledged may be lost, so the node does not start \
+         without it", path.display()
     )]
     Missing {
         /// The file that should exist.
@@ -71,8 +71,7 @@ pub enum LogError {
     /// A directory whose log was in use has no segment at all.
     #[error(
         "{} holds no log, although this node has written one there. Entries that were acknowledged may be lost, so the node does not \
-         begin a new one. Put the files back, or restore a backup; where other nodes have everything, move the data directory away \
-         and let the node join again as an empty replica", path.display()
+         begin a new one", path.display()
     )]
     Lost {
         /// The log's directory.
@@ -80,8 +79,8 @@ pub enum LogError {
     },
     /// Entries of a group are missing between others, although no segment is.
     #[error(
-        "{}: group {group} has no entry {expected}, but has entry {found}. Restore the directory, or move it away and let \
-         the node join again as an empty replica; and report this", path.display()
+        "{}: group {group} has no entry {expected}, but has entry {found}, although no file is missing. Please report this",
+        path.display()
     )]
     Hole {
         /// The log's directory.
@@ -152,6 +151,22 @@ impl LogError {
     /// the right one.
     pub fn is_damage(&self) -> bool {
         matches!(self, Self::Corrupt { .. } | Self::Missing { .. } | Self::Lost { .. } | Self::Hole { .. })
+    }
+
+    /// What to do about it, one sentence, where no other node is to replace the log.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::DiskFull { .. } => "free space on its file system, and start again",
+            Self::Version { .. } => "start the program that wrote it",
+            Self::Io { .. } => {
+                "see that the directory can be read and written, and its device is well, and start again"
+            }
+            error if error.is_damage() => {
+                "put the files back from a copy, or let the other nodes replace them: --repair-from-peers; \
+                 docs/operations/disaster.md says more"
+            }
+            _ => "see the message; docs/operations/disaster.md says what can be done",
+        }
     }
 
     pub(super) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {

@@ -133,6 +133,32 @@ pub fn look(
     Ok(peers)
 }
 
+/// Why the other nodes do not replace what is damaged here.
+#[derive(Debug, thiserror::Error)]
+pub enum NotRepaired {
+    /// There are none.
+    #[error("this node is the only one of its cluster, so nobody else has what is damaged")]
+    Alone,
+    /// What cannot be read here, or what is in their way.
+    #[error("{0}")]
+    NotNow(String),
+}
+
+impl NotRepaired {
+    /// What to do about it, one sentence.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::Alone => {
+                "put the files back from a copy of the data directory, or restore a backup into a new one; `statehouse log inspect` and \
+                 `statehouse snapshot verify` show what can still be read"
+            }
+            Self::NotNow(_) => {
+                "start it again when the others are well; docs/operations/disaster.md says what else can be done"
+            }
+        }
+    }
+}
+
 /// What the others say, who have a majority without this node.
 pub struct Others {
     /// Who they are.
@@ -146,7 +172,7 @@ pub async fn is_safe<RT: AsyncRuntime, T: Transport>(
     transport: &T,
     node: NodeId,
     peers: BTreeMap<NodeId, String>,
-) -> Result<Others, String> {
+) -> Result<Others, NotRepaired> {
     let deadline = RT::Instant::now() + PATIENCE;
     let (mut peers, catalog) = catalog_of_others::<RT, T>(transport, node, peers, deadline).await?;
     for (name, entry) in catalog.groups.iter().filter(|(_, entry)| entry.hosts.contains(&node)) {
@@ -164,9 +190,9 @@ async fn catalog_of_others<RT: AsyncRuntime, T: Transport>(
     node: NodeId,
     mut peers: BTreeMap<NodeId, String>,
     deadline: RT::Instant,
-) -> Result<(BTreeMap<NodeId, String>, Catalog), String> {
+) -> Result<(BTreeMap<NodeId, String>, Catalog), NotRepaired> {
     if peers.is_empty() {
-        return Err("this node is the only one of its cluster, so nobody else has what is damaged".to_owned());
+        return Err(NotRepaired::Alone);
     }
     loop {
         wait_for_promise::<RT, T>(transport, node, (CATALOG, CATALOG_NAME), &mut peers, deadline).await?;
@@ -184,7 +210,8 @@ async fn catalog_of_others<RT: AsyncRuntime, T: Transport>(
             }
         }
         if RT::Instant::now() >= deadline {
-            return Err(format!("none of the other nodes says which groups this node holds: {failed}"));
+            let why = format!("none of the other nodes says which groups this node holds: {failed}");
+            return Err(NotRepaired::NotNow(why));
         }
         RT::sleep(PAUSE).await;
     }
@@ -196,12 +223,12 @@ async fn wait_for_promise<RT: AsyncRuntime, T: Transport>(
     (group, name): (GroupId, &str),
     peers: &mut BTreeMap<NodeId, String>,
     deadline: RT::Instant,
-) -> Result<(), String> {
+) -> Result<(), NotRepaired> {
     while let Err(why) = promise::<RT, T>(transport, node, group, peers).await {
         if RT::Instant::now() >= deadline {
-            return Err(format!(
+            return Err(NotRepaired::NotNow(format!(
                 "it is safe only while a majority of the other nodes holds and serves all groups, and group {name} is not: {why}"
-            ));
+            )));
         }
         RT::sleep(PAUSE).await;
     }
@@ -362,8 +389,11 @@ impl<P: Platform, T: Transport> Node<P, T> {
         let members = self.catalog().standing().members;
         let mut peers: BTreeMap<NodeId, String> =
             members.into_iter().filter(|one| one.id != setup.id).map(|one| (one.id, one.address)).collect();
+        if peers.is_empty() {
+            return not_repaired(damage, &NotRepaired::Alone);
+        }
         if let Err(why) = promise::<P::Runtime, T>(&setup.transport, setup.id, group, &mut peers).await {
-            return not_repaired(damage, &why);
+            return not_repaired(damage, &NotRepaired::NotNow(why));
         }
         // Before anything is forgotten. Groups that vote already go on.
         let voted = std::mem::replace(&mut *lock(&self.0.may_vote), false);
@@ -425,8 +455,8 @@ impl<P: Platform, T: Transport> Node<P, T> {
     }
 }
 
-fn not_repaired(damage: &io::Error, why: &str) -> io::Error {
-    io::Error::other(format!("{damage}. It is not repaired from the other nodes: {why}"))
+fn not_repaired(damage: &io::Error, why: &NotRepaired) -> io::Error {
+    io::Error::other(format!("{damage}. It is not repaired from the other nodes: {why}; try: {}", why.remedy()))
 }
 
 /// How long a start waits for the catalog's other nodes.

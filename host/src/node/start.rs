@@ -31,6 +31,7 @@ use super::join::NOT_NOW;
 use super::recovery;
 use super::removal;
 use super::repair;
+use super::repair::NotRepaired;
 use super::settle;
 use crate::codec;
 use crate::config::ServeConfig;
@@ -110,7 +111,7 @@ pub enum StartError {
         /// What is damaged.
         damage: LogError,
         /// Why not.
-        why: String,
+        why: NotRepaired,
     },
     /// Modules cannot be compiled on this machine.
     #[error("{0}")]
@@ -142,12 +143,9 @@ impl StartError {
             Self::Identity(error) => error.remedy(),
             Self::Locked { .. } => "stop that process, or give another --data-dir".to_string(),
             Self::Listen { .. } => "stop what listens there, or give another --peer".to_string(),
-            Self::NotRepaired { .. } => {
-                "start it again when the others are well; docs/operations/disaster.md says what else can be done"
-                    .to_string()
-            }
+            Self::NotRepaired { why, .. } => why.remedy().to_string(),
             Self::Recovery(error) => error.remedy(),
-            Self::Log(_) => "the message names file and offset; docs/operations.md says what can be done".to_string(),
+            Self::Log(error) => error.remedy().to_string(),
             Self::Refused(_) => "the message says what is in the way".to_string(),
             Self::NotJoined(_) => {
                 "see that --join names nodes that run and have a leader, by their --peer addresses, and start again"
@@ -442,7 +440,7 @@ async fn give_up_log(
     tracing::error!(%damage, "the log is damaged; the other nodes are asked whether they can do without it");
     let peers = match repair::look(disk.clone(), data_dir, config.node_id, known) {
         Ok(peers) => peers,
-        Err(why) => return Err(StartError::NotRepaired { damage, why }),
+        Err(why) => return Err(StartError::NotRepaired { damage, why: NotRepaired::NotNow(why) }),
     };
     let transport = TcpTransport::new(config.node_id, cluster, life(), peers.clone());
     let others = match repair::is_safe::<Runtime, _>(&transport, config.node_id, peers).await {

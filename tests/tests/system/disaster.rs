@@ -319,7 +319,7 @@ fn a_node_with_a_damaged_log_repairs_itself_from_its_peers() {
     // Told not to, it does not start.
     let mut told_not_to = cluster.node(damaged).command();
     told_not_to.arg("--repair-from-peers=false");
-    program::run(&mut told_not_to, b"").fails(1, &["is damaged at byte offset"]);
+    program::run(&mut told_not_to, b"").fails(1, &["is damaged at byte offset", "try: ", "--repair-from-peers"]);
     assert!(data_dir.join("log").exists());
 
     cluster.node_mut(damaged).start();
@@ -374,23 +374,79 @@ fn a_node_whose_log_is_gone_does_not_begin_a_new_one_but_repairs_itself_from_its
 }
 
 /// A node of its own whose log is gone began a new cluster of the same name in its directory, without a word, and its next group
-/// found the snapshots of an old one there and took them for its own.
+/// found the snapshots of an old one there and took them for its own. One whose newest segment is gone served what the others held. Both were
+/// told, if anything, to join again from nodes that there are not.
 #[test]
-fn a_node_of_its_own_whose_log_is_gone_does_not_start() {
-    let mut cluster = Cluster::start(1, &[]);
+fn a_node_of_its_own_whose_log_or_its_newest_file_is_gone_does_not_start() {
+    let mut cluster = Cluster::start(1, &["--log-segment-bytes", "256KiB", "--command-bytes-max", "64KiB"]);
     cluster.deploy("kv", modules::bundled("kv"));
+    for key in 0..12 {
+        let put = json!({ "Put": { "key": format!("key-{key}"), "value": "x".repeat(50_000) } }).to_string();
+        cluster.node(1).client().post("/v1/groups/kv/apply", put).expect(200);
+    }
     cluster.node_mut(1).kill();
     let log = cluster.node(1).data_dir.join("log");
+    let segments = std::fs::read_dir(&log).unwrap().map(|entry| entry.unwrap().path());
+    let newest = segments.filter(|path| path.extension().is_some_and(|end| end == "seg")).max().unwrap();
+    let copy = log.with_file_name("copy");
+    std::fs::rename(&newest, &copy).unwrap();
+    let name = newest.to_str().unwrap();
+    for _ in 0..2 {
+        let refused = program::run(&mut cluster.node(1).command(), b"");
+        refused.fails(1, &[name, "is missing, although", "the only one of its cluster", "try: put the files back"]);
+    }
+    program::run(&mut offline(&["log", "inspect"], &cluster.node(1).data_dir), b"").fails(6, &[name, "is missing"]);
+    std::fs::rename(&copy, &newest).unwrap();
+    cluster.node_mut(1).start();
+    cluster.node_mut(1).wait_ready();
+    let last = cluster.node(1).client().post("/v1/groups/kv/query", r#"{"Get":{"key":"key-11"}}"#).expect(200);
+    assert!(last.text().len() > 50_000);
+    cluster.node_mut(1).kill();
+
     let away = log.with_file_name("away");
     std::fs::rename(&log, &away).unwrap();
     for _ in 0..2 {
-        program::run(&mut cluster.node(1).command(), b"").fails(1, &["holds no log, although", "Put the files back"]);
+        program::run(&mut cluster.node(1).command(), b"")
+            .fails(1, &["holds no log, although", "the only one of its cluster", "try: put the files back"]);
     }
     std::fs::remove_dir(&log).unwrap();
     std::fs::rename(&away, &log).unwrap();
     cluster.node_mut(1).start();
     cluster.node_mut(1).wait_ready();
     assert_eq!(cluster.node(1).group("kv")["state"], "leader");
+}
+
+/// The same of a group's snapshots: the node serves what else it has, and says of this group what its operator can do.
+#[test]
+fn a_node_of_its_own_says_what_to_do_about_a_group_whose_snapshots_are_damaged() {
+    let mut cluster = Cluster::start(1, &["--snapshot-entries", "100"]);
+    cluster.deploy("kv", modules::bundled("kv"));
+    cluster.deploy("counter", modules::bundled("counter"));
+    let load = Load::start(&cluster.addresses(), "kv", 4);
+    wait::until("the node needs its snapshot", || {
+        let view = cluster.node(1).group("kv");
+        if view["purged"].as_u64() > Some(0) { Ok(()) } else { Err(view.to_string()) }
+    });
+    let _told = load.stop();
+    cluster.node_mut(1).kill();
+    let data_dir = cluster.node(1).data_dir.clone();
+    let shown = program::run(&mut offline(&["snapshot", "inspect", "-o", "json"], &data_dir), b"").ok();
+    for one in json_of(&shown).as_array().unwrap().iter().filter(|one| one["head"]["group"] == "kv") {
+        flip(Path::new(one["file"].as_str().unwrap()), one["bytes"].as_u64().unwrap() - 100);
+    }
+    cluster.node_mut(1).start();
+    wait::until("it says what can be done", || match cluster.node(1).said() {
+        said if said.contains("the only one of its cluster") && said.contains("put the files back from a copy") => {
+            Ok(())
+        }
+        said => Err(said),
+    });
+    let said = cluster.node(1).said();
+    assert!(!said.contains("join again"), "{said}");
+    wait::until("the other group is served", || {
+        let answer = cluster.node(1).client().post("/v1/groups/counter/apply", "{\"Add\":1}");
+        if answer.status == 200 { Ok(()) } else { Err(answer.text()) }
+    });
 }
 
 /// While the others have no majority without it, what is damaged here may be nowhere else: the node refuses, says why, and leaves

@@ -26,6 +26,12 @@ const STEP_ELECTIONS: u64 = 5;
 /// How many nodes a leader asks in turn, when each turns out to be away or not the best to hand over to.
 const EXCHANGES_MAX: u32 = 5;
 
+/// Who counts whatever becomes of a change that is under way: of a joint configuration, the voters of the one before it. Who comes
+/// makes none of those dispensable until the change is through, so nobody is to be told that it votes and stop another one for it.
+pub(super) fn counted(membership: &openraft::Membership<NodeId, openraft::BasicNode>) -> BTreeSet<NodeId> {
+    membership.get_joint_config().first().cloned().unwrap_or_default()
+}
+
 impl<P: Platform, T: Transport> Group<P, T> {
     /// Who belongs to the group, as this replica knows it.
     pub async fn roster(&self) -> Result<Roster, String> {
@@ -193,5 +199,27 @@ impl<P: Platform, T: Transport> Group<P, T> {
             None => self.best_successor(&unable.keys().copied().collect()),
         };
         chosen.ok_or_else(|| format!("group {} has no such voter to lead it", self.name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A server that came to an ensemble said "Mode: follower" while the change was still a joint configuration; another one was stopped for
+    /// it, and the change, which needed that one, stood still for as long as it was away.
+    #[test]
+    fn who_comes_or_goes_is_told_as_what_it_was_until_the_change_is_through() {
+        let all: BTreeSet<NodeId> = [1, 2, 3].into();
+        let two: BTreeSet<NodeId> = [1, 2].into();
+        let of = |configs: &[&BTreeSet<NodeId>]| {
+            let configs = configs.iter().map(|config| (*config).clone()).collect();
+            let nodes = all.iter().map(|id| (*id, openraft::BasicNode::default())).collect::<BTreeMap<_, _>>();
+            counted(&openraft::Membership::new(configs, nodes).unwrap())
+        };
+        assert_eq!(of(&[&two]), two);
+        assert_eq!(of(&[&two, &all]), two, "node 3 comes");
+        assert_eq!(of(&[&all]), all);
+        assert_eq!(of(&[&all, &two]), all, "node 3 goes");
     }
 }

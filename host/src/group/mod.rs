@@ -479,19 +479,24 @@ impl<P: Platform, T: Transport> Group<P, T> {
         let receiver = self.raft.metrics();
         let metrics = receiver.borrow_watched();
         let leader = self.leader_of(&metrics);
+        let membership = metrics.membership_config.membership();
+        let voters = members::counted(membership);
         let state = match (&metrics.running_state, metrics.state) {
             (Err(fatal), _) => format!("stopped: {fatal}"),
             (Ok(()), ServerState::Leader) if leader == Some(self.node) => "leader".to_string(),
             // Nobody is led any more, and it takes no commands: openraft only keeps its word for the state.
             (Ok(()), ServerState::Leader) => "follower".to_string(),
+            (Ok(()), ServerState::Follower | ServerState::Candidate)
+                if !voters.contains(&self.node) && membership.get_node(&self.node).is_some() =>
+            {
+                "learner".to_string()
+            }
             (Ok(()), ServerState::Follower) => "follower".to_string(),
             (Ok(()), ServerState::Candidate) => "candidate".to_string(),
             (Ok(()), ServerState::Learner) => "learner".to_string(),
             (Ok(()), ServerState::Shutdown) => "stopped: shut down".to_string(),
         };
         let index = |log_id: &Option<crate::types::LogId>| log_id.as_ref().map_or(0, |log_id| log_id.index);
-        let membership = metrics.membership_config.membership();
-        let voters: Vec<NodeId> = membership.voter_ids().collect();
         let members = membership.nodes().map(|(id, node)| MemberView {
             id: *id,
             address: node.addr.clone(),

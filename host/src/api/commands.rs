@@ -17,6 +17,7 @@ use super::request;
 use super::request::Name;
 use super::request::Params;
 use super::request::read_body;
+use super::schema::Binary;
 use crate::service::Applied;
 use crate::service::ApplyRequest;
 use crate::service::Consistency;
@@ -43,9 +44,9 @@ fn answer(applied: Applied) -> Response {
         ("Statehouse-Sequence" = Option<u64>, Header, description = "the command's number in the session, counted up from 1"),
         ("Statehouse-Timeout-Ms" = Option<u64>, Header, description = "how long the client waits"),
     ),
-    request_body(content_type = "application/octet-stream", description = "the command, as the module understands it", content = Vec<u8>),
+    request_body(content_type = "application/octet-stream", description = "the command, as the module understands it", content = inline(Binary)),
     responses(
-        (status = 200, description = "the module's reply", body = Vec<u8>, content_type = "application/octet-stream",
+        (status = 200, description = "the module's reply", body = inline(Binary), content_type = "application/octet-stream",
          headers(("Statehouse-Index" = u64, description = "the log index of the command"))),
         (status = 403, description = "wrong_secret", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "group_not_found, session_not_found", body = Problem, content_type = "application/problem+json"),
@@ -94,9 +95,9 @@ pub(super) struct QueryParams {
         ("Statehouse-Session" = Option<String>, Header, description = "ID:SECRET: the query sees what the session did, and touches it"),
         ("Statehouse-Timeout-Ms" = Option<u64>, Header, description = "how long the client waits"),
     ),
-    request_body(content_type = "application/octet-stream", description = "the query, as the module understands it", content = Vec<u8>),
+    request_body(content_type = "application/octet-stream", description = "the query, as the module understands it", content = inline(Binary)),
     responses(
-        (status = 200, description = "the module's reply", body = Vec<u8>, content_type = "application/octet-stream",
+        (status = 200, description = "the module's reply", body = inline(Binary), content_type = "application/octet-stream",
          headers(("Statehouse-Index" = u64, description = "the applied index it was answered at"))),
         (status = 403, description = "wrong_secret", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "group_not_found, session_not_found", body = Problem, content_type = "application/problem+json"),

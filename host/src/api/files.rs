@@ -16,6 +16,7 @@ use super::request::Name;
 use super::request::Params;
 use super::request::check_name;
 use super::request::stream_body;
+use super::schema::Binary;
 use super::schema::Group;
 use crate::service::RestoreRequest;
 
@@ -24,7 +25,7 @@ use crate::service::RestoreRequest;
 /// It holds everything that was acknowledged before the request, at the index in the header Statehouse-Index. The header
 /// Statehouse-Digest and the file's last 32 bytes are the SHA-256 of all before these.
 #[utoipa::path(get, path = "/v1/groups/{name}/snapshot", tag = "groups", params(("name" = String, Path)), responses(
-    (status = 200, description = "the file", content_type = "application/octet-stream", body = Vec<u8>),
+    (status = 200, description = "the file", content_type = "application/octet-stream", body = inline(Binary)),
     (status = 404, description = "group_not_found", body = Problem, content_type = "application/problem+json"),
     (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]
@@ -61,7 +62,7 @@ pub(super) struct RestoreParams {
         ("listen" = Option<String>, Query, description = "the addresses its adapter listens on, separated by commas"),
         ("listen_params" = Option<String>, Query, description = "what the adapter is told as `listen`: a JSON object"),
     ),
-    request_body(content_type = "application/octet-stream", description = "the snapshot file", content = Vec<u8>),
+    request_body(content_type = "application/octet-stream", description = "the snapshot file", content = inline(Binary)),
     responses(
         (status = 201, body = Group),
         (status = 404, description = "module_not_found: the cluster lacks the module that wrote the file", body = Problem, content_type = "application/problem+json"),

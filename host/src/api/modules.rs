@@ -15,6 +15,7 @@ use super::request::Name;
 use super::request::Params;
 use super::request::check_name;
 use super::request::read_body;
+use super::schema::Binary;
 use super::schema::Module;
 use super::schema::ModuleList;
 
@@ -35,7 +36,7 @@ pub(super) struct NoParams {}
 #[utoipa::path(
     post, path = "/v1/modules", tag = "modules",
     params(("name" = String, Query, description = "its name: 1 to 63 of a-z 0-9 . _ -, the first a letter or digit")),
-    request_body(content_type = "application/wasm", description = "the .wasm file", content = Vec<u8>),
+    request_body(content_type = "application/wasm", description = "the .wasm file", content = inline(Binary)),
     responses(
         (status = 201, body = Module),
         (status = 409, description = "already_exists", body = Problem, content_type = "application/problem+json"),
@@ -62,7 +63,7 @@ pub(super) async fn add(
 /// Runs the upload gate and adds nothing
 #[utoipa::path(
     post, path = "/v1/modules/check", tag = "modules",
-    request_body(content_type = "application/wasm", description = "the .wasm file", content = Vec<u8>),
+    request_body(content_type = "application/wasm", description = "the .wasm file", content = inline(Binary)),
     responses(
         (status = 200, description = "it would be taken", body = Module),
         (status = 422, description = "module_refused; `reason` says why", body = Problem, content_type = "application/problem+json"),
@@ -102,7 +103,7 @@ pub(super) async fn show(State(context): State<Shared>, Name(name): Name) -> Res
 
 /// A module's file
 #[utoipa::path(get, path = "/v1/modules/{name}/file", tag = "modules", params(("name" = String, Path)), responses(
-    (status = 200, description = "the .wasm file", content_type = "application/wasm", body = Vec<u8>),
+    (status = 200, description = "the .wasm file", content_type = "application/wasm", body = inline(Binary)),
     (status = 404, description = "module_not_found", body = Problem, content_type = "application/problem+json"),
     (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]

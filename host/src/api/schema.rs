@@ -20,6 +20,12 @@ use crate::service::NodeView;
 use crate::service::SessionView;
 use crate::service::TriedView;
 
+// Of `Vec<u8>` the document would say that it is an array of numbers.
+/// Bytes as they are.
+#[derive(ToSchema)]
+#[schema(value_type = String, format = Binary)]
+pub struct Binary(pub Vec<u8>);
+
 /// A module.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Module {

@@ -86,7 +86,7 @@ pub(super) async fn readyz(
 }
 
 /// Metrics for Prometheus
-#[utoipa::path(get, path = "/metrics", tag = "status", responses((status = 200, description = "OpenMetrics text", body = String, content_type = "text/plain")))]
+#[utoipa::path(get, path = "/metrics", tag = "status", responses((status = 200, description = "OpenMetrics text", body = String, content_type = "application/openmetrics-text")))]
 pub(super) async fn metrics(State(context): State<Shared>) -> Response {
     let page = crate::observe::join_pages(&[context.service.metrics().await, context.metrics.page()]);
     ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], page).into_response()

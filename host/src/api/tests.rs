@@ -492,6 +492,94 @@ fn each_operation_of_the_openapi_document_has_a_name_of_its_own() {
     assert_eq!((all > 20, names.len()), (true, all));
 }
 
+/// Commands, replies, modules and snapshots were arrays of int32 in the document: a generated client would have sent a JSON list of
+/// numbers to the module. JSON bodies are schemas, everything else is text or bytes as they are.
+#[test]
+fn the_bodies_of_the_openapi_document_are_what_is_sent() {
+    let document: serde_json::Value = serde_json::from_str(&document()).unwrap();
+    let mut bytes = 0;
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            let asked = operation.get("requestBody").into_iter();
+            for body in asked.chain(operation["responses"].as_object().unwrap().values()) {
+                let Some(content) = body.get("content") else { continue };
+                for (kind, media) in content.as_object().unwrap() {
+                    let schema = &media["schema"];
+                    let told = (schema["type"].as_str(), schema["format"].as_str());
+                    match kind.as_str() {
+                        "application/octet-stream" | "application/wasm" => {
+                            assert_eq!(told, (Some("string"), Some("binary")), "{method} {path}: {media}");
+                            bytes += 1;
+                        }
+                        "text/plain" | "text/event-stream" | "application/openmetrics-text" => {
+                            assert_eq!(told.0, Some("string"), "{method} {path}")
+                        }
+                        "application/json" | "application/problem+json" => {
+                            assert!(
+                                schema.get("$ref").is_some() || told.0 == Some("object"),
+                                "{method} {path}: {media}"
+                            );
+                        }
+                        other => panic!("{method} {path} has a body of {other}"),
+                    }
+                }
+            }
+        }
+    }
+    assert!(bytes >= 9, "apply and query there and back, three modules, a snapshot there and back: {bytes}");
+}
+
+/// The page of metrics was told of as `text/plain`.
+#[tokio::test]
+async fn what_a_page_is_of_is_what_the_openapi_document_says() {
+    let api = Api::start().await;
+    let document = api.get("/openapi.json").await.json();
+    for path in ["/healthz", "/readyz", "/metrics", "/openapi.json", "/v1/node", "/v1/status", "/v1/modules"] {
+        let answer = api.get(path).await;
+        let kind = answer.header("content-type").split(';').next().unwrap();
+        let described = &document["paths"][path]["get"]["responses"]["200"]["content"];
+        assert!(described.get(kind).is_some(), "{path} is {kind}, and described as {described}");
+    }
+}
+
+/// A generator stops at the first name that leads nowhere, and makes calls with `{name}` in them of a parameter that is not declared.
+#[test]
+fn whatever_the_openapi_document_names_is_in_it() {
+    fn references<'a>(value: &'a serde_json::Value, found: &mut Vec<&'a str>) {
+        match value {
+            serde_json::Value::Object(fields) => {
+                found.extend(fields.get("$ref").and_then(serde_json::Value::as_str));
+                fields.values().for_each(|value| references(value, found));
+            }
+            serde_json::Value::Array(items) => items.iter().for_each(|value| references(value, found)),
+            _ => {}
+        }
+    }
+    let document: serde_json::Value = serde_json::from_str(&document()).unwrap();
+    let mut found = Vec::new();
+    references(&document, &mut found);
+    assert!(found.len() > 50, "{}", found.len());
+    for reference in found {
+        let place = reference.strip_prefix('#').unwrap_or("/elsewhere");
+        assert!(document.pointer(place).is_some(), "{reference} leads nowhere");
+    }
+    for (path, item) in document["paths"].as_object().unwrap() {
+        let mut in_path: Vec<&str> =
+            path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}')).collect();
+        in_path.sort_unstable();
+        for (method, operation) in item.as_object().unwrap() {
+            let parameters = operation.get("parameters").and_then(serde_json::Value::as_array);
+            let parameters = parameters.into_iter().flatten().filter(|parameter| parameter["in"] == "path");
+            let mut declared: Vec<&str> = parameters
+                .inspect(|parameter| assert_eq!(parameter["required"], true, "{method} {path}"))
+                .map(|parameter| parameter["name"].as_str().unwrap())
+                .collect();
+            declared.sort_unstable();
+            assert_eq!(declared, in_path, "{method} {path}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn the_openapi_document_has_every_route_and_no_other() {
     let api = Api::start().await;

@@ -96,7 +96,7 @@ STATEHOUSE_EXPORT(snapshot) statehouse_result statehouse_snapshot(void);
 STATEHOUSE_EXPORT(restore) statehouse_result statehouse_restore(void);
 
 /* Optional: exported if the module defines them. The payload of timer is the id, 8 bytes; session_end has
- * none, the session is in the header; that of migrate is reserved. */
+ * none, the session is in the header; migrate has none either. A module that calls statehouse_set_timer must define timer. */
 #define STATEHOUSE_TIMER                                                                          \
     STATEHOUSE_EXPORT(timer) statehouse_result statehouse_timer
 #define STATEHOUSE_SESSION_END                                                                    \

@@ -55,7 +55,7 @@ gate_codes! {
     TooManyGlobals = "too_many_globals",
     /// A mutable global that holds a reference.
     ReferenceGlobal = "reference_global",
-    /// A table that is exported or that the module changes while it runs.
+    /// An instruction that changes a table while the module runs. That a table is exported lets nobody change it: the host does not.
     MutableTable = "mutable_table",
     /// `data.drop` or `elem.drop`: hidden state that a roll-back could not undo.
     DroppedSegment = "dropped_segment",

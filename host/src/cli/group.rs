@@ -52,6 +52,12 @@ pub(super) struct GroupVerbs {
 #[derive(Debug, Subcommand)]
 enum GroupVerb {
     /// Create a group that runs a module
+    #[command(after_help = "\
+Examples:
+  statehouse group create c1 --module counter
+  statehouse group create c2 --module counter --param start=100
+  statehouse group create c3 --module counter --replicas 3           of more nodes than three
+  statehouse group create kv --module kv --listen 127.0.0.1:6379     speaks Redis's protocol there")]
     Create {
         /// Its name: 1 to 63 of a-z 0-9 . _ -, the first a letter or digit
         name: String,

@@ -53,11 +53,17 @@ const MARK: &str = "local.json";
 /// Starts the nodes as child processes, waits until they are ready, uploads the modules that came with
 /// this program, and says what to try. Ctrl-C stops all. The data is kept for the next time.
 #[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  statehouse local                              three nodes: http://127.0.0.1:7070 to 7072
+  statehouse local --nodes 5 --data-dir five --http-base 8070 --peer-base 8170
+  statehouse local --keeper                     for ZooKeeper's clients: 127.0.0.1:2181 to 2183
+  STATEHOUSE_HEARTBEAT_MS=100 statehouse local  settings of `serve` come by variable or --config")]
 pub(super) struct Local {
     /// How many nodes
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=9))]
     nodes: u16,
-    /// Where they keep their data and logs: DIR/node-1, DIR/node-1.log, …
+    /// Where they keep their data and logs: DIR/node-1, DIR/node-1.log, …; not the directory of a node of `serve`
     #[arg(long, value_name = "DIR", default_value = "./statehouse-data")]
     data_dir: PathBuf,
     /// The first node's HTTP port; the others follow

@@ -72,7 +72,7 @@ removed from its cluster, 6 what was looked at is damaged, 74 this node's disk f
 
 /// Runs your WebAssembly state machine as a replicated service
 #[derive(Debug, Parser)]
-#[command(name = "statehouse", version, after_help = AFTER_HELP, max_term_width = 110, disable_help_subcommand = true, subcommand_required = true, arg_required_else_help = true)]
+#[command(name = "statehouse", version, after_help = AFTER_HELP, max_term_width = 110, subcommand_required = true, arg_required_else_help = true)]
 struct Cli {
     /// A TOML file with settings; its keys are the flags' names
     #[arg(long, value_name = "FILE", global = true, display_order = 900)]
@@ -147,7 +147,7 @@ fn command_with(file: Option<&ConfigFile>, ensemble: Option<&ConfigFile>) -> Res
 /// The `zoo.cfg` of a `keeper` verb.
 fn ensemble(args: &[OsString], file: Option<&ConfigFile>) -> Result<Option<keeper::Ensemble>, Failure> {
     const FLAG: &str = "zoo-cfg";
-    let is_help = |arg: &OsString| arg == "--help" || arg == "-h";
+    let is_help = |arg: &OsString| arg == "--help" || arg == "-h" || arg == "help";
     if !args.iter().skip(1).any(|arg| arg == "keeper") || args.iter().any(is_help) {
         return Ok(None);
     }
@@ -172,8 +172,10 @@ fn run(args: Vec<OsString>) -> Result<(), Failure> {
     let file = config::file_named_by(&args, "--config", std::env::var_os("STATEHOUSE_CONFIG"));
     let file = file.map(|path| ConfigFile::read(&path)).transpose()?;
     let ensemble = ensemble(&args, file.as_ref())?;
-    let command = command_with(file.as_ref(), ensemble.as_ref().map(|ensemble| &ensemble.values))?;
-    let matches = command.try_get_matches_from(args).unwrap_or_else(|error| exit_with(error, file.as_ref()));
+    let mut command = command_with(file.as_ref(), ensemble.as_ref().map(|ensemble| &ensemble.values))?;
+    let matches = command
+        .try_get_matches_from_mut(args)
+        .unwrap_or_else(|error| exit_with(with_usage(error, &command), file.as_ref()));
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| exit_with(error, file.as_ref()));
     match cli.verb {
         Verb::Serve(mut config) => {
@@ -202,6 +204,23 @@ fn run(args: Vec<OsString>) -> Result<(), Failure> {
         Verb::Bench(verbs) => block_on(bench::run(verbs)),
         Verb::Completions(completions) => completions::run(completions),
     }
+}
+
+/// An error shows how its verb is used. What clap writes there of the flags that were given counts variables among them, and
+/// shows these as if they were needed.
+fn with_usage(mut error: clap::Error, command: &clap::Command) -> clap::Error {
+    use clap::error::ContextKind;
+    use clap::error::ContextValue;
+    let Some(ContextValue::StyledStr(usage)) = error.get(ContextKind::Usage) else { return error };
+    let usage = usage.to_string();
+    let mut verb = command;
+    for word in usage.split_whitespace().skip_while(|word| *word != "Usage:").skip(2) {
+        let Some(below) = verb.find_subcommand(word) else { break };
+        verb = below;
+    }
+    let usage = verb.clone().render_usage();
+    error.insert(ContextKind::Usage, ContextValue::StyledStr(usage));
+    error
 }
 
 /// Help and version go out as clap writes them; so do its errors, with a word on where a value came from.

@@ -21,6 +21,7 @@ use super::client::encode;
 use super::output;
 use crate::api::schema::Module;
 use crate::api::schema::ModuleList;
+use crate::config::parse_bytes;
 use crate::module;
 
 /// From this size on a person sees how far the upload is.
@@ -38,13 +39,16 @@ Examples:
 pub(super) struct ModuleVerbs {
     #[command(subcommand)]
     verb: ModuleVerb,
-    #[command(flatten)]
-    client: ClientArgs,
 }
 
 #[derive(Debug, Subcommand)]
 enum ModuleVerb {
     /// Upload a module: done when a majority of the nodes holds it durably
+    #[command(after_help = "\
+Examples:
+  statehouse module push target/wasm32-unknown-unknown/release/counter.wasm --name counter
+  statehouse module push counter.wasm                        its name is counter
+  statehouse module push --bundled kv")]
     Push {
         /// The .wasm file
         #[arg(required_unless_present = "bundled")]
@@ -55,31 +59,51 @@ enum ModuleVerb {
         /// Upload a module that came with this program instead of a file
         #[arg(long, value_name = "NAME", conflicts_with = "file")]
         bundled: Option<String>,
+        #[command(flatten)]
+        client: ClientArgs,
     },
     /// List the modules
-    Ls,
+    Ls {
+        #[command(flatten)]
+        client: ClientArgs,
+    },
     /// Show one module
     Show {
         /// The module
         name: String,
+        #[command(flatten)]
+        client: ClientArgs,
     },
     /// Remove a module that no group runs
     Rm {
         /// The module
         name: String,
+        #[command(flatten)]
+        client: ClientArgs,
     },
     /// Check a file as an upload would, without a server
-    Check {
-        /// The .wasm file
-        file: PathBuf,
-    },
+    Check(Check),
+}
+
+#[derive(Args, Debug)]
+struct Check {
+    /// The .wasm file
+    file: PathBuf,
+    /// The largest module, as the nodes are told
+    #[arg(long, value_name = "BYTES", default_value = "32MiB", value_parser = parse_bytes)]
+    module_bytes_max: u64,
+    /// The most linear memory a group's module may have, as the nodes are told
+    #[arg(long, value_name = "BYTES", default_value = "1GiB", value_parser = parse_bytes)]
+    group_memory_bytes_max: u64,
+    /// The form of the data on standard output
+    #[arg(short, long, value_enum, default_value_t = Output::Table, display_order = 801)]
+    output: Output,
 }
 
 pub(super) async fn run(verbs: ModuleVerbs) -> Result<(), Failure> {
-    let form = verbs.client.output;
     match verbs.verb {
-        ModuleVerb::Push { file, name, bundled } => {
-            let client = verbs.client.client()?;
+        ModuleVerb::Push { file, name, bundled, client: args } => {
+            let client = args.client()?;
             let (wasm, own_name) = match (file, bundled) {
                 (_, Some(bundled)) => (bundled_module(&bundled)?, bundled),
                 (Some(file), None) => {
@@ -87,11 +111,11 @@ pub(super) async fn run(verbs: ModuleVerbs) -> Result<(), Failure> {
                 }
                 (None, None) => return Err(Failure::usage("there is no FILE", "name the .wasm file")),
             };
-            show(form, &push(&client, &name.unwrap_or(own_name), wasm).await?)
+            show(args.output, &push(&client, &name.unwrap_or(own_name), wasm).await?)
         }
-        ModuleVerb::Ls => {
-            let list: ModuleList = verbs.client.client()?.send(Call::get("/v1/modules")).await?.json()?;
-            match form {
+        ModuleVerb::Ls { client } => {
+            let list: ModuleList = client.client()?.send(Call::get("/v1/modules")).await?.json()?;
+            match client.output {
                 Output::Json => output::json(&list.modules),
                 Output::Table => {
                     let row = |module: &Module| {
@@ -106,13 +130,14 @@ pub(super) async fn run(verbs: ModuleVerbs) -> Result<(), Failure> {
                 }
             }
         }
-        ModuleVerb::Show { name } => {
-            show(form, &verbs.client.client()?.send(Call::get(format!("/v1/modules/{}", encode(&name)))).await?.json()?)
+        ModuleVerb::Show { name, client } => {
+            let answer = client.client()?.send(Call::get(format!("/v1/modules/{}", encode(&name)))).await?;
+            show(client.output, &answer.json()?)
         }
-        ModuleVerb::Rm { name } => {
-            verbs.client.client()?.send(Call::delete(format!("/v1/modules/{}", encode(&name)))).await.map(drop)
+        ModuleVerb::Rm { name, client } => {
+            client.client()?.send(Call::delete(format!("/v1/modules/{}", encode(&name)))).await.map(drop)
         }
-        ModuleVerb::Check { file } => check(form, &file),
+        ModuleVerb::Check(wish) => check(&wish),
     }
 }
 
@@ -167,14 +192,18 @@ fn read(file: &Path) -> Result<Bytes, Failure> {
         .map_err(|error| Failure::here(format!("cannot read {}: {error}", file.display()), remedy))
 }
 
-fn check(form: Output, file: &Path) -> Result<(), Failure> {
-    let wasm = read(file)?;
-    let limits = module::Limits::default();
+fn check(wish: &Check) -> Result<(), Failure> {
+    let wasm = read(&wish.file)?;
+    let limits = module::Limits {
+        wasm_bytes_max: wish.module_bytes_max,
+        memory_bytes_max: wish.group_memory_bytes_max,
+        ..module::Limits::default()
+    };
     let engine = module::Engine::new().map_err(|error| {
         Failure::here(format!("cannot start the WebAssembly engine: {error}"), "check the limits on memory")
     })?;
     let info = engine.gate(&wasm, &limits).map_err(|refusal| Failure::Refused {
-        what: format!("{}: {}", file.display(), refusal.what),
+        what: format!("{}: {}", wish.file.display(), refusal.what),
         code: Some(format!("module_refused, {}", refusal.code.as_str())),
         remedy: refusal.remedy,
     })?;
@@ -192,7 +221,7 @@ fn check(form: Output, file: &Path) -> Result<(), Failure> {
         module::SelfTest::ParamsNeeded(text) => format!("not run: init needs params ({text})"),
         module::SelfTest::NotRun => "not run".to_owned(),
     };
-    match form {
+    match wish.output {
         Output::Json => output::json(&serde_json::json!({
             "digest": hex::encode(info.digest), "size": info.wasm_bytes, "exports": exports, "imports": info.imports,
             "functions": info.functions, "memory_min_bytes": info.memory_min_bytes, "memory_max_bytes": info.memory_max_bytes, "self_test": test,

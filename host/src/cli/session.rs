@@ -21,6 +21,12 @@ use crate::api::schema::Session;
 /// A session is a client's identity in a group. Commands that carry its sequence numbers can be sent
 /// again, to any node, and are applied once.
 #[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  s=$(statehouse session open c1)
+  statehouse apply c1 '{\"Add\":5}' --session \"$s\" --sequence 1
+  statehouse session touch c1 \"$s\"
+  statehouse session close c1 \"$s\"")]
 pub(super) struct SessionVerbs {
     #[command(subcommand)]
     verb: SessionVerb,
@@ -31,6 +37,11 @@ pub(super) struct SessionVerbs {
 #[derive(Debug, Subcommand)]
 enum SessionVerb {
     /// Open a session and print ID:SECRET
+    #[command(after_help = "\
+Examples:
+  s=$(statehouse session open c1)
+  statehouse apply c1 '{\"Add\":5}' --session \"$s\" --sequence 1
+  statehouse session open c1 --timeout-ms 600000 -o json")]
     Open {
         /// The group
         group: String,
@@ -64,6 +75,12 @@ pub(super) async fn run(verbs: SessionVerbs) -> Result<(), Failure> {
             // An answer that is lost leaves a session nobody knows; it times out by itself.
             let call = Call::post(format!("/v1/groups/{}/sessions", encode(&group)), body, Repeat::Harmless);
             let session: Session = client.send(call).await?.json()?;
+            if session.timeout_ms != timeout_ms {
+                output::note(format!(
+                    "note: it lives {} ms without a sign of life, as the node's limits say",
+                    session.timeout_ms
+                ));
+            }
             match verbs.client.output {
                 Output::Table => output::line(format!("{}:{}", session.id, session.secret)),
                 Output::Json => output::json(&session),

@@ -32,6 +32,7 @@ fn every_verb_of_the_help_parses() {
         "module show counter -o json",
         "module rm counter",
         "module check counter.wasm",
+        "module check counter.wasm --module-bytes-max 64MiB -o json",
         "group create c1 --module counter --param start=100 --param name=x",
         "group create c3 --module counter --replicas 3",
         "group ls --server http://127.0.0.1:7071",
@@ -162,11 +163,94 @@ fn the_file_serves_client_verbs_too() {
     assert_eq!(serve.heartbeat_ms, 60);
 }
 
+/// `statehouse apply` without a group told of `--server` as of something that had to be given, where STATEHOUSE_SERVER was set: clap
+/// takes a variable for a flag that is there. `PATH` is the one variable that every test process has.
+#[test]
+fn an_error_shows_how_the_verb_is_used_and_not_what_the_environment_says() {
+    for (line, usage) in [
+        ("apply", "Usage: statehouse apply [OPTIONS] <GROUP> [DATA]\n"),
+        ("group create", "Usage: statehouse group create [OPTIONS] --module <NAME> <NAME>\n"),
+        ("group", "Usage: statehouse group [OPTIONS] <COMMAND>\n"),
+        ("module check", "Usage: statehouse module check [OPTIONS] <FILE>\n"),
+    ] {
+        let mut command = command(None).unwrap().mut_subcommands(|verb| match verb.get_name() {
+            "apply" | "group" => verb.mut_arg("server", |server| server.env("PATH")),
+            _ => verb,
+        });
+        let args = std::iter::once("statehouse").chain(line.split(' '));
+        let error = command.try_get_matches_from_mut(args).expect_err(line);
+        let error = with_usage(error, &command).to_string();
+        assert!(error.contains(usage), "{line}: {error}");
+    }
+}
+
+/// What `--help` prints, `help` prints too, of verbs at every depth.
+#[test]
+fn help_is_a_verb_too() {
+    let ask = |args: &[&str]| parse(args).expect_err("help is an early end").to_string();
+    assert_eq!(ask(&["help", "apply"]), ask(&["apply", "--help"]));
+    assert_eq!(ask(&["help", "group", "create"]), ask(&["group", "create", "--help"]));
+    assert_eq!(ask(&["help"]), ask(&["--help"]));
+}
+
+/// A verb of the list without one was found by trying.
+#[test]
+fn what_people_type_first_has_examples() {
+    for line in [
+        "serve",
+        "keeper",
+        "local",
+        "module",
+        "module push",
+        "group",
+        "group create",
+        "session",
+        "session open",
+        "apply",
+        "query",
+        "watch",
+        "bench",
+        "bench apply",
+        "status",
+        "doctor",
+        "completions",
+    ] {
+        let args: Vec<&str> = line.split(' ').chain(["--help"]).collect();
+        let help = parse(&args).expect_err("help is an early end").to_string();
+        let (_, examples) = help.split_once("\nExamples:\n").unwrap_or_else(|| panic!("{line} has no examples"));
+        assert!(examples.contains(&format!("statehouse {line}")), "{line}: {examples}");
+    }
+}
+
+/// It needs no server, and must say what an upload to nodes of these settings would.
+#[test]
+fn a_module_is_checked_by_the_settings_of_the_nodes_and_without_a_server() {
+    assert!(parse(&["module", "check", "x.wasm", "--server", "http://a:1"]).is_err());
+    let dir = tempfile::tempdir().unwrap();
+    let (path, wasm) = (dir.path().join("statehouse.toml"), dir.path().join("x.wasm"));
+    std::fs::write(&path, "module-bytes-max = \"1KiB\"\nserver = \"http://a:1\"\n").unwrap();
+    std::fs::write(&wasm, vec![0; 2 << 10]).unwrap();
+    let file = ConfigFile::read(&path).unwrap();
+    let args = ["statehouse", "module", "check", wasm.to_str().unwrap()];
+    let matches = command(Some(&file)).unwrap().try_get_matches_from(args).unwrap();
+    let Verb::Module(verbs) = Cli::from_arg_matches(&matches).unwrap().verb else { panic!("another verb") };
+    let refused = block_on(module::run(verbs)).unwrap_err().to_string();
+    assert!(refused.contains("too_large") && refused.contains("limit of 1024"), "{refused}");
+}
+
 /// The help is part of the product: it changes on purpose, and here is where one sees it. `UPDATE_HELP=1` writes it anew.
 #[test]
 fn the_help_of_the_main_verbs_is_this() {
     let mut texts = String::new();
-    for path in [&[][..], &["local"], &["group", "create"], &["apply"], &["module", "push"], &["session", "open"]] {
+    for path in [
+        &[][..],
+        &["local"],
+        &["group", "create"],
+        &["apply"],
+        &["module", "push"],
+        &["session", "open"],
+        &["bench", "apply"],
+    ] {
         let mut command = command(None).unwrap().term_width(100);
         let name = path.join(" ");
         let args = std::iter::once("statehouse").chain(path.iter().copied()).chain(["--help"]);

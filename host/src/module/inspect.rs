@@ -184,7 +184,7 @@ pub(super) fn inspect(wasm: &[u8], limits: &Limits) -> Result<Analysis, GateErro
         return refuse(
             GateCode::TooLarge,
             format!("the module is {} bytes, over the limit of {} (wasm_bytes_max)", wasm.len(), limits.wasm_bytes_max),
-            "build with `opt-level = \"s\"`, `lto = true` and `strip = true`, or raise the limit",
+            "build with `opt-level = \"s\"`, `lto = true` and `strip = true`, or raise the nodes' --module-bytes-max",
         );
     }
     if Parser::is_component(wasm) {
@@ -439,7 +439,7 @@ impl<'a> Inspector<'a> {
                     "the module starts with {bytes} bytes of memory, over the limit of {} (memory_bytes_max)",
                     self.limits.memory_bytes()
                 ),
-                "use smaller statics or a smaller `--initial-memory`, or raise the limit",
+                "use smaller statics or a smaller `--initial-memory`, or raise the nodes' --group-memory-bytes-max",
             );
         }
         Ok(())

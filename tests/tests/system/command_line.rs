@@ -70,6 +70,8 @@ fn the_verbs_do_what_the_api_does() {
     }
     client(&server, &["session", "touch", "c1", session]).ok();
     client(&server, &["session", "close", "c1", session]).ok();
+    let short = client(&server, &["session", "open", "c1", "--timeout-ms", "1"]);
+    assert!(short.err.contains("it lives 1000 ms"), "{short:?}");
     client(&server, &["session", "touch", "c1", session]).fails(1, &["session_not_found", "try: "]);
     let index = client(&server, &["group", "snapshot", "c1"]).ok();
     assert!(index.trim().parse::<u64>().unwrap() > 5, "{index}");
@@ -108,7 +110,7 @@ fn failures_have_exit_codes_and_say_what_to_do() {
 
 #[test]
 fn help_and_completions_know_every_verb() {
-    const VERBS: [&str; 22] = [
+    const VERBS: [&str; 23] = [
         "serve",
         "keeper",
         "keeper-import",
@@ -131,13 +133,14 @@ fn help_and_completions_know_every_verb() {
         "watch",
         "bench",
         "completions",
+        "help",
     ];
     let help = run(program::command().arg("--help"), b"").ok();
     let (_, listed) = help.split_once("Commands:\n").unwrap();
     let listed = listed.lines().take_while(|line| !line.is_empty());
     let listed: Vec<&str> = listed.map(|line| line.split_whitespace().next().unwrap()).collect();
     assert_eq!(listed, VERBS);
-    for verb in VERBS {
+    for verb in VERBS.into_iter().filter(|verb| *verb != "help") {
         let help = run(program::command().args([verb, "--help"]), b"").ok();
         let usage = help.lines().find_map(|line| line.strip_prefix("Usage: ")).unwrap();
         assert_eq!(usage.split_whitespace().nth(1), Some(verb), "{help}");

@@ -44,6 +44,11 @@ pub(super) struct BenchVerbs {
 #[derive(Debug, Subcommand)]
 enum BenchVerb {
     /// Measure commands
+    #[command(after_help = "\
+Examples:
+  statehouse bench apply c1                      a group of `counter`, one connection
+  statehouse bench apply c1 --connections 64 --duration-s 30 --bench-dir /var/lib/statehouse
+  statehouse bench apply kv --command '{\"Put\":{\"key\":\"a\",\"value\":\"1\",\"ttl_ms\":null}}'")]
     Apply {
         /// The group
         group: String,

@@ -31,7 +31,7 @@ pub struct ServeConfig {
     #[arg(long, value_name = "ID", default_value_t = 1, help_heading = "Node")]
     pub node_id: u64,
 
-    /// Where the log, snapshots and modules live; created when it is not there
+    /// Where the log, snapshots and modules live; created when it is not there. Not the directory of `statehouse local`
     #[arg(long, value_name = "DIR", default_value = "./statehouse-data", help_heading = "Node")]
     pub data_dir: PathBuf,
 

@@ -35,6 +35,7 @@ use super::module;
 use super::output;
 use super::serve::cannot_listen;
 use crate::api::schema::Group;
+use crate::node::identity::is_of_a_node;
 
 /// How long the nodes may take until all are ready.
 const READY_TIME_MAX: Duration = Duration::from_secs(60);
@@ -47,6 +48,11 @@ const LOG_TAIL_BYTES: u64 = 2048;
 const CODE_CACHE: &str = "STATEHOUSE_CODE_CACHE";
 /// What the data directory was made for.
 const MARK: &str = "local.json";
+
+/// Whether `local` keeps its nodes in the directory.
+pub(super) fn is_in(dir: &Path) -> bool {
+    dir.join(MARK).exists()
+}
 
 /// Run a cluster on this machine, for trying things out
 ///
@@ -203,6 +209,13 @@ fn prepare(local: &Local) -> Result<(), Failure> {
                     ),
                 ));
             }
+        }
+        // The nodes' directories would lie among its files, and whoever looks for its groups would find none.
+        Err(_) if is_of_a_node(&local.data_dir) => {
+            return Err(Failure::usage(
+                format!("{} is the data directory of a node of `statehouse serve`", local.data_dir.display()),
+                "go on with `statehouse serve`, or give another --data-dir",
+            ));
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             fs::write(&path, serde_json::to_vec(&mark).unwrap_or_default())

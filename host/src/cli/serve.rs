@@ -15,12 +15,14 @@ use tokio::sync::watch;
 
 use super::Failure;
 use super::follow;
+use super::local;
 use crate::api;
 use crate::api::ApiOptions;
 use crate::config::ServeConfig;
 use crate::module;
 use crate::net;
 use crate::node::identity::IdentityError;
+use crate::node::identity::is_of_a_node;
 use crate::node::recovery;
 use crate::node::start;
 use crate::node::start::RealNode;
@@ -127,6 +129,13 @@ where
     let listener = bind("--http", &config.http.to_string()).await?;
     for (flag, address) in addresses {
         drop(bind(flag, address).await?);
+    }
+    // What it began there would be another cluster, among the files of that one.
+    if local::is_in(&config.data_dir) && !is_of_a_node(&config.data_dir) {
+        return Err(Failure::here(
+            format!("{} holds the nodes of `statehouse local`", config.data_dir.display()),
+            "go on with `statehouse local`, or give another --data-dir",
+        ));
     }
     let told = told.wait();
     tokio::pin!(told);

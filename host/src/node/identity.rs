@@ -134,6 +134,11 @@ impl IdentityError {
     }
 }
 
+/// Whether the directory is a node's own.
+pub fn is_of_a_node(data_dir: &Path) -> bool {
+    data_dir.join(NAME).exists()
+}
+
 /// Reads the identity; `None` when the directory is new.
 pub fn read(disk: &dyn Disk, data_dir: &Path) -> io::Result<Option<Identity>> {
     small_files::read(disk, data_dir, NAME)

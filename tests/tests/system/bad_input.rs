@@ -222,6 +222,27 @@ fn a_damaged_log_is_refused_with_file_and_offset_and_left_as_it_is() {
     assert_eq!(cluster.node(1).client().post("/v1/groups/counter/query", "\"Get\"").expect(200).text(), "20");
 }
 
+/// The default of both is one directory. `serve` began a cluster of its own, an empty one, among the files of the cluster that `local`
+/// kept there, and whoever looked for the groups found none; and the other way round.
+#[test]
+fn a_directory_of_local_is_none_of_a_node_and_the_other_way_round() {
+    let mut cluster = Cluster::prepare(1, &[]);
+    let data_dir = cluster.node(1).data_dir.clone();
+    std::fs::create_dir_all(&data_dir).unwrap();
+    let mark = data_dir.join("local.json");
+    std::fs::write(&mark, "{\"nodes\":3,\"peer_base\":7170}").unwrap();
+    let refused = cluster.node_mut(1).start_refused();
+    refused.fails(1, &[data_dir.to_str().unwrap(), "`statehouse local`", "another --data-dir"]);
+    assert!(!data_dir.join("LOCK").exists(), "something was begun there");
+    std::fs::remove_file(&mark).unwrap();
+    cluster.start_all();
+    cluster.kill_all();
+    let refused = program::run(program::command().arg("local").arg("--data-dir").arg(&data_dir), b"");
+    refused.fails(2, &[data_dir.to_str().unwrap(), "`statehouse serve`", "another --data-dir"]);
+    assert!(!mark.exists());
+    cluster.start_all();
+}
+
 /// One disk of three is full: that node says so and where, the other two go on, and with room it is back.
 #[test]
 fn a_full_disk_stops_no_cluster_and_loses_nothing() {

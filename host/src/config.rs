@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fmt;
+use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::path::PathBuf;
@@ -396,6 +397,28 @@ impl ServeConfig {
             }
         }
         Ok(())
+    }
+
+    /// What looks like a mistake, and may be right: the others are told an address that this node does not listen at. Where one
+    /// forwards to the other, --advertise-peer says so.
+    pub fn doubt(&self) -> Option<String> {
+        let told = self.initial_cluster.get(&self.node_id)?;
+        let remedy = match &self.advertise_peer {
+            Some(advertised) if advertised == told => return None,
+            Some(_) => "give both the same address",
+            None => "make the two the same, or say --advertise-peer with the one in --initial-cluster",
+        };
+        let (host, port) = told.rsplit_once(':')?;
+        let other_port = port.parse() != Ok(self.peer.port());
+        // A name may be any address; listening on all of them is listening on this one.
+        let host = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+        let other_host = host.is_ok_and(|host| host != self.peer.ip() && !self.peer.ip().is_unspecified());
+        let own = match &self.advertise_peer {
+            Some(advertised) => format!("--advertise-peer says {advertised}"),
+            None if other_port || other_host => format!("it listens at --peer {}", self.peer),
+            None => return None,
+        };
+        Some(format!("--initial-cluster tells the others to reach this node at {told}, but {own}: {remedy}"))
     }
 
     /// The addresses of `--listen` by group; an empty list for `off`.

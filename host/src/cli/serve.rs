@@ -60,6 +60,9 @@ where
     F: Fn(RealNode) -> D,
     D: Future<Output = Result<(), Failure>>,
 {
+    if let Some(doubt) = config.doubt() {
+        tracing::warn!("{doubt}");
+    }
     raise_open_files();
     let told = Told::listen(config.exit_with_parent)?;
     loop {

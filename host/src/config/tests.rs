@@ -97,6 +97,29 @@ fn values_that_do_not_go_together_are_refused_by_name() {
     parse(&["--http", "0.0.0.0:7070", "--insecure"], None).unwrap().validate().unwrap();
 }
 
+/// Node 1 listened at 7170 and told the others 7171: they waited for each other, and nothing said why. Where one forwards to the other
+/// it is right, so it is said and no more.
+#[test]
+fn an_address_that_the_others_are_told_and_nobody_listens_at_is_doubted() {
+    let doubt = |args: &[&str]| parse(&[args, &["--insecure"]].concat(), None).unwrap().doubt();
+    let cluster = ["--initial-cluster", "1=127.0.0.1:7171,2=127.0.0.1:7172"];
+    let told = doubt(&cluster).unwrap();
+    for words in ["reach this node at 127.0.0.1:7171", "listens at --peer 127.0.0.1:7170", "--advertise-peer"] {
+        assert!(told.contains(words), "{told}");
+    }
+    let with = |args: &[&'static str]| doubt(&[&cluster[..], args].concat());
+    assert_eq!(with(&["--peer", "127.0.0.1:7171"]), None);
+    assert_eq!(with(&["--peer", "0.0.0.0:7171"]), None, "on every address is on this one too");
+    assert!(with(&["--peer", "0.0.0.0:7170"]).is_some());
+    assert!(with(&["--peer", "10.0.0.1:7171"]).is_some());
+    assert_eq!(with(&["--advertise-peer", "127.0.0.1:7171"]), None, "it was said on purpose");
+    assert!(with(&["--advertise-peer", "127.0.0.1:7170"]).unwrap().contains("--advertise-peer says 127.0.0.1:7170"));
+    assert_eq!(doubt(&["--initial-cluster", "1=db1:7170"]), None, "a name may be any address");
+    assert!(doubt(&["--initial-cluster", "1=db1:7171"]).is_some());
+    assert_eq!(doubt(&["--initial-cluster", "1=[::1]:7170", "--peer", "[::1]:7170"]), None);
+    assert_eq!(doubt(&[]), None);
+}
+
 #[test]
 fn sizes_and_clusters_that_make_no_sense_are_refused() {
     assert_eq!(parse_bytes("3KiB"), Ok(3072));

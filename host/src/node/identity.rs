@@ -102,6 +102,14 @@ pub enum IdentityError {
         /// The node.
         node: NodeId,
     },
+    /// What says whose it is cannot be read.
+    #[error("data directory {}: {NAME} is damaged: {what}", path.display())]
+    Damaged {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong with the file.
+        what: String,
+    },
     /// There is a log, but nothing says whose.
     #[error("data directory {} has a log but no {NAME}", .0.display())]
     Missing(PathBuf),
@@ -129,6 +137,7 @@ impl IdentityError {
                 path.display()
             ),
             Self::NotListed { .. } => "add it to the files of all nodes, or correct --node-id".to_string(),
+            Self::Damaged { path, .. } => start_empty(path),
             Self::Missing(_) => format!("restore {NAME} from a copy, or give another --data-dir"),
         }
     }
@@ -137,6 +146,15 @@ impl IdentityError {
 /// Whether the directory is a node's own.
 pub fn is_of_a_node(data_dir: &Path) -> bool {
     data_dir.join(NAME).exists()
+}
+
+/// What to do about a damaged small file: its node is one of several, or there is a copy.
+pub fn start_empty(path: &Path) -> String {
+    format!(
+        "restore the file from a copy; without one, and while all other nodes are up, move {} away and start the node with an empty \
+         directory (docs/operations.md)",
+        path.display()
+    )
 }
 
 /// Reads the identity; `None` when the directory is new.
@@ -163,8 +181,8 @@ pub fn check(
         return Err(IdentityError::Recovering(path));
     }
     let mut cluster = [0; 16];
-    if hex::decode_to_slice(&identity.cluster, &mut cluster).is_err() {
-        return Err(IdentityError::Missing(path));
+    if let Err(error) = hex::decode_to_slice(&identity.cluster, &mut cluster) {
+        return Err(IdentityError::Damaged { path, what: format!("its `cluster`: {error}") });
     }
     match told {
         Some(told) if told != cluster => {

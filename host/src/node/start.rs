@@ -134,6 +134,10 @@ impl StartError {
             Self::DataDir { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 "free space on its file system; nothing was lost".to_string()
             }
+            // Of what is read there, a small file that is not what was written.
+            Self::DataDir { path, source } if source.kind() == io::ErrorKind::InvalidData => {
+                identity::start_empty(path)
+            }
             Self::DataDir { path, .. } => {
                 format!("see that {} exists and can be written, or give another --data-dir", path.display())
             }

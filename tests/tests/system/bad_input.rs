@@ -243,6 +243,36 @@ fn a_directory_of_local_is_none_of_a_node_and_the_other_way_round() {
     cluster.start_all();
 }
 
+/// The remedies were those of a directory that cannot be written, and of a file that is not there.
+#[test]
+fn a_damaged_identity_is_told_with_what_helps() {
+    let mut cluster = Cluster::start(1, &[]);
+    cluster.kill_all();
+    let file = cluster.node(1).data_dir.join("identity.json");
+    let whole = std::fs::read_to_string(&file).unwrap();
+    let no_digits = whole.replace("\"cluster\":\"", "\"cluster\":\"z");
+    for damaged in ["", "{\"format\":1", &no_digits] {
+        std::fs::write(&file, damaged).unwrap();
+        let refused = cluster.node_mut(1).start_refused();
+        refused.fails(1, &["identity.json is damaged: ", "try: restore the file from a copy", "docs/operations.md"]);
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), damaged, "it is left as it was found");
+    }
+    std::fs::write(&file, whole).unwrap();
+    cluster.start_all();
+}
+
+/// It was told of "the message names file and offset", of which there was neither.
+#[test]
+fn a_disk_without_room_for_a_first_segment_is_told_with_what_helps() {
+    let Some(disk) = SmallDisk::mount(1) else { return };
+    let mut cluster = Cluster::prepare(1, &[]);
+    cluster.node_mut(1).data_dir = disk.path().join("node-1");
+    let refused = cluster.node_mut(1).start_refused();
+    refused.fails(1, &["the disk is full", "try: docs/operations/snapshots.md says what may be removed"]);
+    disk.remount("size=400m");
+    cluster.start_all();
+}
+
 /// One disk of three is full: that node says so and where, the other two go on, and with room it is back.
 #[test]
 fn a_full_disk_stops_no_cluster_and_loses_nothing() {

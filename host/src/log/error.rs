@@ -156,7 +156,9 @@ impl LogError {
     /// What to do about it, one sentence, where no other node is to replace the log.
     pub fn remedy(&self) -> &'static str {
         match self {
-            Self::DiskFull { .. } => "docs/operations/snapshots.md says what may be removed; start it again when there is room",
+            Self::DiskFull { .. } => {
+                "docs/operations/snapshots.md says what may be removed; start it again when there is room"
+            }
             Self::Version { .. } => "start the program that wrote it",
             Self::Io { .. } => {
                 "see that the directory can be read and written, and its device is well, and start again"

@@ -137,10 +137,10 @@ pub(super) async fn find_place(
     let in_data_dir = |source| StartError::DataDir { path: config.data_dir.clone(), source };
     let own = match &found {
         Some(found) => Some(identity::check(found, &config.data_dir, config.node_id, None)?),
-        None if disk.exists(&config.data_dir.join("log")).map_err(in_data_dir)? => {
-            return Err(IdentityError::Missing(config.data_dir.clone()).into());
+        None => {
+            start::see_that_it_is_new(disk, &config.data_dir)?;
+            None
         }
-        None => None,
     };
     if let (Some(cluster), Some(found)) = (own, &found) {
         // One that joined and has not caught up yet may have to be told again who the others are.

@@ -110,9 +110,14 @@ pub enum IdentityError {
         /// What is wrong with the file.
         what: String,
     },
-    /// There is a log, but nothing says whose.
-    #[error("data directory {} has a log but no {NAME}", .0.display())]
-    Missing(PathBuf),
+    /// Something of a node is there, but nothing says whose.
+    #[error("data directory {} has {what}/ but no {NAME}", path.display())]
+    Missing {
+        /// The directory.
+        path: PathBuf,
+        /// What is in it.
+        what: &'static str,
+    },
 }
 
 impl IdentityError {
@@ -138,7 +143,7 @@ impl IdentityError {
             ),
             Self::NotListed { .. } => "add it to the files of all nodes, or correct --node-id".to_string(),
             Self::Damaged { path, .. } => start_empty(path),
-            Self::Missing(_) => format!("restore {NAME} from a copy, or give another --data-dir"),
+            Self::Missing { .. } => format!("restore {NAME} from a copy, or give another --data-dir"),
         }
     }
 }

@@ -316,10 +316,10 @@ async fn find_place(config: &ServeConfig, disk: &dyn Disk, listener: &Arc<TcpLis
     }
     let own = match &found {
         Some(found) => Some(identity::check(found, &config.data_dir, config.node_id, None)?),
-        None if disk.exists(&config.data_dir.join("log")).map_err(in_data_dir)? => {
-            return Err(IdentityError::Missing(config.data_dir.clone()).into());
+        None => {
+            see_that_it_is_new(disk, &config.data_dir)?;
+            None
         }
-        None => None,
     };
     // Once it has caught up it is a node like any other: the membership in its log says who the others are.
     let settled = own.is_some() && !settle::is_marked(disk, &config.data_dir).map_err(in_data_dir)?;
@@ -388,15 +388,29 @@ pub(super) fn write_identity(
     written.map_err(|source| StartError::DataDir { path: config.data_dir.clone(), source })
 }
 
+/// Refuses a directory without identity that has something of a node in it: a new node would take a group's old snapshots for its own.
+pub(super) fn see_that_it_is_new(disk: &dyn Disk, data_dir: &Path) -> Result<(), StartError> {
+    let fail = |source| StartError::DataDir { path: data_dir.to_owned(), source };
+    let has = |what: &str| {
+        let dir = data_dir.join(what);
+        // These may have been made for a node and never used; a log has its first segment as soon as it is there.
+        Ok(disk.exists(&dir)? && (what == "log" || !disk.list(&dir)?.is_empty()))
+    };
+    for what in ["log", "groups", "modules"] {
+        if has(what).map_err(fail)? {
+            return Err(IdentityError::Missing { path: data_dir.to_owned(), what }.into());
+        }
+    }
+    Ok(())
+}
+
 fn settle_identity(config: &ServeConfig, disk: &dyn Disk, found: Option<Identity>) -> Result<[u8; 16], StartError> {
     let in_data_dir = |source| StartError::DataDir { path: config.data_dir.clone(), source };
     let told = (!config.initial_cluster.is_empty()).then(|| cluster_id(config));
     if let Some(found) = found {
         return Ok(identity::check(&found, &config.data_dir, config.node_id, told)?);
     }
-    if disk.exists(&config.data_dir.join("log")).map_err(in_data_dir)? {
-        return Err(IdentityError::Missing(config.data_dir.clone()).into());
-    }
+    see_that_it_is_new(disk, &config.data_dir)?;
     // A node of its own draws its cluster: two such clusters never mix.
     let cluster = told.unwrap_or_else(|| {
         let mut drawn = [0; 16];

@@ -416,6 +416,33 @@ fn a_node_of_its_own_whose_log_or_its_newest_file_is_gone_does_not_start() {
     assert_eq!(cluster.node(1).group("kv")["state"], "leader");
 }
 
+/// Log and identity are gone, and snapshots and modules are not: a new node began there, and its first group took the old one's state
+/// for its own.
+#[test]
+fn a_directory_in_which_only_snapshots_are_left_is_no_new_one() {
+    let mut cluster = Cluster::start(1, &[]);
+    cluster.deploy("kv", modules::bundled("kv"));
+    cluster.node(1).client().post("/v1/groups/kv/snapshot", "").expect(200);
+    cluster.node_mut(1).kill();
+    let data_dir = cluster.node(1).data_dir.clone();
+    let kept = ["log", "identity.json"].map(|name| (data_dir.join(name), data_dir.with_file_name(name)));
+    kept.iter().for_each(|(from, to)| std::fs::rename(from, to).unwrap());
+    for what in ["groups", "modules"] {
+        let before = bytes_below(&data_dir.join(what));
+        let refused = program::run(&mut cluster.node(1).command(), b"");
+        refused.fails(1, &[&format!("has {what}/ but no identity.json"), "try: restore identity.json from a copy"]);
+        assert!(before == bytes_below(&data_dir.join(what)), "who is refused changes nothing");
+        std::fs::rename(data_dir.join(what), data_dir.with_file_name(what)).unwrap();
+    }
+    for what in ["groups", "modules"] {
+        std::fs::rename(data_dir.with_file_name(what), data_dir.join(what)).unwrap();
+    }
+    kept.iter().for_each(|(from, to)| std::fs::rename(to, from).unwrap());
+    cluster.node_mut(1).start();
+    cluster.node_mut(1).wait_ready();
+    assert_eq!(cluster.node(1).group("kv")["state"], "leader");
+}
+
 /// The same of a group's snapshots: the node serves what else it has, and says of this group what its operator can do.
 #[test]
 fn a_node_of_its_own_says_what_to_do_about_a_group_whose_snapshots_are_damaged() {

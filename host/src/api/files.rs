@@ -25,7 +25,9 @@ use crate::service::RestoreRequest;
 /// It holds everything that was acknowledged before the request, at the index in the header Statehouse-Index. The header
 /// Statehouse-Digest and the file's last 32 bytes are the SHA-256 of all before these.
 #[utoipa::path(get, path = "/v1/groups/{name}/snapshot", tag = "groups", params(("name" = String, Path)), responses(
-    (status = 200, description = "the file", content_type = "application/octet-stream", body = inline(Binary)),
+    (status = 200, description = "the file", content_type = "application/octet-stream", body = inline(Binary), headers(
+        ("Statehouse-Index" = u64, description = "the index that it holds everything up to"),
+        ("Statehouse-Digest" = String, description = "SHA-256 of all but its last 32 bytes, hexadecimal"))),
     (status = 404, description = "group_not_found", body = Problem, content_type = "application/problem+json"),
     (status = "default", body = Problem, content_type = "application/problem+json"),
 ))]

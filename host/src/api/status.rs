@@ -64,8 +64,8 @@ pub(super) struct ReadyParams {
 /// The catalog and all local groups have a leader and have caught up. With `?verbose` the answer is the
 /// document of `/v1/node`.
 #[utoipa::path(get, path = "/readyz", tag = "status", params(("verbose" = Option<String>, Query, description = "answer in JSON, with all reasons")), responses(
-    (status = 200, description = "it is", body = String, content_type = "text/plain"),
-    (status = 503, description = "it is not yet, and why", body = Problem, content_type = "application/problem+json"),
+    (status = 200, description = "it is", content((String = "text/plain"), (Node = "application/json"))),
+    (status = 503, description = "it is not yet, and why", content((Problem = "application/problem+json"), (Node = "application/json"))),
 ))]
 pub(super) async fn readyz(
     State(context): State<Shared>,

@@ -529,13 +529,16 @@ fn the_bodies_of_the_openapi_document_are_what_is_sent() {
     assert!(bytes >= 9, "apply and query there and back, three modules, a snapshot there and back: {bytes}");
 }
 
-/// The page of metrics was told of as `text/plain`.
+/// The page of metrics was told of as `text/plain`, and so was the JSON of `/readyz?verbose`.
 #[tokio::test]
 async fn what_a_page_is_of_is_what_the_openapi_document_says() {
     let api = Api::start().await;
     let document = api.get("/openapi.json").await.json();
-    for path in ["/healthz", "/readyz", "/metrics", "/openapi.json", "/v1/node", "/v1/status", "/v1/modules"] {
+    for path in
+        ["/healthz", "/readyz", "/readyz?verbose", "/metrics", "/openapi.json", "/v1/node", "/v1/status", "/v1/modules"]
+    {
         let answer = api.get(path).await;
+        let path = path.split('?').next().unwrap();
         let kind = answer.header("content-type").split(';').next().unwrap();
         let described = &document["paths"][path]["get"]["responses"]["200"]["content"];
         assert!(described.get(kind).is_some(), "{path} is {kind}, and described as {described}");

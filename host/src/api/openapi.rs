@@ -6,7 +6,13 @@ use axum::response::IntoResponse;
 use axum::response::Response;
 use bytes::Bytes;
 use hyper::header;
+use utoipa::Modify;
 use utoipa::OpenApi;
+use utoipa::openapi;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::Schema;
+use utoipa::openapi::schema::SchemaType;
+use utoipa::openapi::schema::Type;
 
 #[derive(OpenApi)]
 #[openapi(
@@ -64,9 +70,30 @@ use utoipa::OpenApi;
         super::status::readyz,
         super::status::metrics,
         serve_document,
-    )
+    ),
+    modifiers(&NeverNull)
 )]
 struct Document;
+
+/// A parameter that may be left out is told of as one that may be null, which no header and no query string can say.
+struct NeverNull;
+
+impl Modify for NeverNull {
+    fn modify(&self, document: &mut openapi::OpenApi) {
+        for item in document.paths.paths.values_mut() {
+            let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete];
+            for parameter in
+                operations.into_iter().flatten().flat_map(|operation| operation.parameters.iter_mut().flatten())
+            {
+                let Some(RefOr::T(Schema::Object(schema))) = &mut parameter.schema else { continue };
+                let SchemaType::Array(kinds) = &schema.schema_type else { continue };
+                if let Some(kind) = kinds.iter().find(|kind| **kind != Type::Null).cloned() {
+                    schema.schema_type = SchemaType::Type(kind);
+                }
+            }
+        }
+    }
+}
 
 /// The OpenAPI document, JSON.
 pub fn document() -> String {

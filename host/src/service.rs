@@ -573,7 +573,7 @@ pub trait Service: Send + Sync + 'static {
 
     /// Opens a session.
     fn session_open(&self, group: String, timeout_ms: u64) -> BoxFuture<'_, ServiceResult<SessionView>>;
-    /// A sign of life.
+    /// A sign of life; returns when the group's leader has heard of it.
     fn session_touch(&self, group: String, id: u64, secret: [u8; 16]) -> BoxFuture<'_, ServiceResult<()>>;
     /// Ends a session.
     fn session_close(&self, group: String, id: u64, secret: [u8; 16]) -> BoxFuture<'_, ServiceResult<()>>;

@@ -51,13 +51,17 @@ fn secret(headers: &HeaderMap, id: u64) -> Result<[u8; 16], Box<Problem>> {
 }
 
 /// A sign of life
+///
+/// The answer comes when the group's leader has heard of it.
 #[utoipa::path(
     post, path = "/v1/groups/{name}/sessions/{id}/touch", tag = "sessions",
     params(("name" = String, Path), ("id" = u64, Path), ("Statehouse-Session" = String, Header, description = "ID:SECRET")),
     responses(
-        (status = 204, description = "its timeout starts anew"),
+        (status = 204, description = "the leader has heard of it: its timeout starts anew"),
         (status = 403, description = "wrong_secret", body = Problem, content_type = "application/problem+json"),
-        (status = 404, description = "group_not_found, session_not_found", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "group_not_found; session_not_found: it has ended", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "no_leader", body = Problem, content_type = "application/problem+json"),
+        (status = 504, description = "timeout", body = Problem, content_type = "application/problem+json"),
         (status = "default", body = Problem, content_type = "application/problem+json"),
     )
 )]

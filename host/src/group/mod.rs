@@ -23,6 +23,7 @@ mod requests;
 mod retention;
 pub mod space;
 pub mod state;
+mod touch;
 mod trust;
 mod waiters;
 
@@ -625,25 +626,6 @@ impl<P: Platform, T: Transport> Group<P, T> {
     pub async fn unlisten(&self, inbox: Arc<Inbox>) {
         let shared = self.shared.clone();
         self.platform.run_guest(move || shared.unlisten(&inbox)).await.unwrap_or_default();
-    }
-
-    /// A session's sign of life; the leader hears of it with others, soon.
-    pub fn touch(&self, id: u64, secret: [u8; 16]) -> ServiceResult<()> {
-        match self.shared.secret(id) {
-            None => Err(self.error(ErrorCode::SessionNotFound, format!("no session {id}"))),
-            Some(known) if known != secret => {
-                Err(self.error(ErrorCode::WrongSecret, format!("the secret of session {id} is another")))
-            }
-            Some(_) => {
-                self.hear(vec![id]);
-                Ok(())
-            }
-        }
-    }
-
-    /// Signs of life, from clients here or told by another node.
-    pub fn hear(&self, mut sessions: Vec<u64>) {
-        self.touched.lock().unwrap_or_else(PoisonError::into_inner).append(&mut sessions);
     }
 
     /// The module that it runs, as applied here.

@@ -3,6 +3,7 @@
 //! Invariant: a linearizable answer comes from a state that has applied all that was acknowledged when it was asked: the
 //! leader's commit index, confirmed by a majority in a round that waiting reads share.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,12 +11,16 @@ use bytes::Bytes;
 use openraft::Instant;
 use openraft::ReadPolicy;
 use openraft::async_runtime::AsyncRuntime;
+use openraft::async_runtime::Select2;
 
 use super::barrier::Entered;
 use super::inbox::Inbox;
 use super::inbox::Note;
 use super::inbox::Ticket;
 use super::*;
+
+/// Between two looks at who leads while the leader is asked.
+const LEADER_LOOK: Duration = Duration::from_millis(50);
 
 impl<P: Platform, T: Transport> Group<P, T> {
     /// Answers a query.
@@ -120,18 +125,11 @@ impl<P: Platform, T: Transport> Group<P, T> {
                 },
                 Some(leader) => {
                     let request = PeerRequest::ReadIndex { group: self.id, lease };
-                    let limit = Duration::from_millis(self.timing.election_timeout_ms.saturating_mul(2));
-                    match RtOf::<P>::timeout(
-                        limit,
-                        call::<RtOf<P>, T>(&self.transport, leader, Lane::Consensus, &request),
-                    )
-                    .await
-                    {
-                        Ok(Ok(PeerResponse::ReadIndex(index))) => return Ok(index),
-                        Ok(Ok(PeerResponse::NotLeader(_))) => format!("node {leader} does not lead any more"),
-                        Ok(Ok(other)) => format!("node {leader} answered {other:?}"),
-                        Ok(Err(error)) => error.to_string(),
-                        Err(_) => format!("node {leader} did not answer"),
+                    match self.ask_leader(leader, &request).await {
+                        Ok(PeerResponse::ReadIndex(index)) => return Ok(index),
+                        Ok(PeerResponse::NotLeader(_)) => format!("node {leader} does not lead any more"),
+                        Ok(other) => format!("node {leader} answered {other:?}"),
+                        Err(error) => error,
                     }
                 }
             };
@@ -140,6 +138,25 @@ impl<P: Platform, T: Transport> Group<P, T> {
             }
             RtOf::<P>::sleep(Duration::from_millis(pause_ms)).await;
             pause_ms = (pause_ms * 2).min(100);
+        }
+    }
+
+    /// Asks the leader something that may be asked twice; for no longer than this replica takes it for the leader.
+    pub(super) async fn ask_leader(
+        &self,
+        leader: NodeId,
+        request: &PeerRequest<RtOf<P>>,
+    ) -> Result<PeerResponse<RtOf<P>>, String> {
+        let limit = Duration::from_millis(self.timing.election_timeout_ms.saturating_mul(2));
+        let asked = RtOf::<P>::timeout(limit, call::<RtOf<P>, T>(&self.transport, leader, Lane::Consensus, request));
+        let replaced = async {
+            while self.leader() == Some(leader) {
+                RtOf::<P>::sleep(LEADER_LOOK).await;
+            }
+        };
+        match RtOf::<P>::select2(pin!(asked), pin!(replaced)).await {
+            Select2::First(Ok(answered)) => answered.map_err(|error| error.to_string()),
+            Select2::First(Err(_)) | Select2::Second(()) => Err(format!("node {leader} did not answer")),
         }
     }
 

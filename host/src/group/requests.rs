@@ -76,8 +76,10 @@ impl<P: Platform, T: Transport> Group<P, T> {
             }
             PeerRequest::HandOver { to, .. } => self.hand_over_to(to).await.map(|()| PeerResponse::Done),
             PeerRequest::Touch(_, sessions) => {
+                // Told to the leader all the same; only who waits for it asks again.
                 self.hear(sessions);
-                Ok(PeerResponse::Done)
+                let leader = self.leader();
+                Ok(if leader == Some(self.node) { PeerResponse::Done } else { PeerResponse::NotLeader(leader) })
             }
             PeerRequest::SnapshotBegin(offer) => {
                 self.check_sender(from)?;

@@ -60,7 +60,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
                 Ok(Applied { index, reply: answer? })
             }
             GroupCall::Touch { id, secret } => {
-                group.touch(id, secret)?;
+                group.touch_at_leader(id, secret, timeout).await?;
                 Ok(Applied { index: 0, reply: Bytes::new() })
             }
             GroupCall::TryModule(digest) => {

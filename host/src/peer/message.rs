@@ -59,7 +59,7 @@ pub enum PeerRequest<RT: AsyncRuntime> {
         /// Whether the leader's lease suffices.
         lease: bool,
     },
-    /// Sessions of the sender's clients that gave a sign of life.
+    /// Sessions of the sender's clients that gave a sign of life; answered by [`PeerResponse::Done`] by the leader.
     Touch(GroupId, Vec<u64>),
     /// Begins or resumes a snapshot transfer; answered by [`PeerResponse::SnapshotOffset`].
     SnapshotBegin(SnapshotOffer),
@@ -319,7 +319,7 @@ pub enum PeerResponse<RT: AsyncRuntime> {
     },
     /// To `ReadIndex`: apply up to here, then read.
     ReadIndex(u64),
-    /// To `ReadIndex` when the node does not lead.
+    /// To `ReadIndex` and `Touch` when the node does not lead.
     NotLeader(Option<NodeId>),
     /// To `SnapshotBegin`: send on from here. The size itself means: nothing is missing.
     SnapshotOffset(u64),

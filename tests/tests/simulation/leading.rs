@@ -180,6 +180,50 @@ fn a_leader_of_the_past_ends_no_session() {
     }
 }
 
+/// A follower took signs of life for a session whatever had become of it: one that had ended while the follower was cut off, and one that no
+/// leader could hear of.
+#[test]
+fn a_touch_that_no_leader_hears_of_is_no_success() {
+    for seed in 1..=4 {
+        play(seed, async |world| {
+            let mut random = SimRandom::new(seed);
+            scenario::set_up(world, &mut random).await;
+            let ids = world.cluster.ids();
+            let leader = leader_among(world, &ids).await;
+            let apart = ids.iter().copied().find(|id| *id != leader).unwrap();
+            let session = world.open_session(&mut random, "counter", 60_000).await;
+            let (id, secret) = (session.id, session.secret);
+            let touch = |at: NodeId| {
+                world
+                    .cluster
+                    .call(at, move |node| async move { node.session_touch("counter".to_string(), id, secret).await })
+            };
+            // Also at nodes that have not applied its beginning yet.
+            for at in &ids {
+                touch(*at).await.unwrap().unwrap();
+            }
+            isolate(world, apart);
+            let error = touch(apart).await.unwrap().unwrap_err();
+            assert!(matches!(error.code, ErrorCode::NoLeader | ErrorCode::Timeout), "{error}");
+            let closed = world
+                .cluster
+                .call(leader, move |node| async move { node.session_close("counter".to_string(), id, secret).await });
+            closed.await.unwrap().unwrap();
+            let error = touch(apart).await.unwrap().unwrap_err();
+            assert!(matches!(error.code, ErrorCode::NoLeader | ErrorCode::Timeout), "{error}");
+            world.cluster.network().mend();
+            // The first answer that comes is the truth.
+            let error = loop {
+                let error = touch(apart).await.unwrap().unwrap_err();
+                if !matches!(error.code, ErrorCode::NoLeader | ErrorCode::Timeout) {
+                    break error;
+                }
+            };
+            assert_eq!(error.code, ErrorCode::SessionNotFound, "{error}");
+        });
+    }
+}
+
 /// A command was passed on to the only node that holds the group, which did it and was lost before it had said so. The client was told
 /// that nothing had been done, and used its number for another command.
 #[test]

@@ -99,6 +99,26 @@ fn a_silent_session_ends_and_a_touched_one_stays() {
     wait::until_true("the closed session's keys go", || (1..=3).all(|node| held(node).is_empty()));
 }
 
+/// A node that has lost sight of all others said 204 to a client's signs of life, though nobody could hear of them.
+#[test]
+fn a_touch_without_a_majority_is_answered_with_no_leader() {
+    let mut cluster = Cluster::start(3, &[]);
+    cluster.deploy("counter", modules::bundled("counter"));
+    let session = Session::open_for(&cluster.addresses(), "counter", 60_000);
+    let path = format!("/v1/groups/counter/sessions/{}/touch", session.id());
+    let touch = Request::new("POST", path).header("statehouse-session", &session.token);
+    for node in 1..=3 {
+        cluster.node(node).client().ask(&touch).expect(204);
+    }
+    cluster.node_mut(1).kill();
+    cluster.node_mut(2).kill();
+    wait::until("the node that is left knows that nobody leads", || {
+        let view = cluster.node(3).group("counter");
+        if view["leader"].is_null() { Ok(()) } else { Err(view) }
+    });
+    cluster.node(3).client().ask(&touch).expect_problem(503, "no_leader", &["counter", "no leader"]);
+}
+
 /// Keys expire by replicated timers, also when the leader that should fire them is new.
 #[test]
 fn timers_fire_under_the_next_leader() {

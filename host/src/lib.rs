@@ -24,6 +24,7 @@ pub mod observe;
 pub mod offline;
 pub mod peer;
 pub mod platform;
+pub mod repeats;
 pub mod service;
 pub mod sim;
 pub mod snapshot;

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use super::Lane;
 use super::frame::Hello;
+use crate::repeats::Repeats;
 use crate::types::NodeId;
 
 /// A connection over which nothing came for so long says nothing of its process: its machine may have lost power. Nodes tell each
@@ -36,6 +37,8 @@ struct Inner {
     last: u64,
     /// The connections, by node and number.
     here: BTreeMap<(NodeId, u64), Seen>,
+    /// Nodes of which there was another process.
+    copies: Repeats<Instant>,
 }
 
 /// The connections of other nodes.
@@ -56,7 +59,9 @@ impl Guests {
         let mut here = inner.here.range((node, 0)..=(node, u64::MAX)).filter(|(_, seen)| others(seen));
         // Who asks to join belongs to nothing yet, and is asked for more than this.
         if hello.lane != Lane::Join && here.any(|(_, seen)| now - seen.spoke < ALIVE) {
-            tracing::error!(node, "two processes speak for one node; the second one is not listened to");
+            if let Some(times) = inner.copies.came(&node.to_string(), now) {
+                tracing::error!(node, times, "two processes speak for one node; the second one is not listened to");
+            }
             return Err(format!(
                 "another process speaks for node {node}, on a copy of its data directory perhaps: stop one of the two for good (one that \
                  was cut off or lost its power is waited for {} s)",

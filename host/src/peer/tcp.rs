@@ -45,12 +45,15 @@ use super::frame::Frame;
 use super::frame::Hello;
 use super::frame::Kind;
 use super::guests::Guests;
+use crate::repeats::Repeats;
 use crate::types::NodeId;
 
 /// How long connecting and shaking hands may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1000);
 /// After a failed attempt, calls fail at once for this long: a dead peer costs no pile of attempts.
 const COOL_DOWN: Duration = Duration::from_millis(50);
+/// Who says no says it again: each time twice as long, up to this.
+const REFUSED_COOL_DOWN_MAX: Duration = Duration::from_secs(1);
 /// Answers written in one go.
 const WRITE_FRAMES: usize = 256;
 /// Requests are gathered up to this many bytes to be written in one go.
@@ -196,6 +199,7 @@ impl Transport for TcpTransport {
 /// Owns one connection to one peer: connects when there is something to send, again after it broke.
 async fn run_link(inner: std::sync::Weak<Inner>, to: NodeId, lane: Lane, mut queue: mpsc::UnboundedReceiver<Outgoing>) {
     let mut said = String::new();
+    let mut cool_down = COOL_DOWN;
     while let Some(first) = queue.recv().await {
         let Some(inner) = inner.upgrade() else { return };
         let stalled = inner.limits.stalled(lane);
@@ -206,6 +210,7 @@ async fn run_link(inner: std::sync::Weak<Inner>, to: NodeId, lane: Lane, mut que
         match connected {
             Ok(stream) => {
                 said.clear();
+                cool_down = COOL_DOWN;
                 tracing::debug!(peer = to, ?lane, "connected");
                 match serve_link(stream, to, first, &mut queue, stalled).await {
                     Ended::Broke => tracing::debug!(peer = to, ?lane, "disconnected"),
@@ -225,7 +230,9 @@ async fn run_link(inner: std::sync::Weak<Inner>, to: NodeId, lane: Lane, mut que
                     said.clone_from(&reason);
                 }
                 refuse(first, to, &reason);
-                let cool = pause(COOL_DOWN);
+                let cool = pause(cool_down);
+                let refused = error.kind() == io::ErrorKind::PermissionDenied;
+                cool_down = if refused { (cool_down * 2).min(REFUSED_COOL_DOWN_MAX) } else { COOL_DOWN };
                 tokio::pin!(cool);
                 loop {
                     tokio::select! {
@@ -477,14 +484,17 @@ async fn serve_link(
 pub async fn serve(listener: Arc<TcpListener>, node: NodeId, cluster: Option<[u8; 16]>, handler: Arc<dyn Handler>) {
     let mut connections = tokio::task::JoinSet::new();
     let guests = Guests::default();
+    let ends: Arc<Repeats<Instant>> = Arc::default();
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, address)) => {
-                    let (handler, guests) = (handler.clone(), guests.clone());
+                    let (handler, guests, ends) = (handler.clone(), guests.clone(), ends.clone());
                     connections.spawn(async move {
-                        if let Err(error) = serve_peer(stream, node, cluster, guests, handler).await {
-                            tracing::warn!(peer = %address, %error, "a peer's connection ended");
+                        if let Err(error) = serve_peer(stream, node, cluster, guests, handler).await
+                            && let Some(times) = ends.came(&format!("{}: {error}", address.ip()), Instant::now())
+                        {
+                            tracing::warn!(peer = %address, %error, times, "a peer's connection ended");
                         }
                     });
                 }

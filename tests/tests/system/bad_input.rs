@@ -1,6 +1,8 @@
 //! What people get wrong: each with the words they get, and nothing half done.
 
 use std::fs::OpenOptions;
+use std::io::Read;
+use std::io::Write;
 use std::net::TcpListener;
 use std::os::unix::fs::FileExt;
 use std::process::Command;
@@ -190,6 +192,27 @@ fn nodes_of_different_clusters_refuse_each_other() {
     });
     assert_eq!(cluster.node(3).client().get("/readyz").status, 503);
     assert_eq!(cluster.node(1).client().post("/v1/groups/counter/apply", "{\"Add\":1}").expect(200).text(), "1");
+}
+
+/// Someone configured a stranger as a peer, which dialled on: the node wrote the same line into its log ten times a second.
+#[test]
+fn who_is_refused_again_and_again_is_said_once() {
+    let cluster = Cluster::start(1, &[]);
+    let words = "this is the peer port of a statehouse node";
+    for _ in 0..30 {
+        let mut stranger = std::net::TcpStream::connect(cluster.node(1).peer).unwrap();
+        stranger.write_all(&[b'x'; 55]).unwrap();
+        let mut told = Vec::new();
+        stranger.read_to_end(&mut told).unwrap();
+        assert!(String::from_utf8_lossy(&told).contains(words), "{told:?}");
+    }
+    // Another one is news; when that is written, so was what came before.
+    let mut other = std::net::TcpStream::connect(cluster.node(1).peer).unwrap();
+    other.write_all(b"short").unwrap();
+    drop(other);
+    statehouse_tests::wait::until_true("the other one is said", || cluster.node(1).said().contains("early eof"));
+    let said = cluster.node(1).said();
+    assert_eq!(said.matches(words).count(), 1, "{said}");
 }
 
 #[test]

@@ -154,3 +154,40 @@ async fn a_machine_that_is_gone_is_given_up_by_the_kernel_too() {
     let socket = SockRef::from(&stream);
     assert_eq!((socket.tcp_user_timeout().unwrap(), socket.keepalive().unwrap()), (Some(STALLED), true));
 }
+
+/// A stranger that was configured as a peer was dialled twenty times a second on each lane, for ever.
+#[tokio::test]
+async fn who_says_no_is_dialled_ever_more_rarely_and_who_restarts_at_once() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let transport = transport(listener.local_addr().unwrap());
+    let asking = transport.clone();
+    let caller = spawn(async move {
+        loop {
+            if asking.call(PEER, Lane::Consensus, "hello".into()).await.is_err() {
+                pause(Duration::from_millis(1)).await;
+            }
+        }
+    });
+    let refuse = async || {
+        let mut stream = listener.accept().await.unwrap().0;
+        let came = Instant::now();
+        stream.read_exact(&mut [0; Hello::BYTES]).await.unwrap();
+        stream.write_all(&[1, 2, 0, b'n', b'o']).await.unwrap();
+        came
+    };
+    let mut came = Vec::new();
+    for _ in 0..7 {
+        came.push(refuse().await);
+    }
+    // 50, 100, 200, 400, 800, 1000 ms, at the least.
+    let between = *came.last().unwrap() - *came.first().unwrap();
+    assert!(between >= Duration::from_millis(2500), "seven tries within {between:?}");
+    // It is the right one by now; its connections break as often as they like.
+    drop(shake_hands(&listener).await);
+    let since = Instant::now();
+    for _ in 0..20 {
+        drop(shake_hands(&listener).await);
+    }
+    assert!(since.elapsed() < REFUSED_COOL_DOWN_MAX * 10, "twenty connections within {:?}", since.elapsed());
+    caller.abort();
+}

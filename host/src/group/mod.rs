@@ -67,6 +67,7 @@ use crate::peer::raft::GroupNetwork;
 use crate::peer::raft::call;
 use crate::peer::transfer::Transfers;
 use crate::platform::Platform;
+use crate::repeats::Repeats;
 use crate::service::Consistency;
 use crate::service::ErrorCode;
 use crate::service::MemberView;
@@ -173,11 +174,18 @@ pub struct Common<P: Platform> {
     pub space: Arc<Space>,
     /// Who is to lead.
     pub priorities: Arc<Priorities>,
+    /// What was said already of groups that are tried to be opened again and again.
+    pub repeats: Arc<Repeats<InstantOf<P>>>,
 }
 
 impl<P: Platform> Clone for Common<P> {
     fn clone(&self) -> Self {
-        Self { transfers: self.transfers.clone(), space: self.space.clone(), priorities: self.priorities.clone() }
+        Self {
+            transfers: self.transfers.clone(),
+            space: self.space.clone(),
+            priorities: self.priorities.clone(),
+            repeats: self.repeats.clone(),
+        }
     }
 }
 
@@ -282,7 +290,9 @@ impl<P: Platform, T: Transport> Group<P, T> {
             options.platform.run_guest(move || store.newest()).await.ok_or_else(failed)??
         };
         for error in newest.refused {
-            tracing::error!(group = id, %error, "this snapshot is not used; an older one is");
+            if let Some(times) = options.common.repeats.came(&format!("{id} {error}"), InstantOf::<P>::now()) {
+                tracing::error!(group = id, %error, times, "this snapshot is not used; an older one is, if there is one");
+            }
         }
         let module = newest.found.as_ref().map_or_else(|| factory.first().digest, |(head, _)| head.module);
         factory.prepare(module).await.map_err(io::Error::other)?;

@@ -216,7 +216,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
         let bases = Bases::open(setup.disk.clone(), setup.data_dir.join("bases"), space.floor_bytes())?;
         let priorities = Arc::new(Priorities::new(setup.id, setup.settings.election_priority));
         priorities.told_never(setup.id, setup.settings.never_lead);
-        let common = Common { transfers, space, priorities };
+        let common = Common { transfers, space, priorities, repeats: Arc::default() };
         let mut may_vote = !settle::is_marked(&*setup.disk, &setup.data_dir)?;
         // Without the mark of who must not vote, nothing is being repaired any more.
         let mut repair = if may_vote { None } else { repair::read(&*setup.disk, &setup.data_dir)? };
@@ -392,10 +392,11 @@ impl<P: Platform, T: Transport> Node<P, T> {
                 }
                 Err(error) => {
                     let text = error.to_string();
-                    let said = lock(&self.0.failures).insert(id, text.clone());
-                    if said.as_ref() != Some(&text) {
-                        tracing::error!(group = name, %error, "the group cannot be opened here");
+                    let now = <P::Runtime as AsyncRuntime>::Instant::now();
+                    if let Some(times) = self.0.common.repeats.came(&format!("{id}: {text}"), now) {
+                        tracing::error!(group = name, %error, times, "the group cannot be opened here");
                     }
+                    lock(&self.0.failures).insert(id, text);
                 }
             }
         }

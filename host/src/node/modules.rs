@@ -208,7 +208,12 @@ impl<P: Platform, T: Transport> Node<P, T> {
         match here {
             Some(Ok(Some(bytes))) => return Ok(Bytes::from(bytes)),
             Some(Ok(None)) => {}
-            Some(Err(error)) => tracing::warn!(%error, "a module file cannot be read; it is fetched from a peer"),
+            Some(Err(error)) => {
+                let now = <P::Runtime as AsyncRuntime>::Instant::now();
+                if let Some(times) = self.0.common.repeats.came(&error.to_string(), now) {
+                    tracing::warn!(%error, times, "a module file cannot be read; it is fetched from a peer");
+                }
+            }
             None => return Err("reading a module file failed".to_string()),
         }
         let mut failed = Vec::new();

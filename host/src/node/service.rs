@@ -161,9 +161,10 @@ impl<P: Platform, T: Transport> Node<P, T> {
             if let Some(group) = self.group_by_id(id) {
                 return Ok(group);
             }
-            if <P::Runtime as AsyncRuntime>::Instant::now() >= deadline || self.is_stopping() {
-                let why =
-                    lock(&self.0.failures).get(&id).cloned().unwrap_or_else(|| "it is still being opened".to_string());
+            let failed = lock(&self.0.failures).get(&id).cloned();
+            // What failed is tried again; whoever asks may know another node.
+            if failed.is_some() || <P::Runtime as AsyncRuntime>::Instant::now() >= deadline || self.is_stopping() {
+                let why = failed.unwrap_or_else(|| "it is still being opened".to_string());
                 return Err(error(
                     ErrorCode::Unavailable,
                     format!("group {name} does not run on node {}: {why}", self.id()),

@@ -36,6 +36,14 @@ fn flip(path: &Path, offset: u64) {
     file.write_all_at(&[byte[0] ^ 4], offset).unwrap();
 }
 
+/// Damages all snapshots of a group on a node that is stopped.
+fn flip_snapshots(data_dir: &Path, group: &str) {
+    let shown = program::run(&mut offline(&["snapshot", "inspect", "-o", "json"], data_dir), b"").ok();
+    for one in json_of(&shown).as_array().unwrap().iter().filter(|one| one["head"]["group"] == group) {
+        flip(Path::new(one["file"].as_str().unwrap()), one["bytes"].as_u64().unwrap() - 100);
+    }
+}
+
 /// Every file below a directory, with its bytes.
 fn bytes_below(directory: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut found = Vec::new();
@@ -532,11 +540,7 @@ fn a_group_whose_snapshots_are_damaged_comes_again_from_its_peers() {
     });
     cluster.node_mut(damaged).kill();
     let data_dir = cluster.node(damaged).data_dir.clone();
-    let shown = program::run(&mut offline(&["snapshot", "inspect", "-o", "json"], &data_dir), b"").ok();
-    let shown = json_of(&shown);
-    for one in shown.as_array().unwrap().iter().filter(|one| one["head"]["group"] == "kv") {
-        flip(Path::new(one["file"].as_str().unwrap()), one["bytes"].as_u64().unwrap() - 100);
-    }
+    flip_snapshots(&data_dir, "kv");
     load.wait_for(50);
     cluster.node_mut(damaged).start();
     cluster.node_mut(damaged).wait_ready();
@@ -550,4 +554,47 @@ fn a_group_whose_snapshots_are_damaged_comes_again_from_its_peers() {
     assert_exactly_once(&cluster.addresses(), "kv", &told);
     cluster.assert_equal_state("kv");
     cluster.assert_equal_state("counter");
+}
+
+/// A node of its own cannot open a group whose snapshots are damaged, and tries it twice a second. Each time it wrote that the snapshot is
+/// damaged into its log; and whoever asked for the group waited for as long as a request may take, and was told of a timeout.
+#[test]
+fn why_a_group_cannot_be_opened_is_said_once_in_the_log_and_at_once_to_whoever_asks() {
+    // Who waits for as long as a request may take has no answer.
+    let mut cluster = Cluster::start(1, &["--snapshot-entries", "100", "--request-timeout-ms", "600000"]);
+    cluster.deploy("kv", modules::bundled("kv"));
+    let load = Load::start(&cluster.addresses(), "kv", 4);
+    load.wait_for(400);
+    wait::until("the log is purged", || {
+        let view = cluster.node(1).group("kv");
+        if view["purged"].as_u64() > Some(0) { Ok(()) } else { Err(view.to_string()) }
+    });
+    load.stop();
+    cluster.node_mut(1).stop();
+    flip_snapshots(&cluster.node(1).data_dir, "kv");
+    cluster.node_mut(1).start();
+    let why = "the log begins after index";
+    wait::until("the node says that it is not ready", || {
+        let answer = cluster.node(1).client().send(&Request::new("GET", "/readyz?verbose"));
+        match answer {
+            Ok(answer) if answer.text().contains(why) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
+    let asked =
+        [("apply", r#"{"Delete":{"key":"k"}}"#), ("query", r#""Status""#), ("query?consistency=local", r#""Status""#)];
+    for (what, body) in asked {
+        let path = format!("/v1/groups/kv/{what}");
+        let answer = cluster.node(1).client().post(&path, body);
+        answer.expect_problem(503, "unavailable", &["group kv", why]);
+    }
+    wait::until("it has tried it a number of times", || {
+        let node = cluster.node(1).client().get("/v1/node").expect(200).json();
+        if node["uptime_s"].as_u64() >= Some(4) { Ok(()) } else { Err(node.to_string()) }
+    });
+    let said = cluster.node(1).said();
+    for line in ["this snapshot is not used", "the group cannot be opened here"] {
+        let times = said.matches(line).count();
+        assert!((1..=2).contains(&times), "{line}: {times} times in\n{said}");
+    }
 }

@@ -182,7 +182,10 @@ impl<P: Platform, T: Transport> Node<P, T> {
             match answers.next().await {
                 Some((_, Ok(Ok(PeerResponse::Done)))) => holders += 1,
                 Some((_, Ok(Err(error)))) => failed.push(error.to_string()),
-                Some((id, _)) => failed.push(format!("node {id} did not store it")),
+                Some((id, Ok(Ok(other)))) => failed.push(format!("node {id} answered {other:?}")),
+                Some((id, Err(_))) => {
+                    failed.push(format!("node {id} has not stored it within {} s", STORE_TIMEOUT.as_secs()));
+                }
                 None => {
                     let detail =
                         format!("{holders} of {majority} necessary nodes hold the module: {}", failed.join("; "));

@@ -185,7 +185,9 @@ impl<P: Platform, T: Transport> Node<P, T> {
 
     async fn add_module(&self, name: String, wasm: Bytes) -> ServiceResult<ModuleView> {
         let info = self.gate(wasm.clone()).await?;
-        if let Some(known) = self.0.view.get().modules.get(&name).filter(|known| known.digest != info.digest) {
+        // Where nobody can name it, its file is not spread first.
+        let catalog = self.fresh_catalog().await?;
+        if let Some(known) = catalog.modules.get(&name).filter(|known| known.digest != info.digest) {
             let detail = format!("module {name} exists, with digest {}", hex::encode(known.digest));
             return Err(error(ErrorCode::AlreadyExists, detail));
         }
@@ -195,7 +197,14 @@ impl<P: Platform, T: Transport> Node<P, T> {
         let command = CatalogCommand::AddModule { name: name.clone(), digest: info.digest, size, exports };
         self.change_catalog(&command).await?;
         // Again, now that it is named: if all this took long, the others may have removed what nobody named. See `tidy_modules`.
-        self.spread(info.digest, wasm).await?;
+        self.spread(info.digest, wasm).await.map_err(|failed| {
+            let detail = format!(
+                "module {name} is in the catalog, but whether a majority of the nodes holds its file is not known: {}; push the same file \
+                 again",
+                failed.detail
+            );
+            error(ErrorCode::OutcomeUnknown, detail)
+        })?;
         let catalog = self.0.view.get();
         match catalog.modules.get(&name) {
             Some(entry) => Ok(module_view(&name, entry, &catalog)),

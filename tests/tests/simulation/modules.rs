@@ -3,20 +3,26 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use bytes::Bytes;
+use openraft::async_runtime::AsyncRuntime;
 use sha2::Digest;
 use sha2::Sha256;
 use statehouse::disk::Disk;
 use statehouse::node::ModuleHost;
+use statehouse::service::ErrorCode;
 use statehouse::service::GroupRequest;
 use statehouse::service::Service;
 use statehouse::sim::Crash;
+use statehouse::sim::LifeRuntime;
 use statehouse::sim::SimRandom;
 
+use crate::membership::isolate;
 use crate::membership::play;
 use crate::nemesis;
 use crate::world::Shared;
+use crate::world::now_ms;
 use crate::world::sleep_ms;
 
 /// Adds one, by four commands of one byte: `+` answers the count and emits it; `u`, `o` and `p` add one too
@@ -121,6 +127,45 @@ async fn run(world: &Shared, random: &mut SimRandom, module: &'static str) {
         node.group_create(GroupRequest { name, module, ..GroupRequest::default() }).await
     });
     created.await;
+}
+
+/// A node was cut off between the moment in which the catalog named the module that was pushed there and the one in which its file was stored again:
+/// whoever pushed it was told `unavailable`, which says that nothing was done.
+#[test]
+fn a_push_that_the_catalog_has_taken_is_not_called_undone() {
+    play(12, async |world| {
+        let mut random = SimRandom::new(12);
+        let (wasm, _) = counter_and(3);
+        let catalog = world.cluster.node(1).unwrap().catalog().clone();
+        let before = catalog.applied();
+        let pushed = world.cluster.call(1, move |node| async move { node.module_add("new".to_string(), wasm).await });
+        let cut = async {
+            while catalog.applied() == before {
+                LifeRuntime::sleep(Duration::from_micros(10)).await;
+            }
+            isolate(world, 1);
+        };
+        let (told, ()) = futures_util::future::join(pushed, cut).await;
+        let error = told.unwrap().expect_err("nobody else answers");
+        assert_eq!(error.code, ErrorCode::OutcomeUnknown, "{error}");
+        for said in ["new is in the catalog", "node 2", "node 3", "push the same file again"] {
+            assert!(error.detail.contains(said), "{error}");
+        }
+        // Where there is no leader it is said before anything is sent.
+        let (wasm, _) = counter_and(4);
+        let began_ms = now_ms();
+        let pushed = world.cluster.call(1, move |node| async move { node.module_add("next".to_string(), wasm).await });
+        let error = pushed.await.unwrap().expect_err("no leader takes its name");
+        assert!(
+            error.code == ErrorCode::NoLeader && now_ms() < began_ms + 10_000,
+            "{error}, {} ms",
+            now_ms() - began_ms
+        );
+        world.cluster.network().mend();
+        let named = world.surely(&mut random, "module_list", |node| async move { node.module_list().await }).await;
+        assert_eq!(named.iter().map(|module| module.name.as_str()).collect::<Vec<_>>(), ["new"]);
+        add(world, &mut random, "new", &counter_and(3).0).await;
+    });
 }
 
 /// A module was removed, and its file stayed on every node for ever, with its compiled code and what was loaded of it.

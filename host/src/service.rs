@@ -177,7 +177,9 @@ impl ErrorCode {
     /// What the caller can do about it, one sentence.
     pub fn remedy(self) -> &'static str {
         match self {
-            Self::BadRequest => "correct the request; /openapi.json describes it",
+            Self::BadRequest => {
+                "correct what the detail names; /openapi.json describes the request, and a module's author its params"
+            }
             Self::Rejected => "send what the module understands; nothing was changed",
             Self::Trapped => "nothing was changed; the detail carries the module's own text",
             Self::ModuleRefused => "change the module as the detail says and upload it again",

@@ -415,14 +415,24 @@ impl Catalog {
                     return Err(other_module(&module, entry));
                 }
                 if let Some(known) = self.groups.get(&name) {
-                    let same = known.digest == digest
-                        && known.replicas == replicas
-                        && known.params == params
-                        && known.listen == listen
-                        && known.listen_params == listen_params
-                        && known.base == base;
-                    let detail = format!("group {name} exists, with module {} and its own state", known.module);
-                    return if same { Ok(known.id) } else { Err(ServiceError::new(ErrorCode::AlreadyExists, detail)) };
+                    let compared = [
+                        (known.digest == digest, "module"),
+                        (known.replicas == replicas, "replicas"),
+                        (known.params == params, "params"),
+                        (known.listen == listen, "listen"),
+                        (known.listen_params == listen_params, "listen_params"),
+                        (known.base == base, "snapshot that it begins from"),
+                    ];
+                    let other: Vec<&str> = compared.iter().filter(|(same, _)| !same).map(|(_, what)| *what).collect();
+                    if other.is_empty() {
+                        return Ok(known.id);
+                    }
+                    let detail = format!(
+                        "group {name} exists, with module {} and its own state; what differs from what is asked for: {}",
+                        known.module,
+                        other.join(", ")
+                    );
+                    return Err(ServiceError::new(ErrorCode::AlreadyExists, detail));
                 }
                 let id = self.next_group;
                 self.next_group += 1;
@@ -638,6 +648,32 @@ mod tests {
         };
         catalog.apply(&CONTEXT, create).unwrap();
         catalog
+    }
+
+    /// Whoever asked for a group that was there, with another address to listen at, was told that there is one of this module.
+    #[test]
+    fn who_asks_for_a_group_that_is_there_is_told_what_of_it_is_other() {
+        let mut catalog = with_group();
+        let mut create = |params: &[u8], listen: &[&str]| {
+            let create = CatalogCommand::CreateGroup {
+                name: "g".to_owned(),
+                module: "one".to_owned(),
+                digest: [1; 32],
+                params: params.to_vec(),
+                limits: Limits::default(),
+                members: BTreeMap::new(),
+                replicas: None,
+                listen: listen.iter().map(|address| (*address).to_owned()).collect(),
+                listen_params: Vec::new(),
+                base: None,
+            };
+            catalog.apply(&CONTEXT, create)
+        };
+        create(b"", &[]).unwrap();
+        let refused = create(b"", &["127.0.0.1:1"]).unwrap_err();
+        assert!(refused.detail.ends_with("asked for: listen"), "{refused}");
+        let refused = create(b"{}", &["127.0.0.1:1"]).unwrap_err();
+        assert!(refused.detail.ends_with("asked for: params, listen"), "{refused}");
     }
 
     fn begin(catalog: &mut Catalog, module: &str, digest: u8) -> CatalogAnswer {

@@ -213,7 +213,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
     }
 
     /// Tries the params on the module before anyone else has to: a group that cannot begin is not created.
-    async fn try_params(&self, entry: &ModuleEntry, params: &[u8]) -> ServiceResult<()> {
+    async fn try_params(&self, module: &str, entry: &ModuleEntry, params: &[u8]) -> ServiceResult<()> {
         let wasm = self.module_bytes(&entry.digest).await.map_err(|failed| error(ErrorCode::Unavailable, failed))?;
         let modules = self.0.setup.modules.clone();
         let (limits, params) = (self.0.setup.settings.limits.clone(), params.to_vec());
@@ -227,7 +227,9 @@ impl<P: Platform, T: Transport> Node<P, T> {
         });
         match tried.await {
             Some(Ok(())) => Ok(()),
-            Some(Err(text)) => Err(error(ErrorCode::BadRequest, text)),
+            Some(Err(text)) => {
+                Err(error(ErrorCode::BadRequest, format!("module {module} does not begin with these params: {text}")))
+            }
             None => Err(error(ErrorCode::Internal, "trying the params failed")),
         }
     }
@@ -242,7 +244,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
         }
         let entry = catalog.modules.get(&module).ok_or_else(|| no_module(&module))?;
         entry.check_listens(&module, &listen)?;
-        self.try_params(entry, &params).await?;
+        self.try_params(&module, entry, &params).await?;
         let command = CatalogCommand::CreateGroup {
             name: name.clone(),
             module,

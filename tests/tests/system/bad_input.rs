@@ -103,6 +103,22 @@ fn requests_that_name_what_is_not_there_or_make_no_sense() {
     assert_eq!(cluster.node(1).client().post("/v1/groups/counter/query", "\"Get\"").expect(200).text(), "0");
 }
 
+/// The second one's address to listen at was quietly another: the answer spoke of a module and its state, and said to choose another name. And
+/// who sent params that the module does not take was sent to the API's description.
+#[test]
+fn what_is_wrong_with_a_group_that_is_asked_for_is_named() {
+    let cluster = Cluster::start(1, &[]);
+    cluster.deploy("kv", modules::bundled("kv"));
+    let client = || cluster.node(1).client();
+    let listening = json!({ "name": "kv", "module": "kv", "listen": ["127.0.0.1:0"] }).to_string();
+    client().post("/v1/groups", listening).expect_problem(409, "already_exists", &["what differs", ": listen"]);
+    let params = json!({ "name": "k2", "module": "kv", "params": { "no_such_param": 1 } }).to_string();
+    let refused = client().post("/v1/groups", params);
+    refused.expect_problem(400, "bad_request", &["module kv does not begin with these params", "no_such_param"]);
+    let remedy = refused.json()["remedy"].to_string();
+    assert!(remedy.contains("author its params"), "{remedy}");
+}
+
 #[test]
 fn sessions_used_wrongly_change_nothing() {
     let cluster = Cluster::start(3, &[]);

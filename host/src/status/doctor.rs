@@ -188,8 +188,12 @@ impl Doctor<'_> {
         let majority = group.voters.len() / 2 + 1;
         if group.leader.is_none() {
             let (why, remedy) = if up.len() < majority {
-                let why =
-                    format!("of its voters {} only {} run, and {majority} are needed", list(&group.voters), up.len());
+                let why = if group.voters.is_empty() {
+                    "no node that answers runs a replica of it, so that its voters are not known".to_owned()
+                } else {
+                    let voters = list(&group.voters);
+                    format!("of its voters {voters} only {} run, and {majority} are needed", up.len())
+                };
                 (why, "start the others; if they are lost for good, docs/operations.md says what can be done")
             } else {
                 (format!("its voters {} run", list(&up)), "look again in a few seconds; if it stays so, see their logs")
@@ -426,6 +430,20 @@ mod tests {
         let diagnosis = diagnose(&before, &world.status(), 1000, &world.catalog);
         let found = diagnosis.findings.iter().find(|finding| finding.code == "no_leader").unwrap();
         assert!(found.what.contains("of its voters 1, 2, 3 only 1 run, and 2 are needed"), "{}", found.what);
+    }
+
+    /// It said "of its voters  only 0 run": who could tell who they are does not run.
+    #[test]
+    fn of_a_group_that_runs_nowhere_the_doctor_does_not_count_its_voters() {
+        let mut world = World::of(1);
+        with_group(&mut world, &[1], &[(1, true)]);
+        world.report(1).groups.pop();
+        let before = World::of(1).status();
+        let diagnosis = diagnose(&before, &world.status(), 1000, &world.catalog);
+        let found = diagnosis.findings.iter().find(|finding| finding.code == "no_leader").unwrap();
+        let what =
+            "group store has no leader: no node that answers runs a replica of it, so that its voters are not known";
+        assert_eq!(found.what, what);
     }
 
     /// However far behind a replica is: what counts is that it has not got what was committed a second ago.

@@ -48,6 +48,8 @@ struct Duties<P: Platform> {
     pending_timers: BTreeMap<(u64, u64), InstantOf<P>>,
     /// Leader and term, as last told to the operator.
     told: (Option<NodeId>, u64),
+    /// When this replica was opened.
+    opened: InstantOf<P>,
 }
 
 /// Runs until the group is gone or stopped.
@@ -69,6 +71,7 @@ pub async fn run<P: Platform, T: Transport>(group: Weak<Group<P, T>>) {
                 cut: retention::Cut::default(),
                 pending_timers: BTreeMap::new(),
                 told: (None, 0),
+                opened: InstantOf::<P>::now(),
             });
             duties.tell(&group);
             duties.mend(&group);
@@ -101,6 +104,11 @@ fn snapshot_interval<P: Platform, T: Transport>(group: &Group<P, T>) -> Duration
     Duration::from_millis(base.saturating_add(jitter))
 }
 
+/// How long a replica that was opened may wait until it knows a leader: it stands for election after one and a half times the timeout.
+fn first_election<P: Platform, T: Transport>(group: &Group<P, T>) -> Duration {
+    Duration::from_millis(group.timing.election_timeout_ms.saturating_mul(2))
+}
+
 /// How many times more log than usual is kept until the next snapshot: a large state costs as much to write as it is large, however
 /// little of it has changed. At most so many times: a restart applies that log again.
 fn size_times(newest_bytes: u64, snapshot_bytes: u64) -> u64 {
@@ -119,6 +127,8 @@ impl<P: Platform> Duties<P> {
                 tracing::info!(group = group.name, term, "this node leads");
             }
             (Some(leader), term) => tracing::info!(group = group.name, term, leader, "following"),
+            // Nobody was lost: at a start a leader is elected first.
+            (None, _) if self.told.0.is_none() && InstantOf::<P>::now() - self.opened < first_election(group) => return,
             (None, term) => tracing::warn!(group = group.name, term, "no leader is known"),
         }
         self.told = now;

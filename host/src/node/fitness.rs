@@ -75,14 +75,14 @@ impl<P: Platform, T: Transport> Node<P, T> {
         let space = &self.0.common.space;
         let log_waits = self.0.setup.log.stats().waits_for_room;
         // A file system that cannot say how much is free is not a full one, and what others said grows old all the same.
-        let mut free = u64::MAX;
-        if space.reserve_bytes() > 0 {
+        let mut free = None;
+        if space.reserve_bytes() > 0 || log_waits || space.is_short() {
             let (disk, data_dir) = (self.0.setup.disk.clone(), self.0.setup.data_dir.clone());
             let asked = self.0.setup.platform.run_guest(move || disk.free_space(&data_dir)).await;
-            free = asked.and_then(Result::ok).unwrap_or(free);
+            free = asked.and_then(Result::ok);
         }
-        let changed = space.look(free, log_waits);
-        let (free_mib, reserve_mib) = (free >> 20, space.reserve_bytes() >> 20);
+        let changed = space.look(free.unwrap_or(u64::MAX), log_waits);
+        let (free_mib, reserve_mib) = (free.map(|free| free >> 20), space.reserve_bytes() >> 20);
         match changed {
             Some(true) => tracing::error!(
                 free_mib,

@@ -42,6 +42,7 @@ use crate::log;
 use crate::log::LogError;
 use crate::log::LogOptions;
 use crate::log::NodeLog;
+use crate::log::RecoveryReport;
 use crate::log::ThreadDriver;
 use crate::module::DirCache;
 use crate::module::Limits;
@@ -552,7 +553,9 @@ pub async fn start(config: &ServeConfig) -> Result<Running, StartError> {
         opened => opened?,
     };
     identity::note_log(&*disk, data_dir).map_err(in_data_dir)?;
-    tracing::info!(?report, "the log is open");
+    let RecoveryReport { segments, batches, records, groups, entries, closed, cut } = &report;
+    let cut = cut.as_ref().map(|cut| format!("{} bytes at {} of {}", cut.bytes, cut.offset, cut.path.display()));
+    tracing::info!(segments, batches, records, groups, entries, closed_in_order = closed, cut, "the log is open");
     let writer = log.start_thread().map_err(in_data_dir)?;
 
     let directory = config.code_cache.clone().unwrap_or_else(|| data_dir.join("cache"));

@@ -119,6 +119,19 @@ fn what_is_wrong_with_a_group_that_is_asked_for_is_named() {
     assert!(remedy.contains("author its params"), "{remedy}");
 }
 
+/// A node of its own that was restarted warned that it knows no leader, the moment before it led, and printed how its log was found as
+/// the program's own data.
+#[test]
+fn a_lone_node_that_is_restarted_warns_of_nothing() {
+    let mut cluster = Cluster::start(1, &[]);
+    cluster.deploy("counter", modules::bundled("counter"));
+    cluster.node_mut(1).kill();
+    cluster.node_mut(1).start();
+    cluster.node_mut(1).wait_ready();
+    let said = cluster.node(1).said();
+    assert!(!said.contains("WARN") && !said.contains("RecoveryReport") && said.contains("the log is open"), "{said}");
+}
+
 #[test]
 fn sessions_used_wrongly_change_nothing() {
     let cluster = Cluster::start(3, &[]);

@@ -156,6 +156,11 @@ fn a_disk_that_is_full_at_once_makes_the_log_wait_and_loses_nothing() {
     let answer =
         cluster.node(1).client().post("/v1/groups/kv/query?consistency=local", r#"{"Get":{"key":"client-0-0"}}"#);
     assert!(answer.expect(200).text().contains('x'));
+    // It said that 17592186044415 MiB are free, since without a reserve it had not asked.
+    wait::until("the node says how much is free", || {
+        let said = cluster.node(1).said();
+        if said.contains("free_mib=0 reserve_mib=0") { Ok(()) } else { Err(said) }
+    });
     small.make_room();
     load.wait_for(50);
     let told = load.stop();

@@ -47,7 +47,9 @@ pub(super) async fn settle<RT: AsyncRuntime>(
     }
     let Some(snapshot) = snapshot else { return Ok(()) };
     let here = log.try_get_log_entries(snapshot.index..=snapshot.index).await?;
-    if here.first().is_some_and(|entry| entry.log_id != snapshot) {
+    // Entries that end before it and are of a later term than it: consensus takes such a log for one that goes beyond it.
+    let ends_before = state.last_log_id.is_some_and(|last| last.index < snapshot.index && last > snapshot);
+    if ends_before || here.first().is_some_and(|entry| entry.log_id != snapshot) {
         tracing::warn!(replica = whose(), %snapshot, "entries that the snapshot has replaced are removed from the log");
         log.truncate_after(state.last_purged_log_id).await?;
     }
@@ -98,6 +100,14 @@ mod tests {
         assert_eq!(settled(&log, None), Some(log_id(4, 10)));
         assert_eq!(settled(&log, Some(log_id(4, 8))), Some(log_id(4, 10)));
         assert_eq!(settled(&log, Some(log_id(5, 12))), Some(log_id(4, 10)), "the hole is consensus's to close");
+    }
+
+    /// The entries are of a term that nobody was elected in by those who have the snapshot, and there are fewer of them: the leader's next
+    /// entry never followed, and the replica stopped at each start.
+    #[test]
+    fn entries_of_a_later_term_that_end_before_a_received_snapshot_are_cut() {
+        let log = log();
+        assert_eq!(settled(&log, Some(log_id(3, 12))), None);
     }
 
     /// A leader of term 5 sent its snapshot up to 8 to a follower with entries of term 4 up to 10. The snapshot was durable when the

@@ -204,6 +204,7 @@ impl<P: Platform, T: Transport> Group<P, T> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     /// A server that came to an ensemble said "Mode: follower" while the change was still a joint configuration; another one was stopped for

@@ -110,7 +110,13 @@ impl InspectedGroup {
     /// Whether a snapshot that covers up to `covered` replaced entries that are still here: those of an earlier leader, when it is
     /// durable that a later one's snapshot came and not yet that they went.
     pub fn is_replaced_by(&self, covered: LogId) -> bool {
-        self.entries.get(&covered.index).is_some_and(|place| place.term != covered.leader_id.term)
+        match self.entries.get(&covered.index) {
+            Some(place) => place.term != covered.leader_id.term,
+            None => self
+                .entries
+                .last_key_value()
+                .is_some_and(|(index, place)| *index < covered.index && place.term > covered.leader_id.term),
+        }
     }
 
     /// The entries' indexes as ranges without holes, first and last of each.

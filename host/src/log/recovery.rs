@@ -140,6 +140,10 @@ pub(super) fn open(disk: &Arc<dyn Disk>, dir: &Path, options: &LogOptions) -> Re
 
     let mut recovered = Recovered { state, writer: writer(last, &end, start), report };
     make_durable(&files, &mut recovered, &end)?;
+    if !unmarked.is_empty() {
+        // The process may have ended between the name of the next segment and the sync of it.
+        files.sync_dir()?;
+    }
     for (full, next) in unmarked {
         mark_end(&full, &next)?;
     }

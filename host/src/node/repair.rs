@@ -41,12 +41,14 @@ use serde::Serialize;
 
 use super::Node;
 use super::Setup;
+use super::identity;
 use super::lock;
 use super::settle;
 use super::small_files;
 use crate::catalog::Catalog;
 use crate::codec;
 use crate::disk::Disk;
+use crate::log;
 use crate::log::LogError;
 use crate::membership::Roster;
 use crate::offline::Directory;
@@ -111,6 +113,22 @@ fn write(disk: &dyn Disk, data_dir: &Path, repair: &Repair) -> io::Result<()> {
 /// The repair is done.
 pub(crate) fn unmark(disk: &dyn Disk, data_dir: &Path) -> io::Result<()> {
     small_files::remove(disk, data_dir, MARK)
+}
+
+/// Whether a log was here that is not here any more: with a new one in its place the node would vote as if it had promised nothing, and
+/// alone it would begin from nothing.
+pub fn lost_log(disk: &dyn Disk, data_dir: &Path) -> io::Result<Option<LogError>> {
+    let path = data_dir.join("log");
+    if !identity::read(disk, data_dir)?.is_some_and(|identity| identity.logged) || log::is_there(disk, &path)? {
+        return Ok(None);
+    }
+    // A repair that was cut short has set it aside; one of a single group's snapshots leaves it where it is. What is left of one that
+    // ended says nothing: the other mark goes first.
+    let set_aside = read(disk, data_dir)?.is_some_and(|repair| repair.set_aside.is_some());
+    if set_aside && settle::is_marked(disk, data_dir)? {
+        return Ok(None);
+    }
+    Ok(Some(LogError::Lost { path }))
 }
 
 /// Who the others are, as far as `known` and what can be read of a damaged directory say.
@@ -248,6 +266,8 @@ pub fn set_aside(
     let repair = Repair { damage: damage.to_string(), set_aside: Some(name.clone()), peers, next_group, groups: None };
     settle::mark(disk, data_dir)?;
     write(disk, data_dir, &repair)?;
+    // It may be the directory that is gone.
+    disk.create_dir_all(&data_dir.join("log"))?;
     disk.rename(&data_dir.join("log"), &data_dir.join(name))?;
     disk.sync_dir(data_dir)?;
     Ok(repair)
@@ -464,7 +484,29 @@ pub(super) const START_PATIENCE: Duration = PATIENCE;
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::disk::sim::SimDisk;
+    use crate::node::identity::Identity;
+
+    /// The second mark of a repair was left behind by a crash, and years later the log was gone: the repair had set it aside, it said,
+    /// and the node began a new one.
+    #[test]
+    fn what_is_left_of_a_repair_that_ended_does_not_hide_that_the_log_is_gone() {
+        let (disk, dir) = (SimDisk::new(), Path::new("/node"));
+        disk.create_dir_all(dir).unwrap();
+        let new = Identity { format: identity::FORMAT, node: 3, ..Identity::default() };
+        identity::write(&disk, dir, &new).unwrap();
+        let lost = || lost_log(&disk, dir).unwrap().is_some();
+        assert!(!lost(), "no log was there yet");
+        identity::write(&disk, dir, &Identity { logged: true, ..new }).unwrap();
+        assert!(lost());
+        let others = Others { peers: BTreeMap::new(), next_group: 9 };
+        set_aside(&disk, dir, &LogError::Lost { path: dir.join("log") }, others, 0).unwrap();
+        assert!(!lost(), "it is set aside, and the next one begins");
+        settle::unmark(&disk, dir).unwrap();
+        assert!(read(&disk, dir).unwrap().is_some() && lost());
+    }
 
     #[test]
     fn dates_are_those_of_the_calendar() {

@@ -38,7 +38,7 @@ use crate::config::ServeConfig;
 use crate::disk::Disk;
 use crate::disk::RealDisk;
 use crate::group::Timing;
-use crate::log;
+
 use crate::log::LogError;
 use crate::log::LogOptions;
 use crate::log::NodeLog;
@@ -431,22 +431,6 @@ fn life() -> u64 {
     *LIFE.get_or_init(|| crate::platform::random_u64(&RealPlatform))
 }
 
-/// Whether a log was here that is not here any more: with a new one in its place the node would vote as if it had promised nothing, and
-/// alone it would begin from nothing.
-fn lost_log(disk: &dyn Disk, data_dir: &Path) -> io::Result<Option<LogError>> {
-    let path = data_dir.join("log");
-    if !identity::read(disk, data_dir)?.is_some_and(|identity| identity.logged) || log::is_there(disk, &path)? {
-        return Ok(None);
-    }
-    // A repair that was cut short has set it aside. One of a single group's snapshots leaves it where it is.
-    if repair::read(disk, data_dir)?.is_some_and(|repair| repair.set_aside.is_some()) {
-        return Ok(None);
-    }
-    // A repair sets this aside and looks into it before.
-    disk.create_dir_all(&path)?;
-    Ok(Some(LogError::Lost { path }))
-}
-
 /// Sets a damaged log aside, if the other nodes can do without this one: see [`repair`].
 async fn give_up_log(
     config: &ServeConfig,
@@ -541,7 +525,7 @@ pub async fn start(config: &ServeConfig) -> Result<Running, StartError> {
     };
     let fatal = Arc::new(move |error: &LogError| platform.die(&error.to_string()));
     let open = || NodeLog::open(disk.clone(), &data_dir.join("log"), options.clone(), fatal.clone());
-    let opened = match lost_log(&*disk, data_dir).map_err(in_data_dir)? {
+    let opened = match repair::lost_log(&*disk, data_dir).map_err(in_data_dir)? {
         Some(lost) => Err(lost),
         None => open(),
     };

@@ -24,6 +24,7 @@ use crate::log::Inspection;
 use crate::log::LogError;
 use crate::node::identity;
 use crate::node::identity::Identity;
+use crate::node::repair;
 use crate::snapshot;
 use crate::snapshot::Survey;
 use crate::types::GroupId;
@@ -88,6 +89,10 @@ impl Directory {
 
     /// What the log's files say.
     pub fn inspect_log(&self) -> Result<Inspection, LogError> {
+        let lost = repair::lost_log(&*self.disk, &self.path);
+        if let Some(lost) = lost.map_err(|error| LogError::io("look for", &self.log_dir(), error))? {
+            return Ok(Inspection { damage: vec![lost], ..Inspection::default() });
+        }
         for _ in 1..TRIES_WHILE_HELD {
             let found = log::inspect(&*self.disk, &self.log_dir())?;
             if self.holder.is_none() || found.damage.is_empty() {

@@ -42,6 +42,8 @@ use crate::node::identity::Identity;
 use crate::node::removal;
 use crate::node::repair;
 use crate::node::settle;
+use crate::platform::RealPlatform;
+use crate::platform::random_u64;
 use crate::types::CATALOG;
 use crate::types::Entry;
 use crate::types::EntryKind;
@@ -367,7 +369,9 @@ impl Plan {
         }
         let additions = self.additions();
         if !additions.is_empty() {
-            let (log, _) = NodeLog::open(disk.clone(), &path.join("log"), LogOptions::default(), Arc::new(|_| {}))?;
+            // Where there is none yet, it is a new one.
+            let options = LogOptions { salt: random_u64(&RealPlatform), ..LogOptions::default() };
+            let (log, _) = NodeLog::open(disk.clone(), &path.join("log"), options, Arc::new(|_| {}))?;
             log.write_at_once(additions)?;
         }
         repair::unmark(&**disk, path).map_err(io("remove the mark of a repair"))?;

@@ -417,7 +417,12 @@ fn a_node_of_its_own_whose_log_or_its_newest_file_is_gone_does_not_start() {
         program::run(&mut cluster.node(1).command(), b"")
             .fails(1, &["holds no log, although", "the only one of its cluster", "try: put the files back"]);
     }
-    std::fs::remove_dir(&log).unwrap();
+    // Nor does it become a cluster of its own of its snapshots, as if there had been nothing behind them.
+    let data_dir = cluster.node(1).data_dir.clone();
+    program::run(&mut offline(&["log", "inspect"], &data_dir), b"").fails(6, &["holds no log, although"]);
+    let mut recover = offline(&["recover", "--unsafe-force-new-cluster", "--yes-lose-what-is-not-here"], &data_dir);
+    program::run(&mut recover, b"").fails(1, &["the log is damaged", "holds no log, although"]);
+    assert!(!log.exists(), "who looks makes no directory");
     std::fs::rename(&away, &log).unwrap();
     cluster.node_mut(1).start();
     cluster.node_mut(1).wait_ready();

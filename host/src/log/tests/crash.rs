@@ -123,6 +123,35 @@ fn a_power_cut_during_recovery_loses_nothing_either() {
     }
 }
 
+/// The process ended and the machine did not: what the next one finds need not be on the device. It wrote behind a full segment that
+/// there is a next one, whose name was lost when the power failed then: the log was called damaged, and nothing was.
+#[test]
+fn a_power_cut_during_the_start_after_a_kill_at_any_call_loses_nothing() {
+    for calls in 0.. {
+        let mut harness = Harness::new(SimDisk::new());
+        harness.disk.cut_power_after(calls);
+        let dark = run_until_dark(&mut harness);
+        harness.disk.kill_process();
+        harness.disk.heal();
+        for start_calls in 0.. {
+            let disk = harness.disk.fork();
+            disk.cut_power_after(start_calls);
+            let is_open = open(&disk).is_ok();
+            disk.crash_after(0, 0);
+            harness.check_recovers(
+                &disk,
+                &format!("killed after {calls} calls, the power cut after {start_calls} of a start"),
+            );
+            if is_open {
+                break;
+            }
+        }
+        if !dark {
+            break;
+        }
+    }
+}
+
 #[test]
 fn a_batch_torn_at_any_byte_counts_wholly_or_not_at_all() {
     let mut harness = Harness::new(SimDisk::new());

@@ -25,6 +25,9 @@ use crate::types::EntryKind;
 use crate::types::Proposal;
 use crate::types::SessionUse;
 
+/// Counts up whenever the same entries could leave another state of the host's own, or get another answer, than before: nodes of
+/// different numbers refuse each other.
+pub const HOST_RULES: u16 = 1;
 /// Sessions a group may have open.
 pub const SESSIONS_MAX: usize = 1 << 20;
 /// Replies kept a session, so that a client may have that many commands under way when it must retry.

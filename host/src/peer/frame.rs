@@ -7,11 +7,16 @@ use bytes::Bytes;
 use bytes::BytesMut;
 
 use super::Lane;
+use crate::group::state::HOST_RULES;
+use crate::module::RUNTIME_VERSION;
 use crate::types::NodeId;
 
 const MAGIC: &[u8; 8] = b"STHSPEER";
 /// The protocol's version: peers of another are refused.
-pub const PROTOCOL: u16 = 2;
+pub const PROTOCOL: u16 = 3;
+/// By which rules this program applies entries: peers of others are refused too, for their states would come to differ. What modules are
+/// given and charged, then what the host itself does.
+pub const RULES: (u16, u16) = (RUNTIME_VERSION as u16, HOST_RULES);
 /// length, checksum, id, kind.
 const HEAD_BYTES: usize = 4 + 4 + 8 + 1;
 /// No frame is longer.
@@ -33,14 +38,16 @@ pub struct Hello {
 }
 
 impl Hello {
-    /// magic, version, cluster, from, to, lane, life, checksum of all before.
-    pub const BYTES: usize = 8 + 2 + 16 + 8 + 8 + 1 + 8 + 4;
+    /// magic, version, rules, cluster, from, to, lane, life, checksum of all before.
+    pub const BYTES: usize = 8 + 2 + 4 + 16 + 8 + 8 + 1 + 8 + 4;
 
     /// Its bytes.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(Self::BYTES);
         out.extend_from_slice(MAGIC);
         out.extend_from_slice(&PROTOCOL.to_le_bytes());
+        out.extend_from_slice(&RULES.0.to_le_bytes());
+        out.extend_from_slice(&RULES.1.to_le_bytes());
         out.extend_from_slice(&self.cluster);
         out.extend_from_slice(&self.from.to_le_bytes());
         out.extend_from_slice(&self.to.to_le_bytes());
@@ -69,6 +76,14 @@ impl Hello {
         let body = bytes.split_last_chunk::<4>();
         if body.is_none_or(|(body, checksum)| crc32c::crc32c(body) != u32::from_le_bytes(*checksum)) {
             return Err("the handshake's checksum does not match".to_string());
+        }
+        let rules = (rest.get_u16_le(), rest.get_u16_le());
+        if rules != RULES {
+            return Err(format!(
+                "it applies entries by rules {}.{}, and this program by {}.{}, so that their states would differ: stop all nodes, and start \
+                 them with one program",
+                rules.0, rules.1, RULES.0, RULES.1
+            ));
         }
         let mut cluster = [0; 16];
         rest.copy_to_slice(&mut cluster);
@@ -244,6 +259,14 @@ mod tests {
         // Who belongs to nothing yet is no stranger to anybody.
         assert_eq!(hello.check(1, None), Ok(hello));
         assert!(hello.check(3, None).unwrap_err().contains("this is node 3"));
+        // Nothing told two programs apart whose modules pay other fuel: one replica ran out of it where the others did not.
+        let mut other = hello.encode();
+        other[10] ^= 1;
+        let end = other.len() - 4;
+        let checksum = crc32c::crc32c(&other[..end]).to_le_bytes();
+        other[end..].copy_from_slice(&checksum);
+        let refused = Hello::decode(&other.try_into().unwrap()).unwrap_err();
+        assert!(refused.contains("start them with one program"), "{refused}");
         let mut http = [b' '; Hello::BYTES];
         http[..16].copy_from_slice(b"GET / HTTP/1.1\r\n");
         assert!(Hello::decode(&http).unwrap_err().contains("HTTP port"));

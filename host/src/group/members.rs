@@ -139,23 +139,25 @@ impl<P: Platform, T: Transport> Group<P, T> {
         }
     }
 
-    /// Hands leadership to `to`, or to the voter that is best to lead (see [`super::priority`]), if this node leads.
-    pub async fn hand_over_to(&self, to: Option<NodeId>) -> Result<(), String> {
+    /// Hands leadership to `to`, or to the voter that is best to lead (see [`super::priority`]), if this node leads. Whether it was taken
+    /// over in time: otherwise it may yet be. After an error nothing was begun.
+    pub async fn hand_over_to(&self, to: Option<NodeId>) -> Result<bool, String> {
         if !self.leads() {
             return Err(format!("node {} does not lead group {}", self.node, self.name));
         }
         if to == Some(self.node) {
-            return Ok(());
+            return Ok(true);
         }
         let chosen = self.willing_successor(to).await?;
         self.raft.trigger().transfer_leader(chosen).await.map_err(|error| error.to_string())?;
         let limit = Duration::from_millis(self.timing.election_timeout_ms);
         let waiting = self.raft.wait(Some(limit));
         let moved = waiting.metrics(|metrics| metrics.current_leader != Some(metrics.id), "hand over");
-        match moved.await {
-            Ok(_) => Ok(()),
-            Err(_) => Err(format!("node {chosen} did not take over group {} in time", self.name)),
+        let is_moved = moved.await.is_ok();
+        if !is_moved {
+            tracing::warn!(group = self.name, to = chosen, "who leadership is handed to did not take over in time");
         }
+        Ok(is_moved)
     }
 
     /// Whom to hand over to, who has just answered. A transfer to a node that cannot take it ends this leader's term all the same:

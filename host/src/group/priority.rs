@@ -249,9 +249,10 @@ impl<P: Platform, T: Transport> Group<P, T> {
         let Some(next) = better else { return };
         *self.yielded_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
         match self.hand_over_to(Some(next)).await {
-            Ok(()) => {
+            Ok(true) => {
                 tracing::info!(group = self.name, next, "leadership handed over to a node that is better to lead")
             }
+            Ok(false) => {}
             Err(error) => tracing::warn!(group = self.name, %error, "leadership was not handed over"),
         }
     }

@@ -74,7 +74,7 @@ impl<P: Platform, T: Transport> Group<P, T> {
             PeerRequest::ChangeMembers { seen, change, .. } => {
                 self.change_members(seen, change).await.map(|()| PeerResponse::Done)
             }
-            PeerRequest::HandOver { to, .. } => self.hand_over_to(to).await.map(|()| PeerResponse::Done),
+            PeerRequest::HandOver { to, .. } => self.hand_over_to(to).await.map(|_| PeerResponse::Done),
             PeerRequest::Touch(_, sessions) => {
                 // Told to the leader all the same; only who waits for it asks again.
                 self.hear(sessions);

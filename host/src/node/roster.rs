@@ -10,6 +10,7 @@ use super::lock;
 use crate::catalog::Catalog;
 use crate::membership::Condition;
 use crate::membership::Roster;
+use crate::peer::CallError;
 use crate::peer::Lane;
 use crate::peer::Transport;
 use crate::peer::message::PeerRequest;
@@ -31,14 +32,28 @@ impl<P: Platform, T: Transport> Node<P, T> {
         request: PeerRequest<P::Runtime>,
         limit: Duration,
     ) -> Result<PeerResponse<P::Runtime>, String> {
+        self.ask_once(node, request, limit).await.map_err(|error| match error {
+            CallError::Refused { node: own, reason } if own == self.id() => reason,
+            error => error.to_string(),
+        })
+    }
+
+    /// The same; the error says whether the node may have acted on it.
+    pub(super) async fn ask_once(
+        &self,
+        node: NodeId,
+        request: PeerRequest<P::Runtime>,
+        limit: Duration,
+    ) -> Result<PeerResponse<P::Runtime>, CallError> {
         if node == self.id() {
             // Boxed: answering may ask again.
-            return Box::pin(self.answer(node, request)).await;
+            let answered = Box::pin(self.answer(node, request)).await;
+            return answered.map_err(|reason| CallError::Refused { node, reason });
         }
         let asked = call::<P::Runtime, T>(&self.0.setup.transport, node, Lane::Control, &request);
         match P::Runtime::timeout(limit, asked).await {
-            Ok(answer) => answer.map_err(|error| error.to_string()),
-            Err(_) => Err(format!("node {node} did not answer within {} ms", limit.as_millis())),
+            Ok(answer) => answer,
+            Err(_) => Err(CallError::Lost { node, reason: format!("no answer within {} ms", limit.as_millis()) }),
         }
     }
 

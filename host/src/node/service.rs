@@ -34,6 +34,7 @@ use crate::membership::ChangeState;
 use crate::membership::Roster;
 use crate::membership::RosterMember;
 use crate::module::Context;
+use crate::peer::CallError;
 use crate::peer::Transport;
 use crate::peer::message::GroupCall;
 use crate::peer::message::PeerRequest;
@@ -471,18 +472,23 @@ impl<P: Platform, T: Transport> Node<P, T> {
             _ => {}
         }
         let request = PeerRequest::HandOver { group: self.group_id(&name).await?, to };
-        let failed = |why| error(ErrorCode::Timeout, format!("leadership of group {name} has not moved: {why}"));
-        self.ask(roster.node, request, self.timeout(None)).await.map_err(failed)?;
-        let unclear = |seen: ServiceError| {
-            let detail = format!(
-                "group {name} was asked to change its leader, and who leads it now is not known: {}",
-                seen.detail
-            );
+        let unclear = |why: String| {
+            let detail =
+                format!("group {name} was asked to change its leader, and whether it does is not known: {why}");
             error(ErrorCode::OutcomeUnknown, detail)
         };
-        let now = self.roster_of(&name).await.map_err(unclear)?.node;
+        match self.ask_once(roster.node, request, self.timeout(None)).await {
+            Ok(_) => {}
+            Err(why @ CallError::Lost { .. }) => return Err(unclear(why.to_string())),
+            Err(why) => {
+                let detail = format!("leadership of group {name} has not moved: {why}");
+                return Err(error(ErrorCode::Timeout, detail));
+            }
+        }
+        let now = self.roster_of(&name).await.map_err(|seen| unclear(seen.detail))?.node;
         match to {
-            Some(to) if to != now => Err(failed(format!("node {now} leads"))),
+            Some(to) if to != now => Err(unclear(format!("node {now} leads now"))),
+            None if now == roster.node => Err(unclear(format!("node {now} leads still"))),
             _ => Ok(now),
         }
     }

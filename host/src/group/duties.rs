@@ -160,9 +160,15 @@ impl<P: Platform> Duties<P> {
             // Beside the other duties: sessions and timers do not wait for a large state to be written.
             drop(P::Runtime::spawn(async move {
                 let written = group.snapshot().await;
+                let (id, repeats) = (group.id, group.repeats.clone());
                 drop((group, writing));
                 if let Err(error) = written {
-                    tracing::error!(%error, "the log cannot be shortened until a snapshot is written");
+                    // Its words may have other numbers each time.
+                    if let Some(times) =
+                        repeats.came(&format!("{id}: no snapshot, {}", error.code.as_str()), InstantOf::<P>::now())
+                    {
+                        tracing::error!(%error, times, "the log cannot be shortened until a snapshot is written");
+                    }
                     // Also when nothing more comes in: the disk may have space by then.
                     RtOf::<P>::sleep(SNAPSHOT_RETRY).await;
                     again.store(true, Ordering::Relaxed);

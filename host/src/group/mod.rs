@@ -214,6 +214,7 @@ pub struct Group<P: Platform, T: Transport> {
     transfers: Transfers<P>,
     space: Arc<Space>,
     priorities: Arc<Priorities>,
+    repeats: Arc<Repeats<InstantOf<P>>>,
     store: SnapshotStore,
     factory: Arc<dyn ModelFactory>,
     /// Touched sessions this node has yet to tell the leader of.
@@ -365,6 +366,7 @@ impl<P: Platform, T: Transport> Group<P, T> {
             transfers: options.common.transfers,
             space: options.common.space,
             priorities: options.common.priorities,
+            repeats: options.common.repeats,
             store,
             factory,
             touched: Mutex::default(),

@@ -682,11 +682,6 @@ impl<P: Platform, T: Transport> Group<P, T> {
         }
     }
 
-    /// Removes the snapshots of a stopped group.
-    pub fn destroy(&self) -> io::Result<()> {
-        Ok(self.store.destroy()?)
-    }
-
     /// Asks that this node lead: the leader is asked to hand over; where there is none, this node stands for election.
     pub async fn take_lead(&self) -> ServiceResult<()> {
         let leader = match self.leader() {

@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! - A group runs here exactly while the catalog, as applied here, names it; its files go only when the
-//!   catalog of now says that it was removed: what is applied here may be of long ago.
+//!   catalog of now says that it was removed: what is applied here may be of long ago. The log, which has the vote, goes
+//!   last of them.
 //! - A module named by the catalog was durable at a majority before it was named.
 
 mod asked_changes;
@@ -76,6 +77,8 @@ use crate::platform::Platform;
 use crate::platform::random_u64;
 use crate::snapshot::Bases;
 use crate::snapshot::Made;
+use crate::snapshot::SnapshotError;
+use crate::snapshot::SnapshotStore;
 use crate::types::CATALOG;
 use crate::types::CATALOG_NAME;
 use crate::types::GroupId;
@@ -499,15 +502,18 @@ impl<P: Platform, T: Transport> Node<P, T> {
 
     /// The groups of which there are files, though the catalog, as applied here, does not place them here: ids below its next
     /// one, since those from there on came later.
-    fn left_over(&self) -> Vec<GroupId> {
+    fn left_over(&self) -> BTreeSet<GroupId> {
         let catalog = self.0.view.get();
-        let Ok(names) = self.0.setup.disk.list(&self.0.setup.data_dir.join("groups")) else { return Vec::new() };
+        let names = self.0.setup.disk.list(&self.0.setup.data_dir.join("groups")).unwrap_or_default();
         let groups = lock(&self.0.groups);
         let placed =
             |id: GroupId| catalog.groups.values().any(|entry| entry.id == id && entry.hosts.contains(&self.id()));
-        let ids = names.iter().filter_map(|name| GroupId::from_str_radix(name, 16).ok());
-        ids.filter(|id| *id != CATALOG && *id < catalog.next_group && !groups.contains_key(id) && !placed(*id))
-            .collect()
+        let mut ids: BTreeSet<GroupId> =
+            names.iter().filter_map(|name| GroupId::from_str_radix(name, 16).ok()).collect();
+        // What a removal that was cut short left.
+        ids.extend(self.0.setup.log.groups());
+        ids.retain(|id| *id != CATALOG && *id < catalog.next_group && !groups.contains_key(id) && !placed(*id));
+        ids
     }
 
     /// Removes files that nobody needs, now and then.
@@ -529,14 +535,16 @@ impl<P: Platform, T: Transport> Node<P, T> {
     async fn remove_files(&self, id: GroupId) {
         let setup = &self.0.setup;
         let directory = group_directory(&setup.data_dir, id);
-        // The log first: a crash between the two leaves a directory that the next sweep finds.
-        let removed = match setup.log.remove_group::<P::Runtime>(id).await {
-            Err(error) => Err(error.into()),
-            Ok(()) => match setup.disk.exists(&directory) {
-                Ok(true) => setup.disk.remove_dir_all(&directory),
-                Ok(false) => Ok(()),
-                Err(error) => Err(error),
-            },
+        // The log last: it has the vote. Of a replica that was taken from this node and is given back later, a snapshot without it
+        // would name members of long ago, this node among them, and let it vote as if it had promised nothing.
+        let removed = match SnapshotStore::remove(&*setup.disk, &directory) {
+            Ok(()) => setup.log.remove_group::<P::Runtime>(id).await.map_err(io::Error::from),
+            Err(error) => {
+                if matches!(error, SnapshotError::Sync { .. }) {
+                    setup.platform.die(&error.to_string());
+                }
+                Err(error.into())
+            }
         };
         if let Err(error) = removed {
             tracing::warn!(group = id, %error, "the files of a removed group are still there");

@@ -331,13 +331,18 @@ impl SnapshotStore {
         Ok(SnapshotFile { path, ..file.clone() })
     }
 
-    /// Removes all of the group's snapshots.
-    pub fn destroy(&self) -> Result<(), SnapshotError> {
-        for name in self.disk.list(&self.directory).map_err(self.io(&self.directory))? {
-            let path = self.directory.join(name);
-            self.disk.remove(&path).map_err(self.io(&path))?;
+    /// Removes a group's directory, if it is there. What was in it is durably gone when this returns.
+    pub fn remove(disk: &dyn Disk, directory: &Path) -> Result<(), SnapshotError> {
+        let io = |source| SnapshotError::Io { path: directory.to_owned(), source };
+        if !disk.exists(directory).map_err(io)? {
+            return Ok(());
         }
-        self.disk.sync_dir(&self.directory).map_err(self.io(&self.directory))
+        for name in disk.list(directory).map_err(io)? {
+            disk.remove(&directory.join(name)).map_err(io)?;
+        }
+        let sync = |source| SnapshotError::Sync { path: directory.to_owned(), source };
+        disk.sync_dir(directory).map_err(sync)?;
+        disk.remove_dir_all(directory).map_err(io)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Nodes that repair themselves, and what must not be given up for it.
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -42,7 +43,7 @@ use crate::world::now_ms;
 use crate::world::sleep_ms;
 
 /// Three nodes, whose groups write a snapshot when the story says so.
-async fn three_nodes(seed: u64, random: &mut SimRandom) -> Shared {
+pub async fn three_nodes(seed: u64, random: &mut SimRandom) -> Shared {
     let mut plan = Plan::draw(random);
     plan.nodes = 3;
     let mut options = scenario::options(seed, random, &plan);
@@ -60,13 +61,18 @@ async fn three_nodes(seed: u64, random: &mut SimRandom) -> Shared {
 }
 
 /// Plays a story with a few seeds, unless one seed of the scenario was asked for.
-fn play(story: impl Fn(u64) + Send) {
+pub fn play(story: impl Fn(u64) + Send) {
+    play_seeds(1..=4, story);
+}
+
+/// The same with these seeds: a long story takes its time.
+pub fn play_seeds(seeds: RangeInclusive<u64>, story: impl Fn(u64) + Send) {
     if crate::number("SEED").is_some() {
         return;
     }
     on_guest_thread(move || {
         statehouse::module::mark_guest_thread();
-        for seed in 1..=4 {
+        for seed in seeds {
             println!("seed {seed}");
             story(seed);
         }
@@ -91,7 +97,7 @@ pub async fn with_a_single(seed: u64, random: &mut SimRandom) -> (Shared, NodeId
     (world, holder)
 }
 
-async fn add_seven(world: &Shared, random: &mut SimRandom, group: &'static str) {
+pub async fn add_seven(world: &Shared, random: &mut SimRandom, group: &'static str) {
     let applied = world.surely(random, "apply", |node| async move {
         let command = Bytes::from_static(br#"{"Add":7}"#);
         let timeout_ms = Some(2000);
@@ -112,7 +118,7 @@ fn snapshot_of<P: Platform, T: Transport>(group: Arc<Group<P, T>>) -> BoxFuture<
 }
 
 /// Writes a snapshot of a group at a node, and lets its log begin behind it: the index it covers.
-async fn shorten_the_log(world: &Shared, at: NodeId, group: GroupId) -> u64 {
+pub async fn shorten_the_log(world: &Shared, at: NodeId, group: GroupId) -> u64 {
     let node = world.cluster.node(at).unwrap();
     // Who proposed through another node may have heard of it sooner.
     while node.group_by_id(group).unwrap().standing().applied < node.group_by_id(group).unwrap().standing().last {
@@ -441,4 +447,86 @@ fn what_only_a_damaged_node_holds_is_not_given_up() {
         LifeRuntime::with_seed(seed).block_on(an_old_catalog(seed));
         LifeRuntime::with_seed(seed).block_on(an_unnamed_group(seed));
     });
+}
+
+/// Lets node 3, which has a snapshot of `counter`, give its replica back, and ends it as soon as `until` says so of its files: the names
+/// of its snapshots, and whether its log knows the group. The power fails, and nothing lasts that was not synced.
+async fn cut_a_removal_short(world: &Shared, random: &mut SimRandom, until: impl Fn(&[String], bool) -> bool) {
+    let begun = world.surely(random, "change_begin", |node| async move {
+        let group = "counter".to_string();
+        node.change_begin(ChangeKind::MemberRemove { group, node: 3 }).await
+    });
+    begun.await;
+    let log = world.cluster.log(3).unwrap();
+    while !until(&snapshots(world, 3), log.groups().contains(&2)) {
+        LifeRuntime::sleep(Duration::from_micros(10)).await;
+    }
+    world.cluster.crash(3, Crash::Process);
+    world.cluster.disk(3).unwrap().crash_after(0, 0);
+}
+
+/// A node's snapshots of `counter`.
+fn snapshots(world: &Shared, at: NodeId) -> Vec<String> {
+    world.cluster.disk(at).unwrap().list(Path::new("/data/groups/2")).unwrap_or_default()
+}
+
+/// A replica was taken from a node. Its log went first, with its vote; then the power failed, and the snapshots were there again. The
+/// node was given a replica anew while it was down: by the old snapshot it belonged to the group as it had been, and it could elect a
+/// second leader with one who knew of nothing else, although it had forgotten whom it had voted for.
+async fn a_removal_cut_short(seed: u64) {
+    const COUNTER: GroupId = 2;
+    let mut random = SimRandom::new(seed);
+    let world = three_nodes(seed, &mut random).await;
+    add_seven(&world, &mut random, "counter").await;
+    shorten_the_log(&world, 3, COUNTER).await;
+    cut_a_removal_short(&world, &mut random, |snapshots, logged| snapshots.is_empty() && !logged).await;
+    assert_eq!(snapshots(&world, 3), Vec::<String>::new(), "the vote goes last");
+    let begun = world.surely(&mut random, "change_begin", |node| async move {
+        let group = "counter".to_string();
+        node.change_begin(ChangeKind::MemberAdd { group, node: 3, learner: false }).await
+    });
+    let id = begun.await.id;
+    nemesis::start(&world, 3).await;
+    while world
+        .surely(&mut random, "change_get", |node| async move { node.change_get(id, 100).await })
+        .await
+        .is_running()
+    {}
+    scenario::become_ready(&world, now_ms()).await;
+    let began_ms = now_ms();
+    let votes = async || world.cluster.node(3)?.group_by_id(COUNTER)?.roster().await.ok().filter(|roster| roster.votes);
+    while votes().await.is_none() {
+        assert!(now_ms() < began_ms + 30_000, "it votes again once it is a member again");
+        sleep_ms(20).await;
+    }
+    assert_eq!(world.problems(), Vec::<String>::new());
+}
+
+#[test]
+fn whoever_has_forgotten_its_vote_has_forgotten_the_members_too() {
+    play(|seed| LifeRuntime::with_seed(seed).block_on(a_removal_cut_short(seed)));
+}
+
+/// Of a replica that was taken from a node only the log is left: it goes at the next start.
+async fn a_removal_half_done(seed: u64) {
+    const COUNTER: GroupId = 2;
+    let mut random = SimRandom::new(seed);
+    let world = three_nodes(seed, &mut random).await;
+    add_seven(&world, &mut random, "counter").await;
+    shorten_the_log(&world, 3, COUNTER).await;
+    cut_a_removal_short(&world, &mut random, |snapshots, _| snapshots.is_empty()).await;
+    nemesis::start(&world, 3).await;
+    let began_ms = now_ms();
+    while world.cluster.log(3).unwrap().groups().contains(&COUNTER) {
+        assert!(now_ms() < began_ms + 30_000, "the group's log is still there");
+        sleep_ms(20).await;
+    }
+    assert_eq!(snapshots(&world, 3), Vec::<String>::new());
+    scenario::become_ready(&world, now_ms()).await;
+    assert_eq!(world.problems(), Vec::<String>::new());
+}
+
+#[test]
+fn a_removal_that_was_cut_short_is_finished_at_the_next_start() {
+    play(|seed| LifeRuntime::with_seed(seed).block_on(a_removal_half_done(seed)));
 }

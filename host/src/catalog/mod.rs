@@ -223,9 +223,9 @@ pub struct Catalog {
     pub priorities: BTreeMap<NodeId, u8>,
 }
 
-/// Changes that have ended and can still be asked for.
+/// Changes that have ended and can still be asked for, beside those of [`Catalog::failed_modules`].
 const CHANGES_KEPT: usize = 100;
-/// Modules that a group may have run. All their files are kept as long as the group is there: a replica that begins with an old
+/// Modules that a group may have run, or failed to. All their files are kept as long as the group is there: a replica that begins with an old
 /// snapshot, or with none, goes through them.
 const MODULES_MAX: usize = 1000;
 
@@ -548,7 +548,9 @@ impl Catalog {
         if let ChangeKind::GroupModule { group, module, digest } = &kind {
             self.check_module_change(group, module, Some(*digest))?;
         }
-        let ended: Vec<u64> = self.changes.values().filter(|change| !change.is_running()).map(|one| one.id).collect();
+        let kept: BTreeSet<u64> = self.failed_modules().into_values().collect();
+        let ended = self.changes.values().filter(|change| !change.is_running() && !kept.contains(&change.id));
+        let ended: Vec<u64> = ended.map(|one| one.id).collect();
         for id in ended.iter().take(ended.len().saturating_sub(CHANGES_KEPT - 1)) {
             self.changes.remove(id);
         }
@@ -577,17 +579,35 @@ impl Catalog {
             let detail = format!("group {group} runs module {} already, which is the same file", entry.module);
             return Err(ServiceError::new(ErrorCode::AlreadyExists, detail));
         }
-        if entry.modules.len() >= MODULES_MAX {
+        let failed = self.failed_modules().keys().filter(|(name, _)| *name == group).count();
+        if entry.modules.len() + failed >= MODULES_MAX {
             let detail = format!(
-                "group {group} has run {MODULES_MAX} modules, and keeps them all: save it (`snapshot save`) and restore it as a new group"
+                "group {group} has run {MODULES_MAX} modules, or failed to, and keeps them all: save it (`snapshot save`) and restore it as a new group"
             );
             return Err(ServiceError::new(ErrorCode::TooLarge, detail));
         }
         Ok(known)
     }
 
-    /// The digests of all modules whose files a node must have: those that have a name, and those that a group ran, since a
-    /// replica that begins with an old snapshot, or with none, goes through them.
+    /// The modules that a group was to run and does not, because they trapped or refused at their entry; for each the last change that
+    /// came to that. The entry is in the group's log, and who goes through it must have the module, to fail as the others did. The
+    /// catalog keeps the changes as long as the group is there: nothing else says which modules those are.
+    fn failed_modules(&self) -> BTreeMap<(&str, [u8; 32]), u64> {
+        let failed = |change: &Change| matches!(change.state, ChangeState::Failed(_));
+        let mut found = BTreeMap::new();
+        for change in self.changes.values().filter(|change| failed(change)) {
+            let ChangeKind::GroupModule { group, digest, .. } = &change.kind else { continue };
+            let Some(entry) = self.groups.get(group) else { continue };
+            // Not one of an earlier group of this name, nor of a module that is kept already.
+            if change.began_ms >= entry.created_ms && entry.modules.iter().all(|used| used.digest != *digest) {
+                found.insert((group.as_str(), *digest), change.id);
+            }
+        }
+        found
+    }
+
+    /// The digests of all modules whose files a node must have: those that have a name, and those that a group ran, or failed to,
+    /// since a replica that begins with an old snapshot, or with none, goes through them.
     pub fn modules_needed(&self) -> BTreeSet<[u8; 32]> {
         let named = self.modules.values().map(|module| module.digest);
         let ran = self.groups.values().flat_map(|group| group.modules.iter().map(|module| module.digest));
@@ -596,7 +616,8 @@ impl Catalog {
                 ChangeKind::GroupModule { digest, .. } => Some(*digest),
                 _ => None,
             });
-        named.chain(ran).chain(coming).collect()
+        let failed = self.failed_modules().into_keys().map(|(_, digest)| digest);
+        named.chain(ran).chain(coming).chain(failed).collect()
     }
 }
 
@@ -683,6 +704,38 @@ mod tests {
 
     fn remove(catalog: &mut Catalog, module: &str) -> CatalogAnswer {
         catalog.apply(&CONTEXT, CatalogCommand::RemoveModule { name: module.to_owned() })
+    }
+
+    /// A module that trapped at its entry was run by no group, so its file went once its name was removed. The entry stayed in the log,
+    /// and whoever came to it again waited for the module for ever.
+    #[test]
+    fn the_file_of_a_module_that_failed_at_its_entry_stays_as_long_as_the_group() {
+        let mut catalog = with_group();
+        let fail = |catalog: &mut Catalog| {
+            let id = begin(catalog, "two", 2).unwrap();
+            let why = ServiceError::new(ErrorCode::Trapped, "no");
+            catalog.apply(&CONTEXT, CatalogCommand::NoteModule { id, came: Err(why) }).unwrap();
+            id
+        };
+        let first = fail(&mut catalog);
+        let second = fail(&mut catalog);
+        remove(&mut catalog, "two").unwrap();
+        assert!(catalog.modules_needed().contains(&[2; 32]));
+        // Many changes later it is still known; of two that failed alike one is enough.
+        for _ in 0..2 * CHANGES_KEPT {
+            let kind = ChangeKind::NodeDemote { node: 1 };
+            let id = catalog.apply(&CONTEXT, CatalogCommand::BeginChange(kind)).unwrap();
+            catalog.apply(&CONTEXT, CatalogCommand::NoteChange { id, state: ChangeState::Done }).unwrap();
+        }
+        assert_eq!((catalog.changes.contains_key(&first), catalog.changes.contains_key(&second)), (false, true));
+        assert_eq!(catalog.changes.len(), CHANGES_KEPT + 1);
+        assert!(catalog.modules_needed().contains(&[2; 32]));
+        // A later group of the name never came to that entry.
+        let again = catalog.groups["g"].clone();
+        catalog.apply(&CONTEXT, CatalogCommand::RemoveGroup { name: "g".to_owned() }).unwrap();
+        assert!(!catalog.modules_needed().contains(&[2; 32]));
+        catalog.groups.insert("g".to_owned(), GroupEntry { created_ms: CONTEXT.time_ms + 1, ..again });
+        assert!(!catalog.modules_needed().contains(&[2; 32]));
     }
 
     /// Its entry may be on its way to the group's log, or in it: who was told that nothing comes of it could remove the module.

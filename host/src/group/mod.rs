@@ -28,6 +28,7 @@ mod trust;
 mod waiters;
 
 pub use joins::Unjoined;
+pub use replica::Lacking;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -344,7 +345,11 @@ impl<P: Platform, T: Transport> Group<P, T> {
         let hurry = Hurry::default();
         let network = GroupNetwork::new(id, options.transport.clone(), hurry.clone(), options.common.transfers.clone());
         let log = options.log.clone();
-        let raft = Raft::<P>::new(node, config, network, options.log, machine).await.map_err(io::Error::other)?;
+        let opening = machine.opening();
+        let raft = Raft::<P>::build(node, config, network, options.log, machine).await;
+        let lacking = opening.end();
+        let raft = raft.map_err(|error| lacking.map_or_else(|| io::Error::other(error), io::Error::other))?;
+        raft.run();
         let (proposals, queue) = mpsc::channel(PROPOSALS_MAX);
         let group = Arc::new(Self {
             id,

@@ -30,6 +30,7 @@ use tokio::sync::Notify;
 use tokio::sync::oneshot;
 
 use self::change::InForce;
+pub use self::change::Lacking;
 use self::facts::Facts;
 pub use self::machine::StateMachine;
 use self::queries::Queries;

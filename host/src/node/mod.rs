@@ -44,6 +44,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use openraft::Instant;
 use openraft::async_runtime::AsyncRuntime;
+use tokio::sync::oneshot;
 
 use crate::catalog::CatalogFactory;
 use crate::catalog::GroupEntry;
@@ -54,6 +55,7 @@ use crate::disk::Disk;
 use crate::group::Common;
 use crate::group::Group;
 use crate::group::GroupOptions;
+use crate::group::Lacking;
 use crate::group::Timing;
 use crate::group::Unjoined;
 use crate::group::model::ModelFactory;
@@ -158,6 +160,8 @@ struct Inner<P: Platform, T: Transport> {
     gateways: Mutex<BTreeMap<GroupId, gateways::Running<P, T>>>,
     /// Why a group that should run here does not.
     failures: Mutex<BTreeMap<GroupId, String>>,
+    /// Of those, the module that one could not be opened without.
+    lacking: Mutex<BTreeMap<GroupId, [u8; 32]>>,
     stopping: Mutex<bool>,
     common: Common<P>,
     /// See [`settle`].
@@ -201,6 +205,9 @@ const GATES_MAX: usize = 2;
 
 /// After a group could not be opened, how long until the next try.
 const REOPEN_PAUSE: Duration = Duration::from_millis(500);
+
+/// So long a start waits for its groups to be opened; the others are opened while the node serves what it has.
+const OPEN_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Between two looks for what is not needed.
 const TIDY_PAUSE: Duration = Duration::from_secs(60);
@@ -253,6 +260,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
             groups: Mutex::default(),
             gateways: Mutex::default(),
             failures: Mutex::default(),
+            lacking: Mutex::default(),
             stopping: Mutex::new(false),
             common,
             may_vote: Mutex::new(may_vote),
@@ -269,12 +277,13 @@ impl<P: Platform, T: Transport> Node<P, T> {
             members.iter().for_each(|(id, address)| transport.learn(*id, address));
         })));
         node.ask_whom_to_follow(node.catalog(), &nobody);
-        node.reconcile().await;
+        let (follower, (tried, all_tried)) = (node.clone(), oneshot::channel());
+        drop(P::Runtime::spawn(async move { follower.follow_catalog(tried).await }));
+        // Not for longer: what a group here waits for may be at nodes that wait for this one.
+        let _in_time = P::Runtime::timeout(OPEN_PATIENCE, all_tried).await;
         if !may_vote {
             drop(P::Runtime::spawn(node.clone().settle()));
         }
-        let follower = node.clone();
-        drop(P::Runtime::spawn(async move { follower.follow_catalog().await }));
         drop(P::Runtime::spawn(node.clone().drive_changes()));
         drop(P::Runtime::spawn(node.clone().look_for_removal()));
         drop(P::Runtime::spawn(node.clone().tidy()));
@@ -345,8 +354,11 @@ impl<P: Platform, T: Transport> Node<P, T> {
         *lock(&self.0.stopping)
     }
 
-    /// Opens and closes groups as the catalog changes.
-    async fn follow_catalog(self) {
+    /// Opens and closes groups as the catalog changes. Tells when it has tried to open each of them once.
+    async fn follow_catalog(self, tried: oneshot::Sender<()>) {
+        self.reconcile().await;
+        // Nobody waits any more: it took long.
+        tried.send(()).ok();
         let mut swept = self.sweep().await;
         while !self.is_stopping() {
             let changed = self.0.view.changed.notified();
@@ -383,6 +395,9 @@ impl<P: Platform, T: Transport> Node<P, T> {
             match self.open_group(name, entry).await {
                 Ok(group) => {
                     lock(&self.0.groups).insert(id, group.clone());
+                    if self.is_stopping() {
+                        return group.shutdown().await;
+                    }
                     self.ask_whom_to_follow(&group, &entry.hosts);
                     self.open_gateway(name, entry, &group);
                     lock(&self.0.failures).remove(&id);
@@ -394,6 +409,9 @@ impl<P: Platform, T: Transport> Node<P, T> {
                     }
                 }
                 Err(error) => {
+                    if let Some(module) = Lacking::of(&error) {
+                        lock(&self.0.lacking).insert(id, module);
+                    }
                     let text = error.to_string();
                     let now = <P::Runtime as AsyncRuntime>::Instant::now();
                     if let Some(times) = self.0.common.repeats.came(&format!("{id}: {text}"), now) {
@@ -406,6 +424,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
         let hosted =
             |id: GroupId| catalog.groups.values().any(|entry| entry.id == id && entry.hosts.contains(&self.id()));
         lock(&self.0.failures).retain(|id, _| hosted(*id));
+        lock(&self.0.lacking).retain(|id, _| hosted(*id));
         self.fetch_modules(&catalog).await;
     }
 
@@ -427,6 +446,12 @@ impl<P: Platform, T: Transport> Node<P, T> {
             source: Some(Arc::new(self.module_source())),
             loaded: Arc::default(),
         };
+        // Before all of its state is read once more.
+        let lacking = lock(&self.0.lacking).get(&entry.id).copied();
+        if let Some(module) = lacking {
+            self.compiled(module).await.map_err(io::Error::other)?;
+            lock(&self.0.lacking).remove(&entry.id);
+        }
         if let Some(base) = entry.base {
             self.begin_from(base, entry, factory.made(first.1)).await?;
         }

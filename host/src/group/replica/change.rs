@@ -4,7 +4,8 @@
 //! - What becomes of it depends on the log alone: the state before goes through the old module's own snapshot into the new
 //!   module's `migrate` or `restore`. If either traps or refuses, all replicas stay with the old one, and the caller is told.
 //! - A number counts once, whatever came of it: an entry that was proposed twice, or comes late, changes nothing more.
-//! - An entry is applied only where its module is prepared: a replica that has yet to fetch it waits.
+//! - An entry is applied only where its module is prepared: a replica that has yet to fetch it waits. One that is being opened
+//!   does not: it cannot be opened yet, and is tried again.
 
 use std::time::Duration;
 
@@ -27,10 +28,55 @@ pub struct InForce {
     pub change: u64,
 }
 
-/// Waits until the module is prepared: nothing behind the entry that names it can be applied before. An error when the group stops.
+/// A replica that cannot be opened: its log names a module that is nowhere to be had.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{why}")]
+pub struct Lacking {
+    /// The module.
+    pub module: [u8; 32],
+    why: String,
+}
+
+impl Lacking {
+    /// The module for lack of which a group could not be opened.
+    pub fn of(error: &io::Error) -> Option<[u8; 32]> {
+        error.get_ref()?.downcast_ref::<Self>().map(|lacking| lacking.module)
+    }
+}
+
+/// What a replica that is being opened lacks: openraft hands on no more of an error than its text.
+#[derive(Debug, Default)]
+pub struct Opening(Mutex<(bool, Option<Lacking>)>);
+
+impl Opening {
+    /// From now on the replica waits for the modules that it lacks; what it lacked until now.
+    pub fn end(&self) -> Option<Lacking> {
+        let mut state = lock(&self.0);
+        state.0 = false;
+        state.1.take()
+    }
+
+    pub(super) fn begin(&self) {
+        lock(&self.0).0 = true;
+    }
+
+    /// The error of a replica that is being opened; `None` for one that is open.
+    fn lacks(&self, module: [u8; 32], why: &str) -> Option<io::Error> {
+        let mut state = lock(&self.0);
+        state.0.then(|| {
+            let lacking = Lacking { module, why: why.to_owned() };
+            state.1 = Some(lacking.clone());
+            io::Error::other(lacking)
+        })
+    }
+}
+
+/// Waits until the module is prepared: nothing behind the entry that names it can be applied before. An error when the group stops, or
+/// is only being opened: whoever opens it has others to open.
 pub(super) async fn wait_for_module<P: Platform>(
     shared: Arc<Shared>,
     factory: Arc<dyn ModelFactory>,
+    opening: &Opening,
     module: [u8; 32],
 ) -> io::Result<()> {
     let mut said = String::new();
@@ -50,6 +96,9 @@ pub(super) async fn wait_for_module<P: Platform>(
                 return Err(io::Error::other("the group stops"));
             }
         };
+        if let Some(error) = opening.lacks(module, &failed) {
+            return Err(error);
+        }
         if said != failed {
             tracing::error!(group = shared.group, why = failed, "this replica applies nothing until it has the module");
             said = failed;

@@ -8,6 +8,7 @@ use openraft::alias::SnapshotMetaOf;
 use openraft::alias::SnapshotOf;
 use openraft::storage::RaftStateMachine;
 
+use super::change::Opening;
 use super::change::modules_of;
 use super::change::wait_for_module;
 use super::*;
@@ -18,12 +19,19 @@ pub struct StateMachine<P: Platform> {
     factory: Arc<dyn ModelFactory>,
     store: SnapshotStore,
     platform: P,
+    opening: Arc<Opening>,
 }
 
 impl<P: Platform> StateMachine<P> {
     /// Applies to `shared`, keeps snapshots in `store`.
     pub fn new(shared: Arc<Shared>, factory: Arc<dyn ModelFactory>, store: SnapshotStore, platform: P) -> Self {
-        Self { shared, factory, store, platform }
+        Self { shared, factory, store, platform, opening: Arc::default() }
+    }
+
+    /// Until the end of it the replica is being opened.
+    pub fn opening(&self) -> Arc<Opening> {
+        self.opening.begin();
+        self.opening.clone()
     }
 }
 
@@ -53,7 +61,7 @@ impl<P: Platform> RaftStateMachine<Types<P::Runtime>> for StateMachine<P> {
             let batch = batch.into_iter().collect::<Result<Vec<_>, _>>()?;
             let modules = modules_of(&batch);
             for module in modules {
-                wait_for_module::<P>(self.shared.clone(), self.factory.clone(), module).await?;
+                wait_for_module::<P>(self.shared.clone(), self.factory.clone(), &self.opening, module).await?;
             }
             let (mut batch, mut loud) = (batch.into_iter(), LOUD_LINES_MAX);
             while batch.len() > 0 {
@@ -90,7 +98,7 @@ impl<P: Platform> RaftStateMachine<Types<P::Runtime>> for StateMachine<P> {
             let snapshot = snapshot.clone();
             self.platform.run_guest(move || snapshot.reader().map(|(head, _)| head)).await.ok_or_else(job_failed)??
         };
-        wait_for_module::<P>(self.shared.clone(), self.factory.clone(), head.module).await?;
+        wait_for_module::<P>(self.shared.clone(), self.factory.clone(), &self.opening, head.module).await?;
         let installed = self.platform.run_guest(move || -> io::Result<()> {
             let (new, in_force) = restore(&*factory, &snapshot)?;
             let file = store.adopt(&snapshot, &head)?;

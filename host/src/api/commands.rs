@@ -15,6 +15,7 @@ use super::patience;
 use super::problem::Problem;
 use super::request;
 use super::request::Name;
+use super::request::NoParams;
 use super::request::Params;
 use super::request::read_body;
 use super::schema::Binary;
@@ -61,6 +62,8 @@ fn answer(applied: Applied) -> Response {
 pub(super) async fn apply(
     State(context): State<Shared>,
     Name(group): Name,
+    // Whoever puts the sequence number there would take a retry for safe.
+    Params(NoParams {}): Params<NoParams>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Box<Problem>> {

@@ -23,7 +23,9 @@ use super::schema::Snapshot;
 use super::schema::Tried;
 use super::schema::TriedList;
 use super::schema::WantedModule;
+use crate::service::ErrorCode;
 use crate::service::GroupRequest;
+use crate::service::ServiceError;
 
 /// Creates a group
 ///
@@ -88,6 +90,19 @@ pub(super) async fn remove(State(context): State<Shared>, Name(name): Name) -> R
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
+/// The state does not go over to a module: not what was sent is wrong.
+fn does_not_go_over(error: ServiceError) -> Box<Problem> {
+    let refused = matches!(error.code, ErrorCode::Rejected | ErrorCode::Trapped);
+    let mut problem = Box::<Problem>::from(error);
+    if refused {
+        problem.remedy =
+            "nothing was changed: push a version of the module that takes this state over, or bring the state by \
+                          commands into a form that this one takes"
+                .into();
+    }
+    problem
+}
+
 /// Lets a group run another module
 ///
 /// By an entry of its log: what the old module's `snapshot` says goes into the new one's `migrate`, or `restore`; sessions, timers and
@@ -110,7 +125,8 @@ pub(super) async fn change_module(
     body: Body,
 ) -> Result<Response, Box<Problem>> {
     let WantedModule { module } = read_json(&headers, body).await?;
-    Ok(begun(context.service.module_change(name, module).await?))
+    let change = context.service.module_change(name, module).await.map_err(does_not_go_over)?;
+    Ok(begun(change))
 }
 
 /// Tries another module on copies of the group's state, and changes nothing
@@ -130,7 +146,7 @@ pub(super) async fn try_module(
     body: Body,
 ) -> Result<Response, Box<Problem>> {
     let WantedModule { module } = read_json(&headers, body).await?;
-    let tried = context.service.module_try(name, module).await?;
+    let tried = context.service.module_try(name, module).await.map_err(does_not_go_over)?;
     Ok(json(StatusCode::OK, &TriedList { tried: tried.into_iter().map(Tried::from).collect() }))
 }
 

@@ -17,6 +17,7 @@ use hyper::HeaderMap;
 use hyper::Uri;
 use hyper::header;
 use hyper::http::request::Parts;
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
 
@@ -98,6 +99,11 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Params<T> {
         parse_query(&parts.uri).map(Self)
     }
 }
+
+/// No query string: what is put there is not ignored.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NoParams {}
 
 fn parse_query<T: DeserializeOwned>(uri: &Uri) -> Result<T, Box<Problem>> {
     match axum::extract::Query::<T>::try_from_uri(uri) {

@@ -332,6 +332,7 @@ async fn what_the_libraries_refuse_is_a_problem_too() {
         ("POST", "/v1/modules?name=a&color=red", "x", 400, "bad_request", "unknown field `color`"),
         ("POST", "/v1/groups/c1/query?consistency=quick", "", 400, "bad_request", "linearizable"),
         ("POST", "/v1/groups/c1/query?consistncy=local", "", 400, "bad_request", "consistncy"),
+        ("POST", "/v1/groups/c1/apply?sequence=1", "x", 400, "bad_request", "unknown field `sequence`"),
         ("POST", "/v1/groups", "{", 400, "bad_request", "line 1"),
         ("POST", "/v1/groups", "{\"name\":\"a\"}", 400, "bad_request", "missing field `module`"),
         (

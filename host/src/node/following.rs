@@ -67,7 +67,8 @@ pub(super) struct Following {
     waits: Option<String>,
 }
 
-fn ids<'a>(nodes: impl IntoIterator<Item = &'a NodeId>) -> String {
+/// Their ids, in words.
+pub(super) fn ids<'a>(nodes: impl IntoIterator<Item = &'a NodeId>) -> String {
     nodes.into_iter().map(NodeId::to_string).collect::<Vec<_>>().join(", ")
 }
 

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use openraft::async_runtime::AsyncRuntime;
 
 use super::Node;
+use super::following::ids;
 use crate::group::Group;
 use crate::peer::CallError;
 use crate::peer::Lane;
@@ -130,7 +131,7 @@ impl<P: Platform, T: Transport> Node<P, T> {
                 };
                 failed.push(error);
             }
-            let detail = format!("group {name} is on the nodes {hosts:?}, and {}", failed.join("; "));
+            let detail = format!("group {name} has replicas on nodes {}, and {}", ids(&hosts), failed.join("; "));
             Err(not_done(&lost, ServiceError::new(ErrorCode::Unavailable, detail)))
         };
         // The host keeps the time; this is for one that says nothing at all.

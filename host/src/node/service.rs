@@ -12,6 +12,7 @@ use openraft::async_runtime::AsyncRuntime;
 
 use super::Node;
 use super::copies::FILE_TIME_MAX;
+use super::following::ids;
 use super::forward::Replica;
 use super::gateways::with_offset;
 use super::lock;
@@ -150,7 +151,8 @@ impl<P: Platform, T: Transport> Node<P, T> {
         match self.replica(name).await? {
             Replica::Here(group) => Ok(group),
             Replica::There(_, hosts) => {
-                let detail = format!("group {name} has no replica on node {}; nodes {hosts:?} have", self.id());
+                let detail =
+                    format!("group {name} has no replica on node {}; nodes that have one: {}", self.id(), ids(&hosts));
                 Err(error(ErrorCode::Unavailable, detail))
             }
         }

@@ -161,7 +161,9 @@ fn a_module_that_does_not_fit_is_refused_and_the_group_stays_with_its_own() {
     cluster.upload(1, "accumulator", &modules::accumulator()).expect(201);
     cluster.node(1).client().post("/v1/groups/counter/apply", r#"{"Set":13}"#).expect(200);
 
-    put(&cluster, 2, "counter", "counter-2").expect_problem(422, "rejected", &["13 brings bad luck", "the new module"]);
+    let refused = put(&cluster, 2, "counter", "counter-2");
+    refused.expect_problem(422, "rejected", &["13 brings bad luck", "the new module"]);
+    assert!(refused.json()["remedy"].as_str().unwrap().contains("a version of the module that"), "{refused}");
     put(&cluster, 2, "counter", "none").expect_problem(404, "module_not_found", &["none"]);
     put(&cluster, 2, "none", "counter-2").expect_problem(404, "group_not_found", &["none"]);
     put(&cluster, 2, "counter", "counter").expect_problem(409, "already_exists", &["runs module counter already"]);

@@ -3,8 +3,8 @@
 //! Invariants:
 //! - Everything here is a function of the log alone. Who leads, what the clock says, who is connected is
 //!   kept elsewhere.
-//! - Tables are bounded: sessions by [`SESSIONS_MAX`], kept replies by [`REPLIES_KEPT`] and [`REPLY_BYTES_KEPT`] a session,
-//!   timers by [`TIMERS_MAX`].
+//! - Tables are bounded: sessions by [`SESSIONS_MAX`], kept replies by [`REPLIES_KEPT`] and [`REPLY_BYTES_KEPT`] a session and
+//!   by [`KEPT_BYTES_MAX`] a group, timers by [`TIMERS_MAX`]. So all of it fits into a snapshot's head ([`ENCODED_BYTES_MAX`]).
 //! - Sequence numbers count within an attachment; the commands of another one change nothing.
 
 use std::collections::BTreeMap;
@@ -37,10 +37,22 @@ pub const REPLIES_KEPT: usize = 16;
 pub const ATTACHED_WINDOW: usize = 256;
 /// Bytes of the replies kept a session, but for the newest, which is kept whatever its size. As long as the longest reply
 /// that a module may give if nothing else is set: 256 commands under way have 16 KiB each, which writes' replies stay far
-/// below, and a thousand sessions that answer nothing but large ones cost every replica 4 GiB and not 1 TiB.
+/// below.
 pub const REPLY_BYTES_KEPT: usize = 4 << 20;
+/// Bytes of the replies kept a group, each with [`KEPT_OVERHEAD`]: the oldest go first, whichever session they are of. All of them
+/// are in the head of every snapshot.
+pub const KEPT_BYTES_MAX: usize = 128 << 20;
+/// What a kept reply counts beside its own bytes, so that two million of the shortest are kept a group: more than its numbers and
+/// lengths take encoded.
+pub const KEPT_OVERHEAD: usize = 64;
 /// Timers a group may have armed.
 pub const TIMERS_MAX: usize = 1 << 20;
+/// The most that all of this takes encoded: a session without its replies has 61 bytes at most, a timer 18. The last call that finds
+/// room for a timer may set as many as one call may set at all, which is far below a sixteenth of them.
+pub const ENCODED_BYTES_MAX: usize = SESSIONS_MAX * 61 + KEPT_BYTES_MAX + (TIMERS_MAX + TIMERS_MAX / 16) * 18 + 64;
+/// What else a snapshot's head says: the membership, and what the group was made with.
+const HEAD_REST_BYTES: usize = 32 << 20;
+const _: () = assert!(ENCODED_BYTES_MAX + HEAD_REST_BYTES <= crate::snapshot::HEAD_BYTES_MAX as usize);
 
 /// What an entry's proposer is told.
 pub type Answer = Result<Bytes, ServiceError>;
@@ -62,6 +74,7 @@ pub struct Session {
 
 /// See the file's head.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Encoded")]
 pub struct HostState {
     /// The time of the last entry, Unix milliseconds.
     pub time_ms: u64,
@@ -69,6 +82,47 @@ pub struct HostState {
     pub sessions: BTreeMap<u64, Session>,
     /// Armed timers: id to the time they fire at.
     pub timers: BTreeMap<u64, u64>,
+    #[serde(skip)]
+    ages: Ages,
+}
+
+/// What is encoded of [`HostState`].
+#[derive(Deserialize)]
+struct Encoded {
+    time_ms: u64,
+    sessions: BTreeMap<u64, Session>,
+    timers: BTreeMap<u64, u64>,
+}
+
+impl From<Encoded> for HostState {
+    fn from(Encoded { time_ms, sessions, timers }: Encoded) -> Self {
+        let mut ages = Ages::default();
+        for (id, session) in &sessions {
+            session.kept.iter().for_each(|(_, index, answer)| ages.add(*index, *id, answer));
+        }
+        Self { time_ms, sessions, timers, ages }
+    }
+}
+
+/// The kept replies of all sessions by their age. It follows from the sessions.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Ages {
+    /// The reply's index to its session.
+    sessions: BTreeMap<u64, u64>,
+    /// What they count together.
+    bytes: usize,
+}
+
+impl Ages {
+    fn add(&mut self, index: u64, session: u64, answer: &Answer) {
+        self.sessions.insert(index, session);
+        self.bytes = self.bytes.saturating_add(bytes_of(answer) + KEPT_OVERHEAD);
+    }
+
+    fn remove(&mut self, index: u64, answer: &Answer) {
+        self.sessions.remove(&index);
+        self.bytes = self.bytes.saturating_sub(bytes_of(answer) + KEPT_OVERHEAD);
+    }
 }
 
 /// What applying an entry gave.
@@ -198,7 +252,9 @@ impl HostState {
                     Err(moved(index, *id, session.attachment))
                 }
                 Some(_) => {
-                    self.sessions.remove(id);
+                    if let Some(mut session) = self.sessions.remove(id) {
+                        forget_replies(&mut session, &mut self.ages);
+                    }
                     context.session = *id;
                     if let Outcome::Trapped(trap) = model.session_end(&context, effects)? {
                         tracing::warn!(session = id, index, %trap, "the module trapped at the session's end");
@@ -213,7 +269,7 @@ impl HostState {
                 Some(session) => {
                     session.attachment = index;
                     session.last_sequence = 0;
-                    session.kept = VecDeque::new();
+                    forget_replies(session, &mut self.ages);
                     Ok(Bytes::copy_from_slice(&session.timeout_ms.to_le_bytes()))
                 }
             },
@@ -226,6 +282,7 @@ impl HostState {
                         continue;
                     }
                     self.timers.remove(id);
+                    effects.timers_full = self.timers.len() >= TIMERS_MAX;
                     if let Outcome::Trapped(trap) = model.timer(&context, *id, effects)? {
                         tracing::warn!(timer = id, index, %trap, "the module trapped in a timer");
                     }
@@ -269,36 +326,54 @@ impl HostState {
         match session.kept.iter().find(|(kept, _, _)| *kept == sequence) {
             Some((_, at, answer)) => Admission::Known(*at, answer.clone()),
             None => {
-                let detail = format!(
-                    "sequence {sequence} of session {} was applied; the last {} replies are kept, up to {}",
-                    used.id,
-                    session.kept.len(),
-                    session.last_sequence
-                );
+                let kept = match session.kept.len() {
+                    0 => "neither its reply nor a later one is kept any more".to_owned(),
+                    kept => format!("the last {kept} replies are kept, up to {}", session.last_sequence),
+                };
+                let detail = format!("sequence {sequence} of session {} was applied; {kept}", used.id);
                 Admission::Refuse(error(ErrorCode::SequenceTooOld, index, detail))
             }
         }
     }
 
     fn keep(&mut self, used: &SessionUse, index: u64, answer: &Answer) {
-        let (Some(sequence), Some(session)) = (used.sequence, self.sessions.get_mut(&used.id)) else {
+        let Self { sessions, ages, .. } = self;
+        let (Some(sequence), Some(session)) = (used.sequence, sessions.get_mut(&used.id)) else {
             return;
         };
         session.last_sequence = sequence;
         session.kept.push_back((sequence, index, answer.clone()));
+        ages.add(index, used.id, answer);
         let (answered, most) = match used.attachment {
             Some(attachment) => (attachment.answered, ATTACHED_WINDOW),
             None => (0, REPLIES_KEPT),
         };
         let mut bytes: usize = session.kept.iter().map(|(_, _, answer)| bytes_of(answer)).sum();
-        while let Some((sequence, _, oldest)) = session.kept.front() {
+        while let Some((sequence, at, oldest)) = session.kept.front() {
             let is_too_much = session.kept.len() > most || (bytes > REPLY_BYTES_KEPT && session.kept.len() > 1);
             if *sequence > answered && !is_too_much {
                 break;
             }
             bytes -= bytes_of(oldest);
+            ages.remove(*at, oldest);
             session.kept.pop_front();
         }
+        // The one just given is the last to go, and goes only if it alone is too much.
+        while ages.bytes > KEPT_BYTES_MAX
+            && let Some((oldest, id)) = ages.sessions.pop_first()
+        {
+            let kept = sessions.get_mut(&id).map(|session| &mut session.kept);
+            if let Some((_, _, answer)) = kept.and_then(|kept| kept.pop_front_if(|(_, at, _)| *at == oldest)) {
+                ages.remove(oldest, &answer);
+            }
+        }
+    }
+}
+
+/// Its replies are kept no more.
+fn forget_replies(session: &mut Session, ages: &mut Ages) {
+    for (_, index, answer) in std::mem::take(&mut session.kept) {
+        ages.remove(index, &answer);
     }
 }
 
@@ -312,6 +387,7 @@ enum Admission {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
     use super::*;
+    use crate::codec;
     use crate::group::model::FrozenModel;
     use crate::module::TimerChange;
     use crate::module::Trap;
@@ -324,6 +400,10 @@ mod tests {
         applied: u64,
         ended: Vec<u64>,
         fired: Vec<(u64, u64)>,
+        /// Whether a timer that fired was told that there is no room for others.
+        full: Vec<bool>,
+        /// A timer that fires sets so many others.
+        sets: u64,
     }
 
     impl Model for Counting {
@@ -347,6 +427,9 @@ mod tests {
         fn timer(&mut self, context: &Context, id: u64, effects: &mut Effects) -> Result<Outcome, Fault> {
             effects.clear();
             self.fired.push((id, context.time_ms));
+            self.full.push(effects.timers_full);
+            let others = (0..self.sets).map(|other| TimerChange { id: id << 32 | other, at_ms: Some(u64::MAX) });
+            effects.timers.extend(others);
             Ok(Outcome::Reply(Vec::new()))
         }
         fn session_end(&mut self, context: &Context, effects: &mut Effects) -> Result<Outcome, Fault> {
@@ -491,6 +574,107 @@ mod tests {
         assert_eq!(replica.model.applied, 7, "nothing was applied twice");
     }
 
+    /// What is beside the sessions follows from them.
+    fn assert_rebuilt(host: &HostState) {
+        assert_eq!(codec::decode::<HostState>(&codec::encode(host).unwrap()).unwrap(), *host);
+        assert!(host.ages.bytes <= KEPT_BYTES_MAX);
+    }
+
+    /// Replies were bounded a session and not a group: 130 sessions with sixteen of 128 KiB were more than a snapshot's head may
+    /// have. No snapshot was written any more, and the log grew until the disk was full.
+    #[test]
+    fn the_oldest_replies_of_a_group_go_first_whichever_session_they_are_of() {
+        const LONG: usize = 1 << 20;
+        let mut replica = Replica::default();
+        let sessions: Vec<u64> = (0..50).map(|_| replica.open()).collect();
+        let long = format!("reply {LONG}");
+        for sequence in 1..=3 {
+            for id in &sessions {
+                replica.command(used(*id, sequence), &long).answer.unwrap();
+            }
+            assert_rebuilt(&replica.host);
+        }
+        let kept = KEPT_BYTES_MAX / (LONG + KEPT_OVERHEAD);
+        let lengths = |host: &HostState| host.sessions.values().map(|session| session.kept.len()).collect::<Vec<_>>();
+        assert_eq!(lengths(&replica.host), [vec![2; 150 - kept], vec![3; kept - 100]].concat());
+        assert!(codec::encode(&replica.host).unwrap().len() <= ENCODED_BYTES_MAX);
+
+        let dropped = replica.command(used(sessions[0], 1), "add").answer.unwrap_err();
+        assert_eq!(dropped.code, ErrorCode::SequenceTooOld);
+        let told = "sequence 1 of session 1 was applied; the last 2 replies are kept, up to 3";
+        assert_eq!(dropped.detail, told);
+        assert_eq!(replica.command(used(sessions[0], 2), "add").answer.unwrap().len(), LONG);
+        assert_eq!(replica.command(used(sessions[49], 1), "add").answer.unwrap().len(), LONG);
+
+        // A replica that began with a snapshot drops the same ones.
+        let host = codec::decode(&codec::encode(&replica.host).unwrap()).unwrap();
+        let mut late = Replica { host, model: Counting::default(), index: replica.index };
+        for replica in [&mut replica, &mut late] {
+            replica
+                .entry(0, EntryKind::CloseSession { id: sessions[1], secret: None, attachment: None })
+                .answer
+                .unwrap();
+            replica.entry(0, EntryKind::AttachSession { id: sessions[2], secret: [5; 16] }).answer.unwrap();
+            for sequence in 4..=100 {
+                replica.command(used(sessions[3], sequence), &long).answer.unwrap();
+                replica.command(used(sessions[4], sequence), &long).answer.unwrap();
+            }
+        }
+        assert_eq!(codec::encode(&replica.host).unwrap(), codec::encode(&late.host).unwrap());
+        assert_rebuilt(&replica.host);
+        assert_rebuilt(&late.host);
+    }
+
+    /// The same where none is left of a session, and one reply alone is too much.
+    #[test]
+    fn a_command_whose_session_has_no_reply_left_is_not_applied_again() {
+        let mut replica = Replica::default();
+        let (first, second) = (replica.open(), replica.open());
+        replica.command(used(first, 1), "add").answer.unwrap();
+        replica.command(used(first, 2), "add").answer.unwrap();
+        let whole = format!("reply {}", KEPT_BYTES_MAX - KEPT_OVERHEAD);
+        replica.command(used(second, 1), &whole).answer.unwrap();
+        for sequence in [1, 2] {
+            let dropped = replica.command(used(first, sequence), "add").answer.unwrap_err();
+            assert_eq!(dropped.code, ErrorCode::SequenceTooOld);
+            let told = format!(
+                "sequence {sequence} of session 1 was applied; neither its reply nor a later one is kept any more"
+            );
+            assert_eq!(dropped.detail, told);
+        }
+        assert_eq!(replica.command(used(second, 1), "add").answer.unwrap().len(), KEPT_BYTES_MAX - KEPT_OVERHEAD);
+        assert_eq!(replica.model.applied, 3, "nothing was applied twice");
+        assert_eq!(replica.command(used(first, 3), "add").answer.unwrap(), Bytes::from_static(b"4"));
+
+        let too_much = format!("reply {}", KEPT_BYTES_MAX);
+        assert_eq!(replica.command(used(second, 2), &too_much).answer.unwrap().len(), KEPT_BYTES_MAX);
+        let dropped = replica.command(used(second, 2), "add").answer.unwrap_err();
+        assert_eq!((dropped.code, replica.model.applied), (ErrorCode::SequenceTooOld, 5));
+        assert_rebuilt(&replica.host);
+    }
+
+    /// The head of a snapshot was said to have room for all of this, and had none.
+    #[test]
+    fn what_each_part_may_take_in_a_snapshot_is_as_much_as_it_is_counted_for() {
+        const MOST: u64 = u64::MAX;
+        let size = |host: &HostState| usize::try_from(codec::size(host).unwrap()).unwrap();
+        let session = |kept| {
+            let session = Session { secret: [255; 16], timeout_ms: MOST, last_sequence: MOST, attachment: MOST, kept };
+            HostState { sessions: BTreeMap::from([(MOST, session)]), ..HostState::default() }
+        };
+        let none = size(&HostState::default());
+        assert_eq!(size(&HostState { timers: BTreeMap::from([(MOST, MOST)]), ..HostState::default() }) - none, 18);
+        let long = "x".repeat(1 << 17);
+        let error = ServiceError { reason: Some(long.clone()), ..error(ErrorCode::Rejected, MOST, long.clone()) };
+        for answer in [Ok(Bytes::from(long)), Ok(Bytes::new()), Err(error)] {
+            let counted = bytes_of(&answer) + KEPT_OVERHEAD;
+            let kept = VecDeque::from(vec![(MOST, MOST, answer); 300]);
+            // Three bytes for the list's length, where the session's own size has nine.
+            assert!(size(&session(kept)) - size(&session(VecDeque::new())) <= 300 * counted);
+        }
+        assert!(size(&session(VecDeque::new())) - none + 8 <= 61, "and a list's length of nine bytes");
+    }
+
     #[test]
     fn a_session_ends_once_and_only_with_its_secret_or_by_the_leader() {
         let mut replica = Replica::default();
@@ -515,6 +699,16 @@ mod tests {
         replica.entry(100, due(500));
         assert_eq!(replica.model.fired, [(3, 700)]);
         assert_eq!(replica.host.time_ms, 700);
+    }
+
+    /// Whether there is room for timers was found out once an entry, and each of the hundreds that fire by one may set ten thousand.
+    #[test]
+    fn timers_that_fire_together_find_no_more_room_than_there_is() {
+        let mut replica = Replica::default();
+        replica.model.sets = 10;
+        replica.host.timers = (1..TIMERS_MAX as u64).map(|id| (id, 0)).collect();
+        replica.entry(1, EntryKind::Timers { due: vec![(1, 0), (2, 0)] });
+        assert_eq!(replica.model.full, [false, true]);
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub const CHUNK_BYTES: usize = 256 << 10;
 pub const CHUNK_HEAD_BYTES: usize = 8;
 /// Behind the last chunk: the payload's length and the digest.
 pub const FOOT_BYTES: u64 = 8 + 32;
-/// A head is never longer: sessions and timers are bounded far below.
+/// A head is never longer: what the host keeps for a group is bounded below that (`group/state.rs`).
 pub const HEAD_BYTES_MAX: u32 = 256 << 20;
 
 /// The membership as openraft keeps it.

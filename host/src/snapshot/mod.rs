@@ -21,6 +21,7 @@ mod verifier;
 pub use base::BaseId;
 pub use base::Bases;
 pub use base::begin;
+pub use format::HEAD_BYTES_MAX;
 pub use format::Head;
 pub use format::SnapshotReader;
 pub use format::decode_head;

@@ -135,6 +135,10 @@ impl<P: Platform> Duties<P> {
     }
 
     fn snapshots<T: Transport>(&mut self, group: &Arc<Group<P, T>>) {
+        // There is no state any more that one could be of.
+        if group.shared.fault().is_some() {
+            return;
+        }
         let (applied, bytes) = group.shared.growth();
         let again = self.snapshot_again.swap(false, Ordering::Relaxed);
         let covered = group.shared.snapshot_index().max(if again { 0 } else { self.snapshot_asked });

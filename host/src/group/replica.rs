@@ -6,7 +6,8 @@
 //! - What entry *i* emitted is published before the answer of entry *i* is delivered.
 //! - Whoever asks for sessions or counts does not wait for guest code ([`Facts`]); of those who need the state itself no more than a
 //!   few of each group wait, since each takes a thread, of those that other groups apply entries on.
-//! - A [`Fault`] is this machine's trouble: the replica stops and nothing of the entry is answered.
+//! - A [`Fault`] is this machine's trouble: the replica stops and nothing of the entry is answered. A panic of the host while it works on
+//!   the state is one too. A state that may be half changed is neither written to a snapshot nor asked.
 
 mod change;
 mod facts;
@@ -144,7 +145,7 @@ struct Progress {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A panic under one of these locks is a bug whose state is still whole: each holder changes it in one step,
-    // except `Core`, whose panics are turned into a fault by `Core::poison`.
+    // except `Core`, whose panics `Shared::core` turns into a fault.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -207,7 +208,13 @@ impl Shared {
 
     /// The replica's state. Held while guest code runs: never lock it on a consensus thread.
     pub fn core(&self) -> MutexGuard<'_, Core> {
-        lock(&self.core)
+        self.core.lock().unwrap_or_else(|panicked| {
+            let mut core = panicked.into_inner();
+            self.core.clear_poison();
+            let what = "the host panicked while it worked on the state, which may be half changed".to_owned();
+            core.stop(self, self.applied(), Fault { what });
+            core
+        })
     }
 
     /// What the client of an open session must show.
@@ -329,6 +336,16 @@ impl Shared {
         batch: &mut impl Iterator<Item = EntryResponder<Types<C>>>,
         loud: &mut usize,
     ) -> Result<(), Fault> {
+        // Consensus stops by itself then; whoever asks why need not wait until the state is asked for again.
+        struct Turn<'a>(&'a Shared);
+        impl Drop for Turn<'_> {
+            fn drop(&mut self) {
+                if std::thread::panicking() {
+                    drop(self.0.core());
+                }
+            }
+        }
+        let _turn = Turn(self);
         let (mut last, mut bytes, mut fuel) = (0, 0, 0_u64);
         {
             let mut core = self.core();
@@ -379,6 +396,7 @@ impl Shared {
         let begun = <P::Runtime as AsyncRuntime>::Instant::now();
         let (head, frozen, bytes) = {
             let mut core = self.core();
+            core.sound().map_err(io::Error::other)?;
             let Some(last_log_id) = core.applied else { return Ok(None) };
             let written =
                 |(head, file): &(Head, SnapshotFile)| head.last_log_id == last_log_id && Some(file.digest()) != damaged;
@@ -435,6 +453,7 @@ impl Shared {
     fn digest_here(&self) -> io::Result<(u64, [u8; 32])> {
         let (index, mut digest, frozen) = {
             let mut core = self.core();
+            core.sound().map_err(io::Error::other)?;
             let mut digest = Sha256::new();
             digest.update(codec::encode(&core.host)?);
             (core.applied.map_or(0, |log_id| log_id.index), digest, core.model.freeze().map_err(io::Error::other)?)
@@ -466,6 +485,21 @@ fn restore(factory: &dyn ModelFactory, file: &SnapshotFile) -> io::Result<(Core,
 }
 
 impl Core {
+    /// Nothing is applied to this state any more, and nothing asked of it.
+    fn stop(&mut self, shared: &Shared, index: u64, fault: Fault) {
+        *lock(&shared.fault) = Some(fault.to_string());
+        self.fault = Some(fault);
+        for inbox in &self.inboxes {
+            inbox.jump(index);
+            inbox.wake();
+        }
+    }
+
+    /// Whether the state is that of the applied index: why not, once the replica stopped.
+    fn sound(&self) -> Result<(), Fault> {
+        self.fault.clone().map_or(Ok(()), Err)
+    }
+
     fn apply_proposal(
         &mut self,
         shared: &Shared,
@@ -492,9 +526,7 @@ impl Core {
         entry: Entry,
         loud: &mut usize,
     ) -> Result<(), Fault> {
-        if let Some(fault) = &self.fault {
-            return Err(fault.clone());
-        }
+        self.sound()?;
         let index = entry.log_id.index;
         let term = entry.log_id.committed_leader_id().term;
         match entry.payload {
@@ -506,14 +538,7 @@ impl Core {
             Payload::Normal(proposal) => {
                 self.effects.fuel_used = 0;
                 let applied = self.apply_proposal(shared, factory, index, &proposal);
-                let applied = applied.inspect_err(|fault| {
-                    self.fault = Some(fault.clone());
-                    *lock(&shared.fault) = Some(fault.to_string());
-                    for inbox in &self.inboxes {
-                        inbox.jump(index);
-                        inbox.wake();
-                    }
-                })?;
+                let applied = applied.inspect_err(|fault| self.stop(shared, index, fault.clone()))?;
                 // Before anyone is told.
                 lock(&shared.facts).follow(index, &proposal.kind, &applied.answer, &self.host);
                 // Every replica has the same lines. One shows them: the one that proposed the entry, and only as it lives now.

@@ -158,7 +158,7 @@ impl Shared {
         let (context, frozen) = {
             let mut core = self.core();
             let context = core.context(self.seed);
-            match core.model.freeze() {
+            match core.sound().and_then(|()| core.model.freeze()) {
                 Ok(frozen) => (context, frozen),
                 Err(fault) => return (context.index, Err(stopped(&fault))),
             }

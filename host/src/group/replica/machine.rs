@@ -107,6 +107,7 @@ impl<P: Platform> RaftStateMachine<Types<P::Runtime>> for StateMachine<P> {
                 let mut core = shared.core();
                 let inboxes = std::mem::take(&mut core.inboxes);
                 *core = new;
+                *lock(&shared.fault) = None;
                 *lock(&shared.in_force) = in_force;
                 *lock(&shared.facts) = Facts::of(&core.host);
                 for inbox in &inboxes {

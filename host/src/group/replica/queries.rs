@@ -151,12 +151,9 @@ impl Core {
     fn query(&mut self, seed: u64, session: u64, query: &[u8]) -> (u64, Answer) {
         let context = Context { session, ..self.context(seed) };
         let index = context.index;
-        let answer = match &self.fault {
-            Some(fault) => Err(stopped(fault)),
-            None => match self.model.query(&context, query) {
-                Ok(outcome) => state::answer_of(outcome, index),
-                Err(fault) => Err(stopped(&fault)),
-            },
+        let answer = match self.sound().and_then(|()| self.model.query(&context, query)) {
+            Ok(outcome) => state::answer_of(outcome, index),
+            Err(fault) => Err(stopped(&fault)),
         };
         (index, answer)
     }

@@ -47,6 +47,7 @@ impl ModelFactory for Slow {
 impl Model for Slow {
     /// Logs its command a hundred times.
     fn apply(&mut self, _: &Context, command: &[u8], effects: &mut Effects) -> Result<Outcome, Fault> {
+        assert_ne!(command, b"panic", "a bug of the host");
         let text = String::from_utf8_lossy(command);
         effects.logs.extend((0..100).map(|at| (LogLevel::Warn, format!("{text} {at}"))));
         effects.logs.push((LogLevel::Info, format!("{text} quiet")));
@@ -350,4 +351,31 @@ fn what_is_told_of_sessions_is_what_was_applied() {
         let opened = Shared::open(3, 1, 1, 0, 1, &*factory, Some((head, file))).unwrap();
         assert_eq!(*lock(&opened.facts), Facts::of(&shared.core().host));
     });
+}
+
+/// The host panicked in the middle of an entry. Consensus stopped; the state that the entry had half changed was written to the next
+/// snapshot all the same, as one that did not cover the entry, which was applied once more after a restart, on top of itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_that_the_host_panicked_over_is_neither_saved_nor_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = SnapshotStore::open(Arc::new(RealDisk), folder.path().to_owned(), 2, 0).unwrap();
+    let factory: Arc<dyn ModelFactory> = Arc::new(Slow);
+    let shared = Arc::new(Shared::open(3, 1, 1, 0, 1, &*factory, None).unwrap());
+    let mut machine = StateMachine::new(shared.clone(), factory.clone(), store.clone(), RealPlatform);
+    let bad = EntryKind::Command { session: None, payload: Bytes::from_static(b"panic") };
+    machine.apply(futures_util::stream::iter([entry(1, command()), entry(2, bad)])).await.unwrap_err();
+
+    let told = shared.fault();
+    assert_eq!(shared.core().applied.map(|log_id| log_id.index), Some(1));
+    let written = shared.take_snapshot(&RealPlatform, &store, &factory, None).await.unwrap().unwrap_err();
+    assert!(store.newest().unwrap().found.is_none());
+    let why = told.unwrap();
+    assert!(why.contains("panicked"), "{why}");
+    assert_eq!(written.to_string(), why);
+    assert_eq!(shared.digest(&RealPlatform).await.unwrap().unwrap_err().to_string(), why);
+    let (_, answer) = shared.query(&RealPlatform, 0, Bytes::new()).await;
+    assert_eq!(answer.unwrap_err().code, ErrorCode::GroupStopped);
+    let (_, answer) = shared.try_module(&RealPlatform, Slow, ()).await.unwrap();
+    assert_eq!(answer.unwrap_err().code, ErrorCode::GroupStopped);
+    machine.apply(futures_util::stream::iter([entry(2, command())])).await.unwrap_err();
 }

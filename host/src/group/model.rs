@@ -70,6 +70,10 @@ pub trait ModelFactory: Send + Sync + 'static {
     fn module(&self, _digest: [u8; 32]) -> Option<Module> {
         None
     }
+    /// The time of a state before its first entry, Unix milliseconds: entries' times never lie before it.
+    fn created_ms(&self) -> u64 {
+        0
+    }
     /// The state before the first entry, and what making it did (events, timers).
     fn create(&self) -> Result<(Box<dyn Model>, Effects), ModelError>;
     /// The state a snapshot's payload describes, which was written by this module.
@@ -171,6 +175,10 @@ impl ModelFactory for WasmFactory {
 
     fn module(&self, digest: [u8; 32]) -> Option<Module> {
         self.loaded.lock().unwrap_or_else(PoisonError::into_inner).get(&digest).cloned()
+    }
+
+    fn created_ms(&self) -> u64 {
+        self.context.time_ms
     }
 
     fn create(&self) -> Result<(Box<dyn Model>, Effects), ModelError> {

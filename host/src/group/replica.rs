@@ -164,8 +164,7 @@ impl Shared {
             Some((_, file)) => restore(factory, file)?,
             None => {
                 let (model, effects) = factory.create().map_err(io::Error::other)?;
-                let mut host = HostState::default();
-                host.take_timers(&effects);
+                let host = HostState::new(factory.created_ms(), &effects);
                 let core = Core {
                     model,
                     host,

@@ -76,7 +76,7 @@ pub struct Session {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Encoded")]
 pub struct HostState {
-    /// The time of the last entry, Unix milliseconds.
+    /// The time of the last entry, or of the group's creation before the first, Unix milliseconds.
     pub time_ms: u64,
     /// Open sessions by id.
     pub sessions: BTreeMap<u64, Session>,
@@ -183,9 +183,16 @@ pub fn entry_seed(group_seed: u64, index: u64) -> u64 {
 }
 
 impl HostState {
+    /// A new group's, whose making had these effects.
+    pub fn new(created_ms: u64, effects: &Effects) -> Self {
+        let mut new = Self { time_ms: created_ms, ..Self::default() };
+        new.take_timers(effects);
+        new
+    }
+
     /// Arms, moves and clears the timers a call asked for. [`TIMERS_MAX`] was told to the call, which may pass it by
     /// no more than its own limit.
-    pub fn take_timers(&mut self, effects: &Effects) {
+    fn take_timers(&mut self, effects: &Effects) {
         for change in &effects.timers {
             match change.at_ms {
                 None => self.timers.remove(&change.id),

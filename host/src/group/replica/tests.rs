@@ -36,6 +36,9 @@ impl ModelFactory for Slow {
     fn succeed(&self, _: [u8; 32], _: &Context, _: Box<dyn FrozenModel>) -> Result<Box<dyn Model>, Refusal> {
         Ok(Box::new(Slow))
     }
+    fn created_ms(&self) -> u64 {
+        1000
+    }
     fn create(&self) -> Result<(Box<dyn Model>, Effects), ModelError> {
         Ok((Box::new(Slow), Effects::default()))
     }
@@ -378,4 +381,28 @@ async fn a_state_that_the_host_panicked_over_is_neither_saved_nor_asked() {
     let (_, answer) = shared.try_module(&RealPlatform, Slow, ()).await.unwrap();
     assert_eq!(answer.unwrap_err().code, ErrorCode::GroupStopped);
     machine.apply(futures_util::stream::iter([entry(2, command())])).await.unwrap_err();
+}
+
+/// `init` was told when the group was created, and the queries before the first entry that it was 1970; and where the first leader's
+/// clock was behind, so were its entries.
+#[tokio::test]
+async fn no_call_is_told_a_time_before_that_of_init() {
+    let context = Context { index: 0, time_ms: 1000, seed: 0, session: 0 };
+    let factory = crate::group::model::WasmFactory {
+        first: Slow.first(),
+        limits: crate::module::Limits::default(),
+        params: Vec::new(),
+        made: None,
+        context,
+        source: None,
+        loaded: Arc::default(),
+    };
+    assert_eq!(factory.created_ms(), context.time_ms);
+    let folder = tempfile::tempdir().unwrap();
+    let store = SnapshotStore::open(Arc::new(RealDisk), folder.path().to_owned(), 2, 0).unwrap();
+    let shared = Arc::new(Shared::open(3, 1, 1, 0, 1, &Slow, None).unwrap());
+    let mut machine = StateMachine::new(shared.clone(), Arc::new(Slow), store, RealPlatform);
+    assert_eq!(shared.core().context(0).time_ms, 1000);
+    machine.apply(futures_util::stream::iter([entry(1, command())])).await.unwrap();
+    assert_eq!(shared.core().context(0).time_ms, 1000);
 }

@@ -152,7 +152,7 @@ enum {
 
 /* In init, apply, timer, session_end only; a trap elsewhere: */
 
-/* An event of this entry. */
+/* An event of this entry. In init: reaches nobody. */
 STATEHOUSE_IMPORT(emit) void statehouse_emit(const void *bytes, uint32_t length);
 /* Sets timer `id`, or moves it, to the first entry whose time is `at_ms` or later. */
 STATEHOUSE_IMPORT(set_timer) void statehouse_set_timer(uint64_t id, uint64_t at_ms);

@@ -156,7 +156,8 @@ impl<'host> Context<'host> {
         self.random.get_or_insert_with(|| Random::new(low, high))
     }
 
-    /// Tells an event to whoever listens to the group. Events of an entry keep their order.
+    /// Tells an event to whoever listens to the group. Events of an entry keep their order. Those of
+    /// [`init`](crate::StateMachine::init) reach nobody: the group has no entries yet.
     pub fn emit(&mut self, event: impl AsRef<[u8]>) {
         self.host.emit(event.as_ref());
     }

@@ -163,6 +163,8 @@ impl<M: StateMachine, C: Codec<M>> Harness<M, C> {
         };
         harness.snapshot = snapshot_of(&harness.live);
         harness.step("init", 0, json.as_bytes(), &|guest, host, argument, _| guest.init(host, argument))?;
+        // Nobody can listen yet.
+        harness.events.clear();
         Ok(harness)
     }
 

@@ -422,6 +422,8 @@ impl<M: StateMachine, C: Codec<M>, A: Adapter> Desk<M, C, A> {
                 if let Err(reject) = node.guest.init(&mut effects, &with(header, params)) {
                     panic!("the machine refused its params: {reject}");
                 }
+                // They reach nobody.
+                effects.events.clear();
                 ok(reply)
             }
             Entry::Command { session, command } => {

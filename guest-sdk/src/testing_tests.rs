@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde::Serialize;
 
 use super::*;
+use crate::Params;
 use crate::context::Context;
 use crate::context::QueryContext;
 use crate::ensure;
@@ -47,6 +48,11 @@ impl StateMachine for Flawed {
     type Reply = u64;
     type Query = bool;
     type Answer = u64;
+
+    fn init(&mut self, ctx: &mut Context<'_>, params: Params<'_>) -> Result<(), Reject> {
+        ctx.emit("the group begins");
+        params.none()
+    }
 
     fn apply(&mut self, ctx: &mut Context<'_>, command: Command) -> Result<u64, Reject> {
         match command {
@@ -161,4 +167,10 @@ fn rarer_checks_still_find_the_mistake() {
         }
     });
     assert!(result.is_err());
+}
+
+/// A test saw what `init` emitted, and no listener ever did.
+#[test]
+fn what_init_emits_reaches_nobody() {
+    assert_eq!(Harness::<Flawed>::new().take_events(), [""; 0]);
 }

@@ -253,6 +253,9 @@ impl Inner {
         self.pending.clear();
         self.durable.files.retain(|inode, _| self.durable.names.values().any(|named| named == inode));
         self.live = self.durable.clone();
+        // One that was removed is there again with the files whose removal did not last.
+        let parents = self.durable.names.keys().filter_map(|name| name.parent());
+        self.dirs.extend(parents.map(Path::to_owned));
         self.faults.power_in = None;
         self.crashes += 1;
     }

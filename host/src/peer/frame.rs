@@ -38,8 +38,10 @@ pub struct Hello {
 }
 
 impl Hello {
+    /// Magic and version.
+    pub const VERSION_BYTES: usize = 8 + 2;
     /// magic, version, rules, cluster, from, to, lane, life, checksum of all before.
-    pub const BYTES: usize = 8 + 2 + 4 + 16 + 8 + 8 + 1 + 8 + 4;
+    pub const BYTES: usize = Self::VERSION_BYTES + 4 + 16 + 8 + 8 + 1 + 8 + 4;
 
     /// Its bytes.
     pub fn encode(&self) -> Vec<u8> {
@@ -63,8 +65,8 @@ impl Hello {
         out
     }
 
-    /// Reads it; `Err` is the refusal in words.
-    pub fn decode(bytes: &[u8; Self::BYTES]) -> Result<Self, String> {
+    /// Whether the rest of it is as this program says it: magic and version stay where they are. `Err` is the refusal in words.
+    pub fn check_version(bytes: &[u8; Self::VERSION_BYTES]) -> Result<(), String> {
         let mut rest = &bytes[..];
         if &rest.copy_to_bytes(8)[..] != MAGIC {
             return Err("this is the peer port of a statehouse node; clients connect to its HTTP port".to_string());
@@ -73,6 +75,14 @@ impl Hello {
         if version != PROTOCOL {
             return Err(format!("protocol version {version} is not {PROTOCOL}: upgrade the older node"));
         }
+        Ok(())
+    }
+
+    /// Reads it; `Err` is the refusal in words.
+    pub fn decode(bytes: &[u8; Self::BYTES]) -> Result<Self, String> {
+        let mut rest = &bytes[..];
+        bytes.first_chunk().map_or(Ok(()), Self::check_version)?;
+        rest.advance(Self::VERSION_BYTES);
         let body = bytes.split_last_chunk::<4>();
         if body.is_none_or(|(body, checksum)| crc32c::crc32c(body) != u32::from_le_bytes(*checksum)) {
             return Err("the handshake's checksum does not match".to_string());

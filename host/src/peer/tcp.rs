@@ -508,6 +508,23 @@ pub async fn serve(listener: Arc<TcpListener>, node: NodeId, cluster: Option<[u8
     }
 }
 
+/// What the peer says first; `Err` inside is the refusal in words. What another version says may be shorter, so only its beginning is
+/// waited for.
+async fn read_hello(stream: &mut TcpStream) -> io::Result<Result<Hello, String>> {
+    let mut bytes = [0; Hello::BYTES];
+    let Some((version, rest)) = bytes.split_first_chunk_mut::<{ Hello::VERSION_BYTES }>() else {
+        return Ok(Err(String::new()));
+    };
+    stream.read_exact(version).await?;
+    if let Err(reason) = Hello::check_version(version) {
+        // What is left unread would take the answer away with the connection.
+        stream.try_read(rest).ok();
+        return Ok(Err(reason));
+    }
+    stream.read_exact(rest).await?;
+    Ok(Hello::decode(&bytes))
+}
+
 async fn serve_peer(
     mut stream: TcpStream,
     node: NodeId,
@@ -517,10 +534,9 @@ async fn serve_peer(
 ) -> io::Result<()> {
     // Before it is known what the connection is for.
     prepare(&stream, LIMITS.stalled(Lane::Bulk))?;
-    let mut bytes = [0; Hello::BYTES];
-    let read = tokio::time::timeout(CONNECT_TIMEOUT, stream.read_exact(&mut bytes)).await;
-    read.map_err(|_| io::Error::other("no handshake within a second"))??;
-    let hello = Hello::decode(&bytes).and_then(|hello| hello.check(node, cluster.as_ref()));
+    let read = tokio::time::timeout(CONNECT_TIMEOUT, read_hello(&mut stream)).await;
+    let hello = read.map_err(|_| io::Error::other("no handshake within a second"))??;
+    let hello = hello.and_then(|hello| hello.check(node, cluster.as_ref()));
     let (hello, guest) = match hello.and_then(|hello| Ok((hello, guests.welcome(&hello)?))) {
         Ok(welcome) => welcome,
         Err(reason) => {

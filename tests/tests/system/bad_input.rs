@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::process::Command;
 
 use serde_json::json;
+use statehouse::peer::frame::Hello;
 use statehouse_tests::cluster::Cluster;
 use statehouse_tests::disk::SmallDisk;
 use statehouse_tests::http::Request;
@@ -228,13 +229,20 @@ fn nodes_of_different_clusters_refuse_each_other() {
 fn who_is_refused_again_and_again_is_said_once() {
     let cluster = Cluster::start(1, &[]);
     let words = "this is the peer port of a statehouse node";
-    for _ in 0..30 {
+    let refused = |hello: &[u8]| {
         let mut stranger = std::net::TcpStream::connect(cluster.node(1).peer).unwrap();
-        stranger.write_all(&[b'x'; 55]).unwrap();
+        stranger.write_all(hello).unwrap();
         let mut told = Vec::new();
         stranger.read_to_end(&mut told).unwrap();
-        assert!(String::from_utf8_lossy(&told).contains(words), "{told:?}");
+        String::from_utf8_lossy(&told).into_owned()
+    };
+    for _ in 0..30 {
+        let told = refused(&[b'x'; Hello::BYTES]);
+        assert!(told.contains(words), "{told}");
     }
+    // What a node of an earlier version says is shorter, and was waited for.
+    let told = refused(&[&b"STHSPEER\x02\0"[..], &[0; 45]].concat());
+    assert!(told.contains("protocol version 2 is not 3"), "{told}");
     // Another one is news; when that is written, so was what came before.
     let mut other = std::net::TcpStream::connect(cluster.node(1).peer).unwrap();
     other.write_all(b"short").unwrap();

@@ -41,7 +41,7 @@ use serde::Serialize;
 
 use super::Node;
 use super::Setup;
-use super::identity;
+use super::identity::Identity;
 use super::lock;
 use super::settle;
 use super::small_files;
@@ -117,9 +117,9 @@ pub(crate) fn unmark(disk: &dyn Disk, data_dir: &Path) -> io::Result<()> {
 
 /// Whether a log was here that is not here any more: with a new one in its place the node would vote as if it had promised nothing, and
 /// alone it would begin from nothing.
-pub fn lost_log(disk: &dyn Disk, data_dir: &Path) -> io::Result<Option<LogError>> {
+pub fn lost_log(disk: &dyn Disk, data_dir: &Path, identity: Option<&Identity>) -> io::Result<Option<LogError>> {
     let path = data_dir.join("log");
-    if !identity::read(disk, data_dir)?.is_some_and(|identity| identity.logged) || log::is_there(disk, &path)? {
+    if !identity.is_some_and(|identity| identity.logged) || log::is_there(disk, &path)? {
         return Ok(None);
     }
     // A repair that was cut short has set it aside; one of a single group's snapshots leaves it where it is. What is left of one that
@@ -487,7 +487,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::disk::sim::SimDisk;
-    use crate::node::identity::Identity;
+    use crate::node::identity;
 
     /// The second mark of a repair was left behind by a crash, and years later the log was gone: the repair had set it aside, it said,
     /// and the node began a new one.
@@ -497,7 +497,10 @@ mod tests {
         disk.create_dir_all(dir).unwrap();
         let new = Identity { format: identity::FORMAT, node: 3, ..Identity::default() };
         identity::write(&disk, dir, &new).unwrap();
-        let lost = || lost_log(&disk, dir).unwrap().is_some();
+        let lost = || {
+            let identity = identity::read(&disk, dir).unwrap();
+            lost_log(&disk, dir, identity.as_ref()).unwrap().is_some()
+        };
         assert!(!lost(), "no log was there yet");
         identity::write(&disk, dir, &Identity { logged: true, ..new }).unwrap();
         assert!(lost());

@@ -525,7 +525,8 @@ pub async fn start(config: &ServeConfig) -> Result<Running, StartError> {
     };
     let fatal = Arc::new(move |error: &LogError| platform.die(&error.to_string()));
     let open = || NodeLog::open(disk.clone(), &data_dir.join("log"), options.clone(), fatal.clone());
-    let opened = match repair::lost_log(&*disk, data_dir).map_err(in_data_dir)? {
+    let identity = identity::read(&*disk, data_dir).map_err(in_data_dir)?;
+    let opened = match repair::lost_log(&*disk, data_dir, identity.as_ref()).map_err(in_data_dir)? {
         Some(lost) => Err(lost),
         None => open(),
     };

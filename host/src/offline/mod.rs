@@ -89,7 +89,7 @@ impl Directory {
 
     /// What the log's files say.
     pub fn inspect_log(&self) -> Result<Inspection, LogError> {
-        let lost = repair::lost_log(&*self.disk, &self.path);
+        let lost = repair::lost_log(&*self.disk, &self.path, self.identity.as_ref());
         if let Some(lost) = lost.map_err(|error| LogError::io("look for", &self.log_dir(), error))? {
             return Ok(Inspection { damage: vec![lost], ..Inspection::default() });
         }

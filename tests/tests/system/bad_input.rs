@@ -316,6 +316,10 @@ fn a_damaged_identity_is_told_with_what_helps() {
         let refused = cluster.node_mut(1).start_refused();
         refused.fails(1, &["identity.json is damaged: ", "try: restore the file from a copy", "docs/operations.md"]);
         assert_eq!(std::fs::read_to_string(&file).unwrap(), damaged, "it is left as it was found");
+        // What it says can still be looked at, now more than ever.
+        let mut inspect = program::command();
+        inspect.args(["log", "inspect", "--data-dir"]).arg(&cluster.node(1).data_dir);
+        assert!(program::run(&mut inspect, b"").ok().contains("catalog"));
     }
     std::fs::write(&file, whole).unwrap();
     cluster.start_all();
